@@ -1,0 +1,256 @@
+"""The files of an Android app that follow from the fleet: its network security configuration
+(NSC) for each build, and the client settings. Also what its manifest lacks.
+
+docs/android.md says what an NSC governs, and what it does not.
+"""
+
+import ipaddress
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Literal
+from xml.etree import ElementTree
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from callready.settings.android import Android, Domain, address, governs, network, url_domain
+
+Build = Literal["release", "debug", "profile"]
+
+# Gradle's source sets: `main` is in every build, the build type's own file replaces it.
+SOURCE_SETS: dict[Build, str] = {"release": "main", "debug": "debug", "profile": "profile"}
+
+# What needs ACCESS_LOCAL_NETWORK from target SDK 37 on:
+# https://developer.android.com/privacy-and-security/local-network-definition
+# (fc00::/7 stands for its "directly connected routes").
+LOCAL_NETWORKS = [
+    ipaddress.ip_network(net)
+    for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
+                "169.254.0.0/16", "fe80::/10", "fc00::/7")
+]  # fmt: skip
+
+NAME = "{http://schemas.android.com/apk/res/android}"
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
+    undefined=StrictUndefined,
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+
+
+@dataclass
+class Group:
+    """One `<domain-config>`: the hosts that share everything but their name."""
+
+    cleartext: bool
+    pins: tuple[str, ...]
+    pin_expiration: date | None
+    private_ca: str | None
+    names: list[tuple[str, bool]]
+
+
+def render(android: Android, livekit_url: str) -> dict[str, bytes]:
+    """The NSC of every build: path relative to the checkout -> content.
+
+    `android` must be free of `settings.android.problems`. The same input gives the same bytes.
+    """
+    return {
+        f"{android.source_root}/{source_set}/res/xml/{android.file}": _render(
+            android, livekit_url, build
+        )
+        for build, source_set in SOURCE_SETS.items()
+    }
+
+
+def _render(android: Android, livekit_url: str, build: Build) -> bytes:
+    debug = build != "release"
+    groups = _groups(android, livekit_url, debug)
+    if not debug:
+        groups = [group for group in groups if _says_more_than_base(group, groups)]
+    anchors = [android.private_ca] if android.private_ca else []
+    anchors += ["user"] if android.user_certificates else []
+    text = TEMPLATES.get_template("network_security_config.xml.j2").render(
+        base_cleartext=debug and android.debug_cleartext == "all",
+        groups=groups,
+        debug_anchors=anchors if debug else [],
+    )
+    return text.encode()
+
+
+def _says_more_than_base(group: Group, groups: list[Group]) -> bool:
+    """Whether a release build needs `group`: base-config refuses cleartext already, but without
+    an entry of its own a host would take the pins of a parent domain."""
+    pinned_parent = any(
+        other.pins and any(include_subdomains for _, include_subdomains in other.names)
+        for other in groups
+    )
+    return bool(group.pins or group.private_ca or pinned_parent)
+
+
+def _groups(android: Android, livekit_url: str, debug: bool) -> list[Group]:
+    domains = _domains(android, livekit_url)
+    listed = {domain.host for domain in domains}
+    groups: dict[tuple[object, ...], Group] = {}
+    for domain in domains:
+        if domain.scope == "debug" and not debug:
+            continue
+        for_release = domain.scheme == "wss" and domain.scope == "release"
+        group = Group(
+            cleartext=domain.scheme == "ws",
+            pins=domain.pins,
+            pin_expiration=domain.pin_expiration if domain.pins else None,
+            private_ca=android.private_ca if for_release and android.release_private_ca else None,
+            names=[],
+        )
+        key = (group.cleartext, group.pins, group.pin_expiration, group.private_ca)
+        groups.setdefault(key, group).names.extend(_names(domain, listed))
+    return [group for group in groups.values() if group.names]
+
+
+def _domains(android: Android, livekit_url: str) -> list[Domain]:
+    """The LiveKit URL's host first, unless it is ws:// or an entry speaks for it; the entries."""
+    own = url_domain(livekit_url)
+    if own is None or not livekit_url.lower().startswith("wss:"):
+        return list(android.domains)
+    entry = governs(android.domains, own.host)
+    if entry and (entry.host == own.host or (entry.scheme, entry.scope) == ("wss", "release")):
+        return list(android.domains)
+    return [own, *android.domains]
+
+
+def _names(domain: Domain, listed: set[str]) -> Iterator[tuple[str, bool]]:
+    """The `<domain>` texts of an entry, each with its includeSubdomains."""
+    net = network(domain.host)
+    if net is None:
+        yield from _spellings(domain.host, domain.include_subdomains)
+    elif domain.expand:
+        for host in map(str, net.hosts()):
+            if host not in listed:  # an entry of its own says something else about it
+                yield from _spellings(host, False)
+
+
+def _spellings(host: str, include_subdomains: bool) -> Iterator[tuple[str, bool]]:
+    ip = address(host)
+    # With includeSubdomains an address would match other hosts by their suffix.
+    yield host, include_subdomains and ip is None
+    if ip and ip.version == 6:
+        yield f"[{host}]", False  # some callers pass the URL's spelling
+
+
+def client_settings(
+    livekit_url: str, stun_uris: Iterable[str], turn_uris: Iterable[str], ttl: int
+) -> bytes:
+    """The app's JSON file: where to connect, and no secret.
+
+    `stun_uris` and `turn_uris` are RFC 7064 and RFC 7065 URIs, `ttl` is the life of the TURN
+    credentials that the app's backend hands out, in seconds.
+    """
+    settings = {
+        "livekit_url": livekit_url,
+        "stun_uris": list(stun_uris),
+        "turn_uris": list(turn_uris),
+        "turn_ttl": ttl,
+    }
+    return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def warnings(android: Android, today: date | None = None) -> list[str]:
+    """What is allowed and still worth a look, each as `android.<setting>: what`."""
+    return list(_warnings(android, today or date.today()))
+
+
+def _warnings(android: Android, today: date) -> Iterator[str]:
+    if android.debug_cleartext == "all":
+        yield "android.debug_cleartext: debug builds may send cleartext to every unlisted host"
+    if android.user_certificates:
+        yield "android.user_certificates: debug builds trust every CA that a user installed"
+    if android.private_ca:
+        yield (
+            f"android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore "
+            f"{android.private_ca}; only a publicly trusted certificate works there"
+        )
+    if android.private_ca and android.release_private_ca:
+        yield f"android.release_private_ca: release builds trust {android.private_ca}"
+    for index, domain in enumerate(android.domains):
+        at = f"android.domains[{index}]"
+        # Android lint (PinSetExpiry) warns from 10 days before.
+        if (
+            domain.pins
+            and domain.pin_expiration
+            and (domain.pin_expiration <= today + timedelta(days=10))
+        ):
+            yield f"{at}.pin_expiration: the pins expire on {domain.pin_expiration}"
+        if domain.include_subdomains and (address(domain.host) or network(domain.host)):
+            yield f"{at}.include_subdomains: ignored; {domain.host} is an address"
+
+
+def manifest_advice(
+    android: Android,
+    livekit_url: str,
+    manifest_xml: str | bytes | None,
+    media_addresses: Iterable[str] = (),
+) -> list[str]:
+    """What to change in the main manifest, which is never edited; empty where all is in place.
+
+    `manifest_xml` is the file `android.manifest`, None where it does not exist.
+    `media_addresses` are the IP addresses of the fleet's SFU and TURN hosts.
+    """
+    path = android.manifest
+    if manifest_xml is None:
+        return [f"{path}: not found; check android.checkout and android.source_root"]
+    try:
+        manifest = ElementTree.fromstring(manifest_xml)
+    except (ElementTree.ParseError, ValueError) as error:
+        return [f"{path}: not well-formed XML ({error}); nothing in it was checked"]
+    hosts = [domain.host for domain in _domains(android, livekit_url)]
+    local = [host for host in (*hosts, *media_addresses) if _is_local(host)]
+    advice = [*_application_advice(android, manifest), *_permission_advice(manifest, local)]
+    return [f"{path}: {message}" for message in advice]
+
+
+def _application_advice(android: Android, manifest: ElementTree.Element) -> Iterator[str]:
+    application = manifest.find("application")
+    attributes = {} if application is None else application.attrib
+    wanted = f"@xml/{android.file.removesuffix('.xml')}"
+    present = attributes.get(f"{NAME}networkSecurityConfig")
+    if present is None:
+        yield f'add android:networkSecurityConfig="{wanted}" to <application>'
+    elif present != wanted:
+        yield (
+            f'android:networkSecurityConfig is "{present}"; change it to "{wanted}", '
+            "or the file written here is not used"
+        )
+    if f"{NAME}usesCleartextTraffic" in attributes:
+        yield (
+            "remove android:usesCleartextTraffic from <application>; "
+            "it is ignored once a network security configuration is set"
+        )
+
+
+def _permission_advice(manifest: ElementTree.Element, local: list[str]) -> Iterator[str]:
+    present = {element.get(f"{NAME}name") for element in manifest.iter("uses-permission")}
+    if "android.permission.INTERNET" not in present:
+        yield (
+            'add <uses-permission android:name="android.permission.INTERNET" />; '
+            "Flutter's template has it for debug and profile builds only"
+        )
+    if local and "android.permission.ACCESS_LOCAL_NETWORK" not in present:
+        yield (
+            'add <uses-permission android:name="android.permission.ACCESS_LOCAL_NETWORK" /> and '
+            "ask for it at run time: with target SDK 37 Android 17 blocks addresses of the local "
+            f"network without it, WebRTC media included ({', '.join(local)})"
+        )
+
+
+def _is_local(host: str) -> bool:
+    ip = address(host)
+    if ip:
+        return any(ip in net for net in LOCAL_NETWORKS)
+    if net := network(host):
+        return any(net.overlaps(local) for local in LOCAL_NETWORKS)
+    return host.endswith(".local")

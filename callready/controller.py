@@ -1,0 +1,54 @@
+"""How this machine talks to hosts and how it ends: what pyinfra leaves open and operators need."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any
+
+import paramiko
+from pyinfra.context import ctx_state
+from pyinfra.connectors import ssh
+
+
+def transport(sock: Any, **options: Any) -> paramiko.Transport:
+    """A paramiko transport without Nagle's delay (40 ms an exec) that gives a dead line up.
+
+    The unacknowledged-data limit is 20 s (TCP_USER_TIMEOUT, RFC 5482) and a keepalive every 5 s
+    makes sure that there is data to be acknowledged.
+    """
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
+    made = paramiko.Transport(sock, **options)
+    made.set_keepalive(5)
+    return made
+
+
+def install() -> None:
+    """Make SSH strict and quick by default, and the exit status true."""
+    defaults = ssh.connector_data_meta
+    defaults["ssh_paramiko_connect_kwargs"].default = {"transport_factory": transport}
+    defaults["ssh_strict_host_key_checking"].default = "yes"
+    signal.signal(signal.SIGINT, _interrupted)
+    atexit.register(_truthful_exit)
+
+
+def _interrupted(_number: int, _frame: FrameType | None) -> None:
+    print("callready: interrupted; run the same command again to finish what was begun", file=sys.stderr)
+    os._exit(130)
+
+
+def _truthful_exit() -> None:
+    """pyinfra exits 0 when a mistyped inventory or --limit selects no host at all."""
+    if not any(argument.endswith("deploy.py") for argument in sys.argv):
+        return
+    state = ctx_state.get() if ctx_state.isset() else None
+    if state and state.initialised and not state.activated_hosts and not state.failed_hosts:
+        print("callready: no host was selected: check the inventory's path and --limit", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)

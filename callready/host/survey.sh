@@ -1,0 +1,138 @@
+# What a host is like now: run as root over stdin, prints one tab-separated line a fact, changes
+# nothing. Its variables (FILES, PACKAGES, UNITS, ...) are set by callready/facts.py, one word an
+# item. No secret is printed: contents only as SHA-256.
+export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+T=$(printf '\t')
+
+system() {
+    . /etc/os-release
+    printf 'os\t%s\t%s\n' "$ID" "${VERSION_ID:-}"
+    printf 'arch\t%s\n' "$(dpkg --print-architecture 2>/dev/null || uname -m)"
+    printf 'clock\t%s\n' "$(date +%s.%N)"
+}
+
+packages() {
+    dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2>/dev/null |
+        awk -F "$T" '$4 ~ /^.i/'
+    for package in $CANDIDATES; do
+        dpkg-query -W -f '' "$package" 2>/dev/null && continue
+        printf 'candidate\t%s\t%s\n' "$package" \
+            "$(apt-cache policy "$package" 2>/dev/null | awk '$1 == "Candidate:" { print $2 }')"
+    done
+}
+
+users() {
+    awk -F: -v names=" $USERS " 'index(names, " " $1 " ") { print "user\t" $1 }' /etc/passwd
+}
+
+# The files of the running release and their live paths: what each path leads to, and its content.
+files() {
+    printf 'current\t%s\n' "$(readlink /etc/callready/current 2>/dev/null | sed 's|.*/||')"
+    [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
+    for path in $FILES; do
+        [ -e "$path" ] || [ -L "$path" ] || continue
+        printf 'link\t%s\t%s\n' "$path" "$(readlink "$path")"
+        [ -f "$path" ] && set -- "$@" "$path"
+    done
+    [ $# -eq 0 ] && return
+    stat -L -c "stat$T%n$T%a$T%U$T%G" "$@"
+    sha256sum "$@" | sed "s/^\([0-9a-f]*\)  \(.*\)/sha$T\2$T\1/"
+}
+
+units() {
+    [ -n "$UNITS" ] || return 0
+    systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS |
+        awk -v RS= -F '\n' '{
+            split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
+            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"], p["NeedDaemonReload"]
+        }' | while read -r id load active enabled pid reload; do
+            fingerprint=- binary=-
+            if [ "$pid" -gt 0 ]; then
+                fingerprint=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^CALLREADY_FINGERPRINT=//p')
+                binary=$(readlink "/proc/$pid/exe")
+            fi
+            printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
+                "$pid" "$reload" "${fingerprint:--}" "${binary:--}"
+        done
+}
+
+# Every listening socket with the unit of its process, and sshd's ports: those it listens on and
+# the one this connection came in by.
+listeners() {
+    ss -Hlntup | awk -v OFS="$T" '{
+        pid = match($0, /pid=[0-9]+/) ? substr($0, RSTART + 4, RLENGTH - 4) : "-"
+        name = match($0, /\(\("[^"]+"/) ? substr($0, RSTART + 3, RLENGTH - 4) : "-"
+        port = $5; sub(/.*:/, "", port); address = substr($5, 1, length($5) - length(port) - 1)
+        sub(/%.*/, "", address); gsub(/[][]/, "", address)
+        print $1, address, port, name, pid
+    }' | sort -u | while IFS=$T read -r proto address port name pid; do
+        unit=-
+        [ "$pid" = - ] || unit=$(sed -n 's|^0::.*/\([^/]*\.\(service\|scope\|socket\)\).*|\1|p' "/proc/$pid/cgroup" 2>/dev/null)
+        printf 'listen\t%s\t%s\t%s\t%s\t%s\n' "$proto" "$address" "$port" "$name" "${unit:--}"
+    done
+    [ -n "$SSH_PORT" ] && printf 'ssh\t%s\n' "$SSH_PORT"
+    return 0
+}
+
+filters() {
+    command -v nft > /dev/null && nft list ruleset 2>/dev/null | awk '
+        $1 == "table" { family = $2; name = $3; print "table\t" family "\t" name }
+        / (masquerade|snat|dnat|redirect)/ { print "nat\t" family "\t" name }' | sort -u
+    # What load-firewall noted, as long as the table is still what it loaded.
+    if read -r source table < /run/callready-firewall 2>/dev/null; then
+        now=$(nft list table inet callready 2>/dev/null | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
+        [ "$table" = "${now%% *}" ] || source=changed
+        printf 'ruleset\t%s\n' "$source"
+    fi
+    for unit in ufw firewalld; do
+        systemctl is-active --quiet "$unit.service" && printf 'firewall\t%s\n' "$unit"
+    done
+    return 0
+}
+
+sysctls() {
+    for key in $SYSCTLS; do
+        path=/proc/sys/$(printf %s "$key" | tr . /)
+        if [ -w "$path" ]; then
+            printf 'sysctl\t%s\t%s\n' "$key" "$(cat "$path")"
+        else
+            printf 'sysctl\t%s\t-\n' "$key"
+        fi
+    done
+}
+
+# State that lives beside the releases: secret rows, the certificate, the app's environment.
+state() {
+    for database in $DATABASES; do
+        [ -f "$database" ] && command -v sqlite3 > /dev/null || continue
+        printf 'database\t%s\n' "$database"
+        sqlite3 -readonly -separator "$T" "$database" \
+            'select "turn_secret", realm, value from turn_secret;
+             select "turnusers_lt", realm, name || ":" || hmackey from turnusers_lt;' |
+            while IFS= read -r row; do
+                printf 'row\t%s\t%s\n' "$database" "$(printf %s "$row" | sha256sum | cut -c1-16)"
+            done
+    done
+    [ -L /etc/callready/tls/current ] && printf 'pair\t%s\n' "$(readlink /etc/callready/tls/current)"
+    for endpoint in $TLS_ENDPOINTS; do
+        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -connect "$endpoint" </dev/null 2>/dev/null |
+            openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
+    done
+    for item in $ENVIRONMENTS; do # path:KEY,KEY
+        path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
+        [ -f "$path" ] || continue
+        printf 'environment\t%s\t%s\t%s\t%s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
+            "$(grep -E "^($keys)=" "$path" | sort | sha256sum | cut -c1-64)" \
+            "$(cat "/var/lib/callready/environment/$(printf %s "$path" | tr / _)" 2>/dev/null)"
+    done
+    for binary in $BINARIES; do
+        [ -x "$binary" ] && printf 'binary\t%s\n' "$binary"
+    done
+    return 0
+}
+
+survey() {
+    system; packages; users; files; units; listeners; filters; sysctls; state
+    printf 'end\n'
+}
+survey < /dev/null

@@ -1,0 +1,223 @@
+"""The pyinfra side: survey every host at once, show the plan, bring each host to its release."""
+
+from __future__ import annotations
+
+import base64
+import difflib
+import shlex
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import gevent
+from pyinfra import logger, state
+from pyinfra.api.command import FunctionCommand, StringCommand
+from pyinfra.api.exceptions import DeployError, OperationError
+from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.operation import operation
+from pyinfra.connectors.util import CommandOutput
+
+from callready import facts, refusals
+from callready.here import Here
+from callready.masking import mask
+from callready.release import Plan, content_name
+from callready.settings.fleet import Fleet, SettingsError
+
+_lock = Lock()
+_deployments: dict[int, dict[str, Deployment]] = {}
+
+
+class Deployment:
+    """One host's declared state, what it is now, and the way from here to there."""
+
+    def __init__(self, here: Here, found: facts.Facts) -> None:
+        self.here = here
+        self.facts = found
+        self.plan: Plan = here.release.plan(found)
+
+
+def deployments(
+    inventory: Inventory, declare: Callable[[Fleet, str, tuple[int, ...]], Here]
+) -> dict[str, Deployment]:
+    """Settings, secrets and files of the whole fleet, then one survey of every host to be
+    deployed; raises DeployError with everything that is wrong before anything is changed.
+
+    pyinfra runs deploy.py once a host, concurrently: the first one here does the work for all.
+    """
+    with _lock:
+        known = _deployments.get(id(inventory))
+        if known is None:
+            known = _deployments[id(inventory)] = _prepare(inventory, declare)
+    return known
+
+
+def _prepare(
+    inventory: Inventory, declare: Callable[[Fleet, str, tuple[int, ...]], Here]
+) -> dict[str, Deployment]:
+    try:
+        fleet = load_fleet(inventory)
+        declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
+    except SettingsError as error:
+        raise DeployError(f"nothing was changed:\n{error}") from None
+    for warning in fleet.warnings:
+        logger.warning(warning)
+    active = [host for host in inventory.get_active_hosts() if declared[host.name].release.files]
+    jobs = {host.name: gevent.spawn(survey, host, declared[host.name]) for host in active}
+    gevent.joinall(list(jobs.values()))
+    ready: dict[str, Deployment] = {}
+    refused: list[str] = []
+    for name, job in jobs.items():
+        if not job.successful():
+            refused.append(f"{fleet.source}: {name}: {job.exception}")
+            continue
+        here = declare(fleet, name, tuple(sorted(job.value.ssh_ports)))
+        ready[name] = Deployment(here, job.value)
+        refused += [f"{fleet.source}: {name}: {why}" for why in refusals.of(here, job.value)]
+    if refused:
+        raise DeployError("nothing was changed:\n" + "\n".join(refused))
+    for host in active:
+        show(host, ready[host.name])
+    return ready
+
+
+def load_fleet(inventory: Inventory) -> Fleet:
+    """The settings of an inventory that pyinfra has loaded."""
+    data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
+    return Fleet.from_data(inventory_path(), data)
+
+
+def inventory_path() -> str:
+    """The inventory file named on pyinfra's command line."""
+    import sys
+
+    for argument in sys.argv[1:]:
+        if not argument.startswith("-") and not argument.endswith(".py") and Path(argument).is_file():
+            return argument
+    return "inventory"
+
+
+def survey(host: Host, here: Here) -> facts.Facts:
+    """Read everything a deploy of this host needs to know, in one round trip."""
+    sent_at = time.time()
+    ok, output = as_root(host, here, facts.script(here.release.survey_variables()))
+    if not ok:
+        words = output.stderr.strip().splitlines()
+        raise SettingsError(f"cannot look at the host as root: {words[-1] if words else 'no words'}")
+    return facts.parse(output.stdout_lines, sent_at)
+
+
+def as_root(
+    host: Host, here: Here, stdin: str, command: str = "sh -s", print_output: bool = False
+) -> tuple[bool, CommandOutput]:
+    """Run a root shell on the host. Script, data and sudo's password all travel over stdin: an
+    argument would be in the process list."""
+    password = here.settings.sudo_password
+    sudo = "sudo -n" if password is None else "sudo -S -p ''"
+    if password is not None:
+        stdin = f"{password.get_secret_value()}\n{stdin}"
+    # sudo clears the environment; the port this connection came in by is worth knowing.
+    wrapped = f'{sudo} env SSH_PORT="${{SSH_CONNECTION##* }}" {command}'
+    result: tuple[bool, CommandOutput] = host.run_shell_command(
+        StringCommand(wrapped), print_output=print_output, _stdin=stdin
+    )
+    return result
+
+
+def show(host: Host, deployment: Deployment) -> None:
+    """Print what would change on a host; with --diff also how, secrets masked."""
+    plan = deployment.plan
+    if not plan.changes and not plan.steps:
+        logger.info(f"{host.print_prefix}nothing to change")
+    for change in plan.changes:
+        logger.info(f"{host.print_prefix}  {change.mark} {change.kind:<11} {change.what}")
+    for note in plan.notes:
+        logger.info(f"{host.print_prefix}    {note}")
+    if state.config.DIFF:
+        for line in diff(host, deployment):
+            logger.info(f"{host.print_prefix}    {line}")
+
+
+def diff(host: Host, deployment: Deployment) -> Iterable[str]:
+    """Unified differences of the files that would change, secrets masked on both sides."""
+    release = deployment.here.release
+    paths = [
+        path
+        for path, file in release.files.items()
+        if deployment.facts.files.get(path) is None
+        or deployment.facts.files[path].sha256 != file.sha256
+    ]
+    if not paths:
+        return
+    script = "for f in %s; do printf '\\0%%s\\n' \"$f\"; cat \"$f\" 2>/dev/null; done"
+    _, output = as_root(host, deployment.here, script % shlex.join(paths))
+    old = {
+        path: text
+        for path, _, text in (part.partition("\n") for part in output.stdout.split("\0")[1:])
+    }
+    for path in paths:
+        before = mask(old.get(path, ""))
+        after = mask(release.files[path].content.decode(errors="replace"))
+        yield from difflib.unified_diff(
+            before.splitlines(), after.splitlines(), path, path, lineterm="", n=2
+        )
+
+
+@operation()
+def release(deployment: Deployment) -> Generator[Any, None, None]:
+    """Bring a host to its release: one transfer, one script, nothing if nothing would change."""
+    if deployment.plan.steps:
+        yield FunctionCommand(_apply, (), {"deployment": deployment})
+
+
+def _apply(state: Any, host: Host, deployment: Deployment) -> None:
+    unpack = (
+        "umask 077; mkdir -p /var/lib/callready && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
+        ' && base64 -d | tar -xz -C "$d" && exec sh "$d/apply.sh" "$d"'
+    )
+    bundle = deployment.here.release.bundle(deployment.plan)
+    ok, output = as_root(
+        host, deployment.here, bundle, f"sh -c {shlex.quote(unpack)}", print_output=True
+    )
+    if not ok:
+        words = [line.removeprefix("callready: ") for line in output.stderr_lines if line.strip()]
+        raise OperationError("\n".join(words) or "the connection broke; run the deploy again")
+
+
+class Checkout(NamedTuple):
+    """What an app's checkout has: its manifest (None without one) and our files that differ."""
+
+    manifest: str | None
+    differing: list[str]
+
+
+def read_checkout(host: Host, root: str, files: dict[str, bytes], manifest: str) -> Checkout:
+    """Compare files in a checkout with what they should be; raises DeployError without one."""
+    names = shlex.join(files)
+    script = (
+        f"cd {shlex.quote(root)} || exit 3; sha256sum -- {names} 2>/dev/null; echo; "
+        f"cat -- {shlex.quote(manifest)} 2>/dev/null; true"
+    )
+    ok, output = host.run_shell_command(StringCommand(script))
+    if not ok:
+        raise DeployError(f"{host.name}: android.checkout: {root} is not a folder on this host")
+    sums, _, text = output.stdout.partition("\n\n") if output.stdout else ("", "", "")
+    found = {line[66:]: line[:64] for line in sums.splitlines() if line.strip()}
+    differing = [p for p, body in files.items() if found.get(p) != content_name(body)]
+    return Checkout(text or None, differing)
+
+
+@operation()
+def checkout(root: str, files: dict[str, bytes]) -> Generator[Any, None, None]:
+    """Write files below `root`, each whole or not at all, as the user that connects."""
+    if not files:
+        return
+    steps = ["set -eu", f"cd {shlex.quote(root)}"]
+    for path, body in files.items():
+        target, data = shlex.quote(path), base64.b64encode(body).decode()
+        steps.append(f'mkdir -p "$(dirname {target})"')
+        steps.append(f"printf %s {data} | base64 -d > {target}.callready-new")
+        steps.append(f"mv {target}.callready-new {target}")
+    yield StringCommand("sh -s", _stdin="\n".join(steps))

@@ -1,0 +1,137 @@
+"""What a caller would see: probes of STUN, TURN, TLS, LiveKit, WebRTC calls, ports and the app.
+
+Every module works in three ways: as functions (the verification and the deploy's health gate),
+as a command (``python -m callready.probes.turn --help``), and inside a network namespace of its
+own (``ip netns exec … python -m …``). A probe returns a frozen dataclass, times in seconds, or
+raises `ProbeError`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+TIMEOUT = 5.0
+"""Seconds a probe waits for one answer. libwebrtc gives a TURN or STUN server about 10 s before
+it gives up; a caller who waits half of that already hangs up."""
+
+
+class ProbeError(Exception):
+    """What a caller would suffer, and what an operator should look at.
+
+    Args:
+        suffers: what does not work, where, and how it showed.
+        look_at: the checks that find the cause, most likely first.
+    """
+
+    def __init__(self, suffers: str, look_at: str) -> None:
+        super().__init__(suffers, look_at)
+        self.suffers = suffers
+        self.look_at = look_at
+
+    def __str__(self) -> str:
+        return f"{self.suffers}. Look at: {self.look_at}"
+
+
+def reason(error: BaseException) -> str:
+    """The cause of a failed connection in a few words, whatever library raised it."""
+    while not isinstance(error, OSError) and (deeper := error.__cause__ or error.__context__):
+        error = deeper
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS fails: {error.reason or error}"
+    if isinstance(error, socket.gaierror):
+        return "the name does not resolve"
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)  # asyncio hides it behind "Connect call failed"
+    return str(error).rstrip(".") or type(error).__name__
+
+
+def endpoint(address: str, port: int) -> str:
+    """``address:port``, with brackets around an IPv6 address."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def as_data(result: object) -> Any:
+    """A result as JSON data, without the fields that its repr hides (secrets)."""
+    if dataclasses.is_dataclass(result):
+        shown = (field.name for field in dataclasses.fields(result) if field.repr)
+        return {name: as_data(getattr(result, name)) for name in shown}
+    if isinstance(result, dict):
+        return {str(key): as_data(value) for key, value in result.items()}
+    if isinstance(result, frozenset | set):
+        return sorted(as_data(value) for value in result)
+    if isinstance(result, list | tuple):
+        return [as_data(value) for value in result]
+    return result.isoformat() if isinstance(result, datetime) else result
+
+
+def as_line(result: object) -> str:
+    """A result as one line that a person reads: ``name=value`` pairs, times in milliseconds."""
+    data = as_data(result)
+    if not isinstance(data, dict):
+        return str(data)
+    return " ".join(f"{name}={_as_text(value)}" for name, value in data.items())
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value * 1000:.1f}ms" if value < 100 else f"{value:.1f}s"
+    if isinstance(value, list):
+        return ",".join(_as_text(each) for each in value) or "none"
+    if isinstance(value, dict):
+        return "{" + " ".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
+    return str(value)
+
+
+def secret_from(variable: str, file: str | None) -> str:
+    """A secret from a file (``-``: standard input) or an environment variable, never an argument.
+
+    Raises:
+        ProbeError: neither gives one.
+    """
+    try:
+        if file:
+            value = sys.stdin.read() if file == "-" else Path(file).read_text()
+        else:
+            value = os.environ.get(variable, "")
+    except OSError as error:
+        raise ProbeError(f"no secret can be read: {reason(error)}", f"the file {file}") from None
+    if not value.strip():
+        raise ProbeError(
+            "there is no secret to probe with",
+            f"set {variable} in the environment, or name a file (- is standard input)",
+        )
+    return value.strip()
+
+
+def run(
+    parser: argparse.ArgumentParser,
+    probe: Callable[[argparse.Namespace], object],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a probe as a command: one line or JSON, exit status 0 when it passed and 1 when not."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        result = probe(options)
+    except ProbeError as error:
+        failure = {"ok": False, "suffers": error.suffers, "look_at": error.look_at}
+        print(json.dumps(failure) if options.json else f"FAILED {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(json.dumps(as_data(result)) if options.json else f"ok {as_line(result)}")
+    return 0

@@ -1,0 +1,194 @@
+"""LiveKit's signalling: is it up, does it take our tokens, which ICE servers does it hand out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import secrets
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+import websockets
+from livekit.api import AccessToken, VideoGrants
+from livekit.protocol.rtc import LeaveRequest, SignalRequest, SignalResponse
+
+from callready.probes import TIMEOUT, ProbeError, reason, run, secret_from
+from callready.probes.app import get, web_url
+from callready.probes.tls import client_context
+from callready.probes.turn import IceServer
+
+# What the server says of a token (livekit-server pkg/service/rtcservice.go), and what to mend.
+_REFUSED_TOKEN = (
+    "whether the app's LIVEKIT_API_KEY and LIVEKIT_API_SECRET (.env) are in keys of livekit.yaml, "
+    "whether LiveKit was restarted since, and the clocks of both sides"
+)
+
+
+@dataclass(frozen=True)
+class Health:
+    """HTTP status of ``/`` and the time the answer took (s)."""
+
+    status: int
+    rtt: float
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a client is told when it joins; `ice_servers` hide their credentials in a repr."""
+
+    server_version: str
+    ice_servers: tuple[IceServer, ...]
+    time_to_join: float
+
+
+def health(url: str, again_after: float = 0, ca_file: str | None = None) -> Health:
+    """GET ``/``: 200 while the server is well.
+
+    Args:
+        url: ``ws://``, ``wss://``, ``http://`` or ``https://`` URL of LiveKit.
+        again_after: seconds after which it must still be well: a server that cannot read its
+            node statistics says 200 at first and 406 after four seconds; use 5. 0: ask once.
+        ca_file: PEM file of the authorities to trust; default the system's.
+
+    Raises:
+        ProbeError: no answer, or another status.
+    """
+    answer = _well(url, ca_file)
+    if again_after:
+        time.sleep(again_after)
+        answer = _well(url, ca_file)
+    return answer
+
+
+def _well(url: str, ca_file: str | None) -> Health:
+    response, rtt = get(web_url(url, "http"), ca_file)
+    if response.status_code == 406:
+        raise ProbeError(
+            f"no new call starts: {url} says 406, its node statistics are stale",
+            "whether livekit-server can read /proc/loadavg (ProcSubset=pid in its unit prevents "
+            "it), and the machine's load",
+        )
+    if response.status_code != 200:
+        raise ProbeError(
+            f"no call starts: {url} answers {response.status_code} instead of 200",
+            "whether that is LiveKit (port 7880) or another program, and a proxy before it",
+        )
+    return Health(response.status_code, rtt)
+
+
+def token(
+    key: str, secret: str, room: str | None = None, identity: str | None = None, ttl: float = 600
+) -> str:
+    """An access token to join one room.
+
+    Args:
+        key: API key. secret: API secret.
+        room: default a new random one, so that probes meet nobody.
+        identity: default a new random one.
+        ttl: seconds until it expires; negative for one that has.
+    """
+    grants = VideoGrants(room_join=True, room=room or f"probe-{secrets.token_hex(8)}")
+    access = AccessToken(key, secret).with_identity(identity or f"probe-{secrets.token_hex(4)}")
+    return access.with_grants(grants).with_ttl(timedelta(seconds=ttl)).to_jwt()
+
+
+def validate(url: str, token: str, ca_file: str | None = None) -> int:
+    """The HTTP status ``/rtc/validate`` gives a token: 200, or 401 where it is refused.
+
+    Raises:
+        ProbeError: no answer.
+    """
+    headers = {"Authorization": f"Bearer {token}"}  # in the URL it would end up in logs
+    response, _ = get(web_url(url, "http", "/rtc/validate"), ca_file, headers)
+    return response.status_code
+
+
+def signalling(url: str, token: str, ca_file: str | None = None) -> Joined:
+    """Join over the WebSocket as a client does, read what it is told, and leave.
+
+    Raises:
+        ProbeError: no connection, a refused token, or no join response.
+    """
+    return asyncio.run(_join(url, token, ca_file))
+
+
+async def _join(url: str, token: str, ca_file: str | None) -> Joined:
+    address = web_url(url, "ws", "/rtc?protocol=15&auto_subscribe=0")
+    start = time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(TIMEOUT),
+            websockets.connect(
+                address,
+                additional_headers={"Authorization": f"Bearer {token}"},
+                ssl=client_context(ca_file) if address.startswith("wss:") else None,
+                proxy=None,
+            ) as socket,
+        ):
+            response = SignalResponse()
+            while response.WhichOneof("message") != "join":
+                response.ParseFromString(bytes(await socket.recv(decode=False)))
+            took = time.perf_counter() - start
+            await socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
+    except websockets.InvalidStatus as error:
+        status = error.response.status_code
+        raise ProbeError(
+            f"no call starts: signalling at {url} answers {status}",
+            _REFUSED_TOKEN if status == 401 else "LiveKit's log, and a proxy before it",
+        ) from None
+    except (OSError, websockets.WebSocketException) as error:
+        raise ProbeError(
+            f"no call starts: no signalling at {url}: {reason(error)}",
+            "livekit-server.service, its port in nftables and in the provider's firewall, and a "
+            "proxy that must pass WebSockets on",
+        ) from None
+    servers = tuple(
+        IceServer(tuple(each.urls), each.username, each.credential)
+        for each in response.join.ice_servers
+    )
+    return Joined(response.join.server_info.version, servers, took)
+
+
+def keys_from(options: argparse.Namespace) -> tuple[str, str]:
+    """API key and secret for a command: from the environment, the secret also from a file."""
+    return secret_from("LIVEKIT_API_KEY", None), secret_from(
+        "LIVEKIT_API_SECRET", options.secret_file
+    )
+
+
+def _probe(options: argparse.Namespace) -> object:
+    if options.what == "health":
+        return health(options.url, options.again_after, options.ca_file)
+    access = token(*keys_from(options))
+    if options.what == "signalling":
+        return signalling(options.url, access, options.ca_file)
+    status = validate(options.url, access, options.ca_file)
+    if status != 200:
+        raise ProbeError(
+            f"no call starts: {options.url} refuses the token with {status}", _REFUSED_TOKEN
+        )
+    return {"status": status}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m callready.probes.livekit",
+        description=f"{__doc__} LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the "
+        "environment.",
+    )
+    parser.add_argument("what", choices=["health", "validate", "signalling"])
+    parser.add_argument("url", nargs="?", default=os.environ.get("LIVEKIT_URL"),
+                        help="ws:// or wss:// URL (default: LIVEKIT_URL)")
+    parser.add_argument("--again-after", type=float, default=0, metavar="S",
+                        help="health: ask again after so many seconds")
+    parser.add_argument("--secret-file", help="file with the API secret, - for stdin")
+    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
+    return run(parser, _probe, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""The two participants of `callready.probes.webrtc.call`, in a process of their own.
+
+Reads a `Request` as JSON on standard input and writes the result as JSON on standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import sys
+import time
+from array import array
+from typing import Any
+
+from livekit import rtc
+from livekit.rtc._proto.stats_pb2 import IceCandidateType
+
+from callready.probes import ProbeError
+from callready.probes.tls import tls_forwarder
+from callready.probes.turn import IceServer, TurnServer
+from callready.probes.webrtc import Call, Participant, Request
+
+RATE = 48_000
+FRAME = RATE // 100  # 10 ms, what libwebrtc works with
+# A 440 Hz tone (44 periods in 100 ms), loud enough that no comfort noise is taken for it.
+TONE = array("h", (int(12_000 * math.sin(math.tau * 440 * n / RATE)) for n in range(RATE // 10)))
+LOUD = 3_000
+TOPIC = "callready"
+
+
+class _Failed(Exception):
+    """A step that did not succeed: which, and what a caller would suffer."""
+
+    def __init__(self, step: str, suffers: str, look_at: str = "") -> None:
+        super().__init__(step)
+        self.answer = {"failed": step, "suffers": suffers, "look_at": look_at}
+
+
+class _Retries(logging.Handler):
+    """Counts what the SDK only logs: connection attempts that it made again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += "retrying..." in record.getMessage()
+
+
+class _Caller:
+    """One participant: talks all the time, and notes when it hears and reads the other."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.room = rtc.Room()
+        self.connected_at = 0.0
+        self.connect_seconds = 0.0
+        self.data_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self.heard_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self.last_heard = 0.0
+        self.reconnects = 0
+        self.gone = False
+        self.tasks: list[asyncio.Task[None]] = []
+        self.room.on("data_received", self._on_data)
+        self.room.on("track_subscribed", self._on_track)
+        self.room.on("reconnecting", self._on_reconnecting)
+        self.room.on("disconnected", self._on_disconnected)
+
+    def _on_data(self, packet: rtc.DataPacket) -> None:
+        if packet.topic == TOPIC and not self.data_at.done():
+            self.data_at.set_result(time.perf_counter())
+
+    def _on_track(self, track: rtc.Track, *_: object) -> None:
+        if isinstance(track, rtc.RemoteAudioTrack):
+            self.tasks.append(asyncio.create_task(self._listen(track)))
+
+    def _on_reconnecting(self) -> None:
+        self.reconnects += 1
+
+    def _on_disconnected(self, *_: object) -> None:
+        self.gone = True
+
+    async def connect(self, request: Request, token: str, servers: list[rtc.IceServer]) -> None:
+        policy = rtc.IceTransportType.TRANSPORT_RELAY if request.relay_only else (
+            rtc.IceTransportType.TRANSPORT_ALL
+        )
+        options = rtc.RoomOptions(
+            rtc_config=rtc.RtcConfiguration(ice_transport_type=policy, ice_servers=servers)
+        )
+        start = time.perf_counter()
+        try:
+            async with asyncio.timeout(request.timeout):
+                await self.room.connect(request.url, token, options)
+        except (rtc.ConnectError, TimeoutError):  # the SDK's text may hold the token
+            raise _Failed(
+                "connect",
+                f"calls do not connect: {self.name} participant has no media connection through "
+                f"{request.url} after {time.perf_counter() - start:.1f} s",
+            ) from None
+        self.connected_at = time.perf_counter()
+        self.connect_seconds = self.connected_at - start
+
+    async def talk(self) -> None:
+        """Publish an audio track and keep it sounding; send data until the other has some."""
+        source = rtc.AudioSource(RATE, 1)
+        track = rtc.LocalAudioTrack.create_audio_track("voice", source)
+        await self.room.local_participant.publish_track(track)
+        self.tasks.append(asyncio.create_task(self._sound(source)))
+        self.tasks.append(asyncio.create_task(self._write()))
+
+    async def _sound(self, source: rtc.AudioSource) -> None:
+        while True:
+            for start in range(0, len(TONE), FRAME):
+                samples = TONE[start : start + FRAME].tobytes()
+                await source.capture_frame(rtc.AudioFrame(samples, RATE, 1, FRAME))
+
+    async def _write(self) -> None:
+        while True:  # the SFU delivers nothing to a participant who is not quite there yet
+            await self.room.local_participant.publish_data(b"hello", topic=TOPIC)
+            await asyncio.sleep(0.1)
+
+    async def _listen(self, track: rtc.RemoteAudioTrack) -> None:
+        async for event in rtc.AudioStream(track, sample_rate=RATE, num_channels=1):
+            if max(event.frame.data) > LOUD:
+                self.last_heard = time.perf_counter()
+                if not self.heard_at.done():
+                    self.heard_at.set_result(self.last_heard)
+
+    async def measured(self, original_urls: dict[str, str]) -> Participant:
+        stats = await self.room.get_rtc_stats()
+        return _participant(
+            self, [*stats.publisher_stats, *stats.subscriber_stats], original_urls
+        )
+
+    async def leave(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.room.disconnect(), 5)
+
+
+def _participant(caller: _Caller, stats: list[Any], original_urls: dict[str, str]) -> Participant:
+    """The selected pair and the candidates from WebRTC statistics."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for each in stats:
+        kind = each.WhichOneof("stats")
+        kinds.setdefault(kind, {})[getattr(each, kind).rtc.id] = getattr(each, kind)
+    selected = next(
+        each.transport.selected_candidate_pair_id
+        for each in kinds["transport"].values()
+        if each.transport.selected_candidate_pair_id
+    )
+    pair = kinds["candidate_pair"][selected].candidate_pair
+    local = kinds["local_candidate"][pair.local_candidate_id].candidate
+    remote = kinds["remote_candidate"][pair.remote_candidate_id].candidate
+    candidates: dict[str, int] = {}
+    for each in kinds["local_candidate"].values():
+        kind = IceCandidateType.Name(each.candidate.candidate_type).lower()
+        candidates[kind] = candidates.get(kind, 0) + 1
+    return Participant(
+        connect_seconds=caller.connect_seconds,
+        data_seconds=max(0.0, caller.data_at.result() - caller.connected_at),
+        audio_seconds=max(0.0, caller.heard_at.result() - caller.connected_at),
+        local=IceCandidateType.Name(local.candidate_type).lower(),
+        local_address=local.address,
+        local_port=local.port,
+        remote=IceCandidateType.Name(remote.candidate_type).lower(),
+        remote_address=remote.address,
+        remote_port=remote.port,
+        protocol=local.protocol,
+        turn_url=original_urls.get(local.url, local.url),
+        rtt=pair.total_round_trip_time / max(1, pair.responses_received),
+        candidates=candidates,
+    )
+
+
+async def _both(request: Request, callers: list[_Caller], what: str) -> None:
+    """Wait until data or audio has reached both callers."""
+    arrived = {each: each.data_at if what == "data" else each.heard_at for each in callers}
+    await asyncio.wait(arrived.values(), timeout=request.timeout)
+    missing = [each.name for each, future in arrived.items() if not future.done()]
+    if missing:
+        raise _Failed(
+            what,
+            f"calls connect, but no {what} reaches {' and '.join(missing)} participant in "
+            f"{request.timeout:g} s",
+            "LiveKit's log (journalctl -u livekit-server), and whether the media ports are open "
+            "both ways",
+        )
+
+
+async def _call(request: Request, retries: _Retries) -> Call:
+    async with contextlib.AsyncExitStack() as stack:
+        servers, original_urls = await _usable(request, stack)
+        callers = [_Caller("the first"), _Caller("the second")]
+        for caller, token in zip(callers, request.tokens, strict=True):
+            await caller.connect(request, token, servers)
+            stack.push_async_callback(caller.leave)
+            await caller.talk()
+        await _both(request, callers, "data")
+        await _both(request, callers, "audio")
+        await asyncio.sleep(request.duration)
+        now = time.perf_counter()
+        silent = [each.name for each in callers if each.gone or now - each.last_heard > 1]
+        if silent:
+            raise _Failed(
+                "duration",
+                f"calls connect and break off: {' and '.join(silent)} participant hears nothing "
+                f"any more after {request.duration:g} s",
+                "LiveKit's and coturn's logs at that time, and UDP timeouts of firewalls between",
+            )
+        first, second = [await each.measured(original_urls) for each in callers]
+        return Call((first, second), retries.count, sum(each.reconnects for each in callers))
+
+
+async def _usable(
+    request: Request, stack: contextlib.AsyncExitStack
+) -> tuple[list[rtc.IceServer], dict[str, str]]:
+    """The ICE servers as libwebrtc can use them, and what their URIs were before."""
+    original_urls: dict[str, str] = {}
+    servers = []
+    for each in request.ice_servers:
+        urls = list(each.urls)
+        for index, uri in enumerate(each.urls):
+            if uri.startswith("turns:") and request.ca_file:
+                server = TurnServer.from_uri(uri, request.ca_file)
+                forwarder = tls_forwarder(server.address, server.port, None, request.ca_file)
+                port = await stack.enter_async_context(forwarder)
+                urls[index] = f"turn:127.0.0.1:{port}?transport=tcp"
+            original_urls[urls[index]] = uri
+        servers.append(
+            rtc.IceServer(urls=urls, username=each.username, password=each.credential)
+        )
+    return servers, original_urls
+
+
+def main() -> None:
+    values = json.load(sys.stdin)
+    values["ice_servers"] = tuple(
+        IceServer(tuple(each["urls"]), each["username"], each["credential"])
+        for each in values["ice_servers"]
+    )
+    retries = _Retries()
+    logging.getLogger().addHandler(retries)
+    try:
+        answer = dataclasses.asdict(asyncio.run(_call(Request(**values), retries)))
+    except _Failed as error:
+        answer = error.answer
+    except ProbeError as error:
+        answer = {"failed": "tls", "suffers": error.suffers, "look_at": error.look_at}
+    print(json.dumps(answer), flush=True)
+    os._exit(0)  # the SDK's threads may still be at an attempt that was given up
+
+
+if __name__ == "__main__":
+    main()

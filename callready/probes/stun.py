@@ -1,0 +1,178 @@
+"""STUN: the address and port by which the world sees a caller (RFC 8489)."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from aioice import stun as messages
+from aioice import turn as clients
+
+from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
+
+
+@dataclass(frozen=True)
+class Binding:
+    """The caller's own address as the server saw it, and the round-trip time in seconds."""
+
+    mapped_address: str
+    mapped_port: int
+    rtt: float
+
+
+class NoAnswer(Exception):
+    """The server did not answer, or the connection ended; the text says which."""
+
+
+class _Watched(asyncio.BaseProtocol):
+    """Notes when the network gives up, which aioice would wait a minute for."""
+
+    def __init__(self) -> None:
+        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def error_received(self, exc: Exception) -> None:
+        self._break(reason(exc))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._break(reason(exc) if exc else "the server closed the connection")
+
+    def _break(self, why: str) -> None:
+        if not self.broken.done():
+            self.broken.set_result(why)
+
+
+class UdpChannel(_Watched, clients.TurnClientUdpProtocol):
+    def __init__(self, server: tuple[str, int], username: str | None, password: str | None):
+        _Watched.__init__(self)
+        clients.TurnClientUdpProtocol.__init__(self, server, username, password, 600, 500)
+
+
+class TcpChannel(_Watched, clients.TurnClientTcpProtocol):
+    def __init__(self, server: tuple[str, int], username: str | None, password: str | None):
+        _Watched.__init__(self)
+        clients.TurnClientTcpProtocol.__init__(self, server, username, password, 600, 500)
+
+
+Channel = UdpChannel | TcpChannel
+
+
+async def connect(
+    server: tuple[str, int],
+    transport: Literal["udp", "tcp"],
+    credentials: tuple[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    server_name: str | None = None,
+    timeout: float = TIMEOUT,
+) -> Channel:
+    """A channel to a STUN or TURN server; close it with ``channel.transport.close()``.
+
+    Raises:
+        NoAnswer: name, connection or TLS failed.
+    """
+    loop = asyncio.get_running_loop()
+    username, password = credentials or (None, None)
+    channel: Channel
+    try:
+        async with asyncio.timeout(timeout):
+            if transport == "udp":
+                _, channel = await loop.create_datagram_endpoint(
+                    lambda: UdpChannel(server, username, password), remote_addr=server
+                )
+            else:
+                _, channel = await loop.create_connection(
+                    lambda: TcpChannel(server, username, password),
+                    *server,
+                    ssl=tls,
+                    server_hostname=(server_name or server[0]) if tls else None,
+                )
+    except OSError as error:  # includes TimeoutError, ssl.SSLError and an unknown name
+        raise NoAnswer(reason(error)) from None
+    return channel
+
+
+async def request(
+    channel: Channel, message: messages.Message, timeout: float = TIMEOUT
+) -> messages.Message:
+    """Ask and wait for the answer, authenticating when the server demands it.
+
+    Raises:
+        NoAnswer: none came in `timeout` seconds, or the connection ended.
+        aioice.stun.TransactionFailed: the server answered with an error code.
+    """
+    asked = asyncio.ensure_future(channel.request_with_retry(message))
+    either: set[asyncio.Future[Any]] = {asked, channel.broken}
+    await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    if asked.done():
+        return asked.result()[0]
+    asked.cancel()
+    if channel.broken.done():
+        raise NoAnswer(channel.broken.result())
+    raise NoAnswer(f"no answer in {timeout:g} s")
+
+
+async def _binding(
+    address: str, port: int, transport: Literal["udp", "tcp"], timeout: float
+) -> Binding:
+    channel = await connect((address, port), transport, timeout=timeout)
+    try:
+        question = messages.Message(messages.Method.BINDING, messages.Class.REQUEST)
+        start = time.perf_counter()
+        answer = await request(channel, question, timeout)
+        rtt = time.perf_counter() - start
+    finally:
+        channel.transport.close()
+    # Servers older than RFC 5389 answer with MAPPED-ADDRESS only.
+    mapped = answer.attributes.get("XOR-MAPPED-ADDRESS") or answer.attributes["MAPPED-ADDRESS"]
+    return Binding(mapped[0], mapped[1], rtt)
+
+
+def binding(
+    address: str,
+    port: int = 3478,
+    transport: Literal["udp", "tcp"] = "udp",
+    timeout: float = TIMEOUT,
+) -> Binding:
+    """Ask a STUN server for the caller's public address (RFC 8489 section 2).
+
+    Args:
+        address: host name or IP address; its family is the family that is probed.
+        port: 3478 unless the pool says otherwise (RFC 8489 section 8).
+        transport: ``udp`` or ``tcp``.
+        timeout: seconds.
+
+    Raises:
+        ProbeError: no answer, or an answer without an address.
+    """
+    where = f"stun:{endpoint(address, port)} over {transport}"
+    try:
+        return asyncio.run(_binding(address, port, transport, timeout))
+    except NoAnswer as error:
+        raise ProbeError(
+            f"callers learn no public address (no srflx candidate) from {where}: {error}",
+            f"the pool's turnserver@ unit and its listening-ip, and {port}/{transport} in nftables "
+            "and in the provider's firewall",
+        ) from None
+    except (messages.TransactionFailed, KeyError) as error:
+        raise ProbeError(
+            f"callers learn no public address from {where}, it answered {error}",
+            "whether that port is the STUN server's",
+        ) from None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m callready.probes.stun", description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("port", type=int, nargs="?", default=3478)
+    parser.add_argument("--transport", choices=["udp", "tcp"], default="udp")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds (%(default)g)")
+    return run(parser, lambda o: binding(o.address, o.port, o.transport, o.timeout), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

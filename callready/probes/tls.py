@@ -1,0 +1,228 @@
+"""The certificate a caller is shown, and whether a phone or a browser would accept it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from cryptography import x509
+
+from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
+
+# What X509_verify_cert reports (openssl/x509_vfy.h): the rest is the chain.
+_VALIDITY = {9: "is not valid yet", 10: "has expired"}
+_NAME = {62, 63, 64}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A served certificate; `serial` in hexadecimal as ``openssl x509 -serial`` prints it.
+
+    `chain_ok` is None where the chain was not verified.
+    """
+
+    serial: str
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    days_left: int
+    chain_ok: bool | None
+    tls_version: str
+
+
+def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLContext:
+    """A TLS client as callers have it: the system's authorities, or those of `ca_file`.
+
+    Raises:
+        ProbeError: `ca_file` cannot be read or holds no certificate.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ProbeError(
+            f"no certificate can be verified: {ca_file}: {reason(error)}", f"the file {ca_file}"
+        ) from None
+    # Python 3.13 adds RFC 5280 pedantry that browsers and phones do not have.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def served(
+    address: str,
+    port: int,
+    server_name: str | None = None,
+    ca_file: str | None = None,
+    verify: bool = True,
+    timeout: float = TIMEOUT,
+) -> Certificate:
+    """The certificate served on `address`:`port` to a client that asks for `server_name`.
+
+    Args:
+        address: host name or IP address to connect to.
+        port: TCP port.
+        server_name: name sent as SNI and looked for in the certificate; default `address`.
+        ca_file: PEM file of the authorities to trust; default the system's.
+        verify: check chain, name and validity; without, only say what is served.
+        timeout: seconds for connecting and handshake each.
+
+    Raises:
+        ProbeError: nothing answers, no TLS is spoken, or chain, name or validity fail.
+    """
+    name = server_name or address
+    where = endpoint(address, port)
+    shown = _handshake(address, port, name, client_context(verify=False), timeout)
+    if not verify:
+        return shown
+    try:
+        return _handshake(address, port, name, client_context(ca_file), timeout)
+    except ssl.SSLCertVerificationError as error:
+        raise _rejected(error, where, name, shown) from None
+
+
+def _handshake(
+    address: str, port: int, name: str, context: ssl.SSLContext, timeout: float
+) -> Certificate:
+    where = endpoint(address, port)
+    try:
+        with (
+            socket.create_connection((address, port), timeout) as plain,
+            context.wrap_socket(plain, server_hostname=name) as connection,
+        ):
+            der = connection.getpeercert(binary_form=True)
+            version = connection.version()
+    except ssl.SSLCertVerificationError:
+        raise
+    except ssl.SSLError as error:
+        raise ProbeError(
+            f"callers cannot open TLS to {where}: {reason(error)}",
+            "whether that port speaks TLS, its protocol versions, and the service's log",
+        ) from None
+    except OSError as error:
+        raise ProbeError(
+            f"callers cannot connect to {where}: {reason(error)}",
+            f"the service listening on {port}/tcp (coturn drops its TLS listener silently when "
+            f"certificate or key cannot be read), and the firewall",
+        ) from None
+    assert der is not None  # an SSL server always shows one
+    return _described(x509.load_der_x509_certificate(der), version or "", context)
+
+
+def _described(found: x509.Certificate, version: str, context: ssl.SSLContext) -> Certificate:
+    try:
+        alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = [str(name) for kind in (x509.DNSName, x509.IPAddress)
+                 for name in alternative.get_values_for_type(kind)]
+    except x509.ExtensionNotFound:
+        names = []
+    serial = f"{found.serial_number:X}"
+    return Certificate(
+        serial=serial.zfill(len(serial) + len(serial) % 2),
+        names=tuple(names),
+        not_before=found.not_valid_before_utc,
+        not_after=found.not_valid_after_utc,
+        days_left=(found.not_valid_after_utc - datetime.now(UTC)).days,
+        chain_ok=True if context.verify_mode is ssl.CERT_REQUIRED else None,
+        tls_version=version,
+    )
+
+
+def _rejected(
+    error: ssl.SSLCertVerificationError, where: str, name: str, shown: Certificate
+) -> ProbeError:
+    what = f"callers refuse the certificate on {where} (serial {shown.serial}): "
+    if error.verify_code in _NAME:
+        names = ", ".join(shown.names) or "no name at all"
+        return ProbeError(f"{what}its name is not {name}, it names {names}",
+                          f"whether tls.cert is the one for {name}")
+    if error.verify_code in _VALIDITY:
+        period = f"valid from {shown.not_before:%Y-%m-%d %H:%M} to {shown.not_after:%Y-%m-%d %H:%M}"
+        return ProbeError(
+            f"{what}its validity: it {_VALIDITY[error.verify_code]} ({period} UTC)",
+            "the renewal, and whether the service took the renewed certificate up; the clocks",
+        )
+    return ProbeError(
+        f"{what}its chain: {error.verify_message}",
+        "whether the file holds the intermediate certificates too, and which authority signed it",
+    )
+
+
+@contextlib.asynccontextmanager
+async def tls_forwarder(
+    address: str, port: int, server_name: str | None = None, ca_file: str | None = None
+) -> AsyncIterator[int]:
+    """A port on 127.0.0.1 whose connections go to `address`:`port` inside TLS.
+
+    For clients that trust none but built-in authorities: ``turn:127.0.0.1:<port>?transport=tcp``
+    then really uses the server's TLS listener and its certificate, verified here.
+
+    Raises:
+        ProbeError: the certificate does not verify, before any client connects.
+    """
+    name = server_name or address
+    await asyncio.to_thread(served, address, port, name, ca_file)
+    context = client_context(ca_file)
+    running: set[asyncio.Task[None]] = set()
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            target.write(data)
+            await target.drain()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.add(task)
+        outer: asyncio.StreamWriter | None = None
+        try:
+            inner, outer = await asyncio.open_connection(
+                address, port, ssl=context, server_hostname=name
+            )
+            pumps = {asyncio.create_task(pump(reader, outer)),
+                     asyncio.create_task(pump(inner, writer))}
+            _, open_still = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            for each in open_still:
+                each.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+        except OSError:
+            pass  # the client sees the connection end, as it would without a forwarder
+        finally:
+            running.discard(task)
+            for end in (writer, outer):
+                if end:
+                    end.close()
+
+    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
+    try:
+        yield listener.sockets[0].getsockname()[1]
+    finally:
+        listener.close()
+        for task in list(running):
+            task.cancel()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m callready.probes.tls", description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("port", type=int, nargs="?", default=443)
+    parser.add_argument("--server-name", help="name to ask for and to verify (default: address)")
+    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
+    parser.add_argument("--no-verify", action="store_true", help="only say what is served")
+    return run(
+        parser,
+        lambda o: served(o.address, o.port, o.server_name, o.ca_file, not o.no_verify),
+        arguments,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,287 @@
+"""Real calls of two participants through LiveKit, direct or forced through a TURN server.
+
+A call runs in a process of its own (`callready.probes.participants`), so that neither the
+SDK's native threads nor a hang of theirs can reach the caller, and a private authority can be
+given to it (SSL_CERT_FILE). Credentials reach it over standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from callready.probes import ProbeError, run, secret_from, stun
+from callready.probes.livekit import keys_from, signalling, token
+from callready.probes.turn import Allocation, Credentials, IceServer, TurnServer, allocate, mint
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds a participant may take to connect. The SDK starts a second attempt after 15 s by itself
+and would hide that the first one failed."""
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One side of a call, as it measured it; times in seconds.
+
+    Args:
+        connect_seconds: until signalling and media transport stood.
+        data_seconds: from then until the other's data arrived.
+        audio_seconds: from then until the other's voice was heard.
+        local: candidate type of its side of the selected pair: host, srflx, prflx or relay.
+        remote: the other end's, the SFU's.
+        protocol: udp or tcp, between the two candidates.
+        local_address: of the selected pair; the relay's where `local` is relay.
+        turn_url: TURN URI that the selected candidate came through, empty for a direct path.
+        rtt: mean round-trip time of the selected pair.
+        candidates: how many were gathered, by type.
+    """
+
+    connect_seconds: float
+    data_seconds: float
+    audio_seconds: float
+    local: str
+    local_address: str
+    local_port: int
+    remote: str
+    remote_address: str
+    remote_port: int
+    protocol: str
+    turn_url: str
+    rtt: float
+    candidates: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call in which data and audio arrived both ways and went on to the end.
+
+    `retries` counts the attempts that the SDK made again by itself, `reconnects` how often a
+    participant lost the connection on the way.
+    """
+
+    participants: tuple[Participant, Participant]
+    retries: int
+    reconnects: int
+
+
+@dataclass(frozen=True)
+class Calls:
+    """Several attempts: how many connected, the time to connect of those, the others' errors."""
+
+    attempts: int
+    succeeded: int
+    median_connect_seconds: float | None
+    max_connect_seconds: float | None
+    errors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the participants' process is asked for; goes to it as JSON on standard input."""
+
+    url: str
+    tokens: tuple[str, str]
+    ice_servers: tuple[IceServer, ...]
+    relay_only: bool
+    ca_file: str | None
+    duration: float
+    timeout: float
+
+
+def call(
+    url: str,
+    key: str,
+    secret: str,
+    ice_servers: Sequence[IceServer] | None = None,
+    relay_only: bool = False,
+    ca_file: str | None = None,
+    duration: float = 1.0,
+    timeout: float = CONNECT_TIMEOUT,
+) -> Call:
+    """Two participants call each other in a room of their own.
+
+    Args:
+        url: ws:// or wss:// URL of LiveKit.
+        key: API key. secret: API secret.
+        ice_servers: instead of what LiveKit hands out. One TURN URI and `relay_only` force the
+            call through exactly that one.
+        relay_only: use relayed candidates only.
+        ca_file: PEM file of the authorities to trust, for wss:// and turns:. libwebrtc knows only
+            its built-in ones, so turns: goes through `tls_forwarder` where this is given.
+        duration: seconds the call is to go on once both hear each other.
+        timeout: seconds for each step: connecting, data, audio.
+
+    Raises:
+        ProbeError: what did not work, and why as far as it can be found out from here.
+    """
+    room = f"probe-{os.urandom(8).hex()}"
+    tokens = token(key, secret, room), token(key, secret, room)
+    ca_path = str(Path(ca_file).resolve()) if ca_file else None
+    request = Request(
+        url, tokens, tuple(ice_servers or ()), relay_only, ca_path, duration, timeout
+    )
+    answer = _participants(request)
+    if "failed" not in answer:
+        first, second = (Participant(**each) for each in answer.pop("participants"))
+        return Call((first, second), **answer)
+    if answer["failed"] == "connect":
+        joined = signalling(url, token(key, secret), ca_file)
+        look_at = _ice_trouble(ice_servers or joined.ice_servers, relay_only, ca_file)
+        raise ProbeError(answer["suffers"], look_at)
+    raise ProbeError(answer["suffers"], answer["look_at"])
+
+
+def _participants(request: Request) -> dict[str, Any]:
+    limit = 4 * request.timeout + request.duration + 15
+    environment = dict(os.environ)
+    if request.ca_file:
+        environment["SSL_CERT_FILE"] = request.ca_file
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "callready.probes.participants"],
+            input=json.dumps(dataclasses.asdict(request)).encode(),
+            capture_output=True,  # the SDK writes whole tokens to its log: it goes nowhere
+            timeout=limit,
+            cwd=Path(__file__).parents[2],
+            env=environment,
+        )
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+    except subprocess.TimeoutExpired:
+        why = f"did not end in {limit:.0f} s and was killed"
+    except ValueError:
+        why = f"ended with status {done.returncode} and no result"
+    raise ProbeError(
+        f"the call could not be tried: its process {why}",
+        "whether `python -m callready.probes.participants` starts (package livekit)",
+    )
+
+
+def _ice_trouble(servers: Sequence[IceServer], relay_only: bool, ca_file: str | None) -> str:
+    """What to look at when a call does not connect although signalling works."""
+    troubles = [
+        f"{uri}: {found}"
+        for uri, found in gather(servers, ca_file).items()
+        if isinstance(found, ProbeError)
+    ]
+    if troubles:
+        return "; ".join(troubles)
+    if relay_only:
+        return (
+            "whether the pool's peer policy allows the SFU's address, and coturn's log (the TURN "
+            "servers themselves answer)"
+        )
+    return (
+        "rtc.node_ip, rtc.port_range_start to _end (udp) and rtc.tcp_port of LiveKit in nftables "
+        "and in the provider's firewall (STUN and TURN servers answer)"
+    )
+
+
+def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
+    """Call several times, one after the other.
+
+    Args:
+        attempts: how often.
+        attempt: makes one call; with minted TURN credentials it mints new ones each time.
+    """
+    seconds: list[float] = []
+    errors: list[str] = []
+    for _ in range(attempts):
+        try:
+            done = attempt()
+        except ProbeError as error:
+            errors.append(str(error))
+        else:
+            seconds.append(max(each.connect_seconds for each in done.participants))
+    return Calls(
+        attempts=attempts,
+        succeeded=len(seconds),
+        median_connect_seconds=statistics.median(seconds) if seconds else None,
+        max_connect_seconds=max(seconds, default=None),
+        errors=tuple(errors),
+    )
+
+
+def gather(
+    ice_servers: Sequence[IceServer], ca_file: str | None = None
+) -> dict[str, stun.Binding | Allocation | ProbeError]:
+    """The candidate that each STUN and TURN URI gives a caller, or why it gives none."""
+    found: dict[str, stun.Binding | Allocation | ProbeError] = {}
+    for each in ice_servers:
+        for uri in each.urls:
+            try:
+                if uri.startswith("stun:"):
+                    at = TurnServer.from_uri("turn:" + uri.removeprefix("stun:"))
+                    found[uri] = stun.binding(at.address, at.port)
+                else:
+                    server = TurnServer.from_uri(uri, ca_file)
+                    found[uri] = allocate(server, Credentials(each.username, each.credential))
+            except ProbeError as error:
+                found[uri] = error
+    return found
+
+
+
+def _probe(options: argparse.Namespace) -> object:
+    key, secret = keys_from(options)
+    if options.ice_servers:
+        joined = signalling(options.url, token(key, secret), options.ca_file)
+        found = gather(joined.ice_servers, options.ca_file)
+        failed = [f"{uri}: {each}" for uri, each in found.items() if isinstance(each, ProbeError)]
+        if failed:
+            raise ProbeError("an ICE server that callers are given does not serve them",
+                             "; ".join(failed))
+        return found
+
+    def attempt() -> Call:
+        servers = None
+        if options.turn:
+            minted = mint(secret_from("TURN_SECRET", None), 600)
+            servers = [IceServer((options.turn,), minted.username, minted.password)]
+        return call(
+            options.url, key, secret, servers, options.relay_only or bool(options.turn),
+            options.ca_file, options.duration,
+        )  # fmt: skip
+
+    if options.attempts == 1:
+        return attempt()
+    result = calls(options.attempts, attempt)
+    if result.errors:
+        raise ProbeError(
+            f"{len(result.errors)} of {result.attempts} calls do not connect", result.errors[0]
+        )
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m callready.probes.webrtc",
+        description="Real calls of two participants through LiveKit, direct or forced through a "
+        "TURN server. LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the environment, with "
+        "--turn also TURN_SECRET.",
+    )
+    parser.add_argument("url", nargs="?", default=os.environ.get("LIVEKIT_URL"),
+                        help="ws:// or wss:// URL (default: LIVEKIT_URL)")
+    parser.add_argument("--relay-only", action="store_true",
+                        help="through the TURN servers that LiveKit hands out")
+    parser.add_argument("--turn", metavar="URI", help="relay-only through exactly this TURN URI")
+    parser.add_argument("--ice-servers", action="store_true",
+                        help="no call: ask each STUN and TURN server that LiveKit hands out")
+    parser.add_argument("--attempts", type=int, default=1, help="calls in a row (%(default)s)")
+    parser.add_argument("--duration", type=float, default=1.0, help="seconds (%(default)g)")
+    parser.add_argument("--secret-file", help="file with the API secret, - for stdin")
+    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
+    return run(parser, _probe, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What is found on a host and makes a deploy refuse before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from callready.facts import Facts
+from callready.here import Here
+from callready.settings.ports import overlaps, parse_port
+
+SUPPORTED = {("debian", "12"), ("debian", "13")}
+ARCHITECTURES = {"amd64", "arm64"}
+OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd", "session-")
+
+
+def of(here: Here, facts: Facts) -> Iterator[str]:
+    """Every reason not to deploy this host, each with what to do."""
+    if (facts.os, facts.os_version) not in SUPPORTED or facts.arch not in ARCHITECTURES:
+        yield (
+            f"runs {facts.os} {facts.os_version} on {facts.arch}; supported are Debian 12 and 13 "
+            "on amd64 and arm64"
+        )
+        return
+    limit = here.settings.host.max_clock_skew
+    if abs(facts.skew) > limit:
+        side = "ahead of" if facts.skew > 0 else "behind"
+        yield (
+            f"its clock is {abs(facts.skew):.0f} s {side} this machine's (limit {limit:.0f} s, "
+            "host.max_clock_skew): TURN credentials carry an expiry time; check timedatectl on both"
+        )
+    for name in facts.firewalls:
+        yield (
+            f"{name} is active and would drop what callready opens: disable it "
+            f"(systemctl disable --now {name}) or set firewall.enabled to False"
+        )
+    if here.settings.firewall.notrack and facts.nat_tables - {"inet callready"}:
+        yield (
+            f"firewall.notrack would break the NAT of {', '.join(sorted(facts.nat_tables))}: "
+            "replies to untracked source ports are lost; leave it off"
+        )
+    yield from _versions(here, facts)
+    yield from _taken_ports(here, facts)
+    for key, message in overlaps(here.ports):
+        yield f"{key}: {message}"
+
+
+def _versions(here: Here, facts: Facts) -> Iterator[str]:
+    for name, wanted in here.release.packages.items():
+        installed = facts.packages.get(name, "")
+        found = installed or facts.candidates.get(name, "")
+        # An empty candidate means package lists were never fetched; apply.sh looks again.
+        if wanted and found and found != "(none)" and not is_version(found, wanted):
+            what = "has" if installed else "would install"
+            yield (
+                f"{what} {name} {found}, the inventory says {wanted}: set {'turn' if name == 'coturn' else name}"
+                ".version to what the host has (its keys are then checked for that version)"
+            )
+
+
+def is_version(package_version: str, upstream: str) -> bool:
+    """Whether a Debian version is of the upstream version: `4.6.1-1+b2` is of `4.6.1`."""
+    version = package_version.rpartition(":")[2]
+    return version == upstream or (
+        version.startswith(upstream) and version[len(upstream)] in "-+~"
+    )
+
+
+def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
+    others = [parse_port(value) for value in here.settings.host.other_listeners]
+    for item in facts.listeners:
+        if item.is_loopback or item.unit.startswith(OWN_UNITS) or item.process == "sshd":
+            continue
+        if any(p == item.proto and a <= item.port <= b for p, a, b in others):
+            continue
+        for use in here.ports:
+            if use.proto == item.proto and item.port in use and use.service != "extra":
+                who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
+                yield (
+                    f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
+                    f"{use.purpose}: stop that program (a container?) or change {use.setting}"
+                )
+                break

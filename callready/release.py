@@ -1,0 +1,467 @@
+"""What a host shall be: roles declare it here, `plan` compares it with what the host is, and
+`bundle` packs what `host/apply.sh` needs to get there in one transfer and one script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import shlex
+import tarfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from typing import Any, NamedTuple
+
+from callready.facts import EnvironmentFact, Facts, FileFact
+from callready.render import render
+
+ROOT = "/etc/callready"
+APPLY = package_files("callready").joinpath("host/apply.sh")
+
+
+class File(NamedTuple):
+    """A managed file; `secret` ones are never shown, only named."""
+
+    content: bytes
+    mode: int
+    owner: str
+    group: str
+    secret: bool
+
+    @property
+    def sha256(self) -> str:
+        """Of the content, hex."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+class Service(NamedTuple):
+    """A unit that must run with exactly the inputs that `fingerprint` names and listen on
+    `listens` (`udp/3478`)."""
+
+    unit: str
+    fingerprint: str
+    listens: tuple[str, ...]
+
+
+class Rows(NamedTuple):
+    """The rows a coturn user database must hold: (table, realm, value) with value as
+    `secret` or `name:hmackey`."""
+
+    path: str
+    rows: tuple[tuple[str, str, str], ...]
+
+
+class CertificateState(NamedTuple):
+    """The certificate pair of a host and the endpoints (`address:port`) that serve it."""
+
+    digest: str
+    chain: bytes
+    key: bytes
+    serial: str
+    endpoints: tuple[tuple[str, str], ...]
+
+
+class Environment(NamedTuple):
+    """Our keys in an application's environment file, and what reads it."""
+
+    path: str
+    owner: str
+    lines: tuple[str, ...]
+    units: tuple[str, ...]
+    commands: tuple[str, ...]
+
+    @property
+    def sha256(self) -> str:
+        """Of the sorted lines, as the survey computes it."""
+        return hashlib.sha256("".join(f"{line}\n" for line in sorted(self.lines)).encode()).hexdigest()
+
+    @property
+    def keys(self) -> list[str]:
+        """The names before the equals signs."""
+        return [line.partition("=")[0] for line in self.lines]
+
+
+class Archive(NamedTuple):
+    """A release of livekit-server to have installed."""
+
+    base_url: str
+    version: str
+    sha256: Mapping[str, str]
+
+    @property
+    def binary(self) -> str:
+        """Where it is installed."""
+        return f"/opt/livekit/{self.version}/livekit-server"
+
+
+class Change(NamedTuple):
+    """One line of the plan: `+` new, `~` changed, `-` gone, `!` a service interrupted."""
+
+    mark: str
+    kind: str
+    what: str
+
+
+@dataclass
+class Plan:
+    """What would change on a host, in words and as the steps of apply.sh."""
+
+    changes: list[Change] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, mark: str, kind: str, what: str) -> None:
+        """Note a change."""
+        self.changes.append(Change(mark, kind, what))
+
+    def step(self, function: str, *arguments: str) -> None:
+        """Note a call of one of apply.sh's functions."""
+        self.steps.append(shlex.join([function, *arguments]))
+
+
+@dataclass
+class Release:
+    """The declared state of one host. Roles fill it in; the order of declarations does not
+    matter, except that units restart in the order they were declared."""
+
+    files: dict[str, File] = field(default_factory=dict)
+    links: dict[str, str] = field(default_factory=dict)
+    masks: list[str] = field(default_factory=list)
+    packages: dict[str, str] = field(default_factory=dict)
+    users: list[str] = field(default_factory=list)
+    services: dict[str, Service] = field(default_factory=dict)
+    sysctls: dict[str, str] = field(default_factory=dict)
+    databases: dict[str, Rows] = field(default_factory=dict)
+    certificate: CertificateState | None = None
+    environments: dict[str, Environment] = field(default_factory=dict)
+    archive: Archive | None = None
+
+    def file(
+        self, path: str, template: str | None = None, *, content: bytes = b"", mode: int = 0o644,
+        owner: str = "root", group: str = "root", secret: bool = False, **context: Any,
+    ) -> None:  # fmt: skip
+        """A file at `path` from a template of `templates/` (or with `content`)."""
+        body = render(template, **context) if template else content
+        self.files[path] = File(body, mode, owner, group, secret)
+
+    def package(self, name: str, version: str = "") -> None:
+        """A Debian package, or `one | another` where any of them will do (the first is installed);
+        `version` is the upstream version it must have."""
+        self.packages[name] = version
+
+    def user(self, name: str) -> None:
+        """A system user without home or shell."""
+        self.users.append(name)
+
+    def mask(self, unit: str) -> None:
+        """A unit that must never start by itself, masked before any package is installed."""
+        self.masks.append(unit)
+
+    def sysctl(self, key: str, value: str | int) -> None:
+        """A kernel setting; where a host cannot set it, the plan says so."""
+        self.sysctls[key] = str(value)
+
+    def install(self, base_url: str, version: str, sha256: Mapping[str, str]) -> str:
+        """A livekit-server release; returns the path of its binary."""
+        self.archive = Archive(base_url, version, sha256)
+        return self.archive.binary
+
+    def service(
+        self, unit: str, *, unit_file: str, inputs: Iterable[str] = (), listens: Iterable[str] = ()
+    ) -> None:
+        """A unit that starts at boot and runs now with its unit file and `inputs` as declared.
+
+        The process carries a fingerprint of all that in its environment, so "needs a restart" is
+        a fact of the process, whichever run changed its files.
+        """
+        parts = [self.files[path].sha256 for path in (unit_file, *inputs)]
+        if self.archive and unit.startswith("livekit"):
+            parts.append(self.archive.binary)
+        fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        self.file(
+            f"/etc/systemd/system/{unit}.d/callready.conf",
+            content=f"[Service]\nEnvironment=CALLREADY_FINGERPRINT={fingerprint}\n".encode(),
+        )
+        self.enable(unit, unit_file)
+        self.services[unit] = Service(unit, fingerprint, tuple(listens))
+
+    def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
+        """Start `unit` at boot."""
+        self.links[f"/etc/systemd/system/{target}.wants/{unit}"] = unit_file
+
+    def secret_rows(self, path: str, rows: Iterable[tuple[str, str, str]]) -> None:
+        """The rows of a coturn user database; coturn reads them live (no restart)."""
+        self.databases[path] = Rows(path, tuple(rows))
+
+    def environment(
+        self, path: str, owner: str, values: Mapping[str, str], units: Iterable[str],
+        commands: Iterable[str],
+    ) -> None:  # fmt: skip
+        """Keys of an application's environment file; other keys in it are kept."""
+        lines = tuple(f"{key}={value}" for key, value in values.items())
+        self.environments[path] = Environment(path, owner, lines, tuple(units), tuple(commands))
+
+    @property
+    def manifest(self) -> str:
+        """The release as text: every file with mode, owner and hash, every link and unit."""
+        lines = [
+            f"file\t{path}\t{f.mode:04o}\t{f.owner}\t{f.group}\t{f.sha256}"
+            for path, f in sorted(self.files.items())
+        ]
+        lines += [f"link\t{path}\t{target}" for path, target in sorted(self.links.items())]
+        lines += [f"unit\t{unit}" for unit in self.services]
+        return "".join(f"{line}\n" for line in lines)
+
+    @property
+    def id(self) -> str:
+        """The release's name: what it is made of."""
+        return hashlib.sha256(self.manifest.encode()).hexdigest()[:16]
+
+    def survey_variables(self) -> dict[str, Iterable[str]]:
+        """What `host/survey.sh` has to look at."""
+        endpoints = [endpoint for endpoint, _ in self.certificate.endpoints] if self.certificate else []
+        return {
+            "FILES": [*self.files, *self.links],
+            "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
+            "CANDIDATES": [name for name, version in self.packages.items() if version],
+            "USERS": self.users,
+            "UNITS": [*self.services, "callready-firewall.service"],
+            "SYSCTLS": self.sysctls,
+            "DATABASES": self.databases,
+            "TLS_ENDPOINTS": endpoints,
+            "ENVIRONMENTS": [f"{e.path}:{','.join(e.keys)}" for e in self.environments.values()],
+            "BINARIES": [self.archive.binary] if self.archive else [],
+        }
+
+    def plan(self, facts: Facts) -> Plan:
+        """What it takes to bring a host from `facts` to this release; empty if nothing."""
+        plan = Plan()
+        self._plan_base(plan, facts)
+        changed = self._plan_files(plan, facts)
+        self._plan_state(plan, facts)
+        self._plan_units(plan, facts, changed)
+        if plan.steps:
+            plan.step("confirm", self.id)
+        return plan
+
+    def _plan_base(self, plan: Plan, facts: Facts) -> None:
+        missing = {
+            names.partition(" | ")[0]: version
+            for names, version in self.packages.items()
+            if not any(name in facts.packages for name in names.split(" | "))
+        }
+        if missing and self.masks:
+            plan.step("mask", *self.masks)
+        for name, version in missing.items():
+            plan.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
+        if missing:
+            plan.step("packages", *(f"{n}={v}" if v else n for n, v in missing.items()))
+        for user in self.users:
+            if user not in facts.users:
+                plan.add("+", "user", user)
+                plan.step("users", user)
+        if self.archive and self.archive.binary not in facts.binaries:
+            name = f"livekit_{self.archive.version}_linux_{facts.arch}.tar.gz"
+            plan.add("+", "binary", self.archive.binary)
+            plan.step(
+                "archive", self.archive.base_url, self.archive.version, name,
+                self.archive.sha256.get(facts.arch, ""),
+            )  # fmt: skip
+
+    def _plan_files(self, plan: Plan, facts: Facts) -> bool:
+        changed = False
+        for path, file in sorted(self.files.items()):
+            found = facts.files.get(path)
+            wanted = FileFact(
+                f"{ROOT}/current/files{path}", file.mode, file.owner, file.group, file.sha256
+            )
+            if found != wanted:
+                changed = True
+                plan.add("~" if found else "+", "file", path + self._drift(facts, path, found))
+        for path, target in sorted(self.links.items()):
+            found = facts.files.get(path)
+            if found is None or found.link != target:
+                changed = True
+                plan.add("~" if found else "+", "link", path)
+        gone = [
+            line[1]
+            for line in facts.manifest
+            if line[0] in ("file", "link") and line[1] not in self.files.keys() | self.links.keys()
+        ]
+        units_gone = [
+            line[1] for line in facts.manifest if line[0] == "unit" and line[1] not in self.services
+        ]
+        for unit in units_gone:
+            plan.add("-", "unit", unit)
+        for path in gone:
+            plan.add("-", "file", path)
+        if changed or gone or facts.current != self.id:
+            changed = True
+            plan.step("stage", self.id)
+            if units_gone:
+                plan.step("stop", *units_gone)
+            plan.step("activate", self.id)
+            if gone:
+                plan.step("withdraw", *gone)
+            plan.step("reload_manager")
+        return changed
+
+    def _drift(self, facts: Facts, path: str, found: FileFact | None) -> str:
+        """Whether the host's file is not what the last release put there."""
+        for line in facts.manifest:
+            if found and line[:2] == ("file", path) and found.sha256 != line[5]:
+                return " (edited on the host since the last deploy)"
+        return ""
+
+    def _plan_state(self, plan: Plan, facts: Facts) -> None:
+        wrong = [key for key, value in self.sysctls.items() if _differs(facts, key, value)]
+        for key in wrong:
+            plan.add("~", "sysctl", f"{key} = {self.sysctls[key]}")
+        if wrong:
+            plan.step("sysctls")
+        for key in self.sysctls:
+            if facts.sysctls.get(key) == "-":
+                plan.notes.append(f"sysctl {key}: not applicable, this container cannot set it")
+        for path, item in self.databases.items():
+            wanted = {row_hash(row) for row in item.rows}
+            have = facts.rows.get(path, set())
+            for row in item.rows:
+                if row_hash(row) not in have:
+                    plan.add("+", "row", f"{path} {_row_name(row)} {row_hash(row)}")
+            for digest in sorted(have - wanted):
+                plan.add("-", "row", f"{path} {digest}")
+            if have != wanted or path not in facts.databases:
+                plan.step("rows", path, content_name(rows_sql(item)))
+        if self.certificate and self.certificate.digest != facts.pair:
+            c = self.certificate
+            plan.add("~" if facts.pair else "+", "certificate", f"serial {c.serial}")
+            plan.step("pair", c.digest, content_name(c.chain), content_name(c.key))
+        for path, env in self.environments.items():
+            mode = EnvironmentFact(0o600, env.owner, env.sha256, "")
+            found = facts.environments.get(path)
+            if found is None or (found.mode, found.owner, found.sha256) != mode_of(mode):
+                plan.add("~" if found else "+", "environment", f"{path}: {', '.join(env.keys)}")
+                plan.step("environment", path, env.owner, content_name(_lines(env)))
+
+    def _plan_units(self, plan: Plan, facts: Facts, changed: bool) -> None:
+        stale = [
+            unit
+            for unit in facts.units
+            if facts.units[unit].needs_reload and not changed and unit in self.services
+        ]
+        if stale:
+            plan.step("reload_manager")
+        firewall = self.files.get(f"{ROOT}/nftables.conf")
+        if firewall and facts.ruleset != f"{firewall.sha256}":
+            plan.add("~" if facts.ruleset else "+", "firewall", "table inet callready")
+            plan.step("firewall")
+        for unit, service in self.services.items():
+            found = facts.units.get(unit)
+            if found is None or not found.is_running:
+                plan.add("+", "unit", f"{unit}: start")
+                plan.step("restart", unit)
+            elif found.fingerprint != service.fingerprint:
+                plan.add("!", "unit", f"{unit}: restart, its process is older than its configuration")
+                plan.step("restart", unit)
+            elif found.binary.endswith("(deleted)"):
+                plan.add("!", "unit", f"{unit}: restart, its binary was replaced")
+                plan.step("restart", unit)
+            else:
+                self._plan_reload(plan, facts, unit)
+                continue
+            plan.step("listening", unit, *service.listens)
+        if self.certificate:
+            for endpoint, _unit in self.certificate.endpoints:
+                if facts.served.get(endpoint) != self.certificate.serial:
+                    plan.step("serving", endpoint, self.certificate.serial)
+        for path, env in self.environments.items():
+            found_env = facts.environments.get(path)
+            if (found_env is None or found_env.applied != env.sha256) and (env.units or env.commands):
+                what = ", ".join([*env.units, *env.commands])
+                plan.add("!", "unit", f"{what}: restart, it reads {path}")
+                plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
+
+    def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
+        if self.certificate is None:
+            return
+        for endpoint, owner in self.certificate.endpoints:
+            if owner == unit and facts.served.get(endpoint) != self.certificate.serial:
+                plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
+                plan.step("reload", unit)
+
+    def bundle(self, plan: Plan) -> str:
+        """Everything apply.sh needs, as base64 of a compressed tar archive."""
+        contents = {f.sha256: f.content for f in self.files.values()}
+        blobs = [rows_sql(item) for item in self.databases.values()]
+        blobs += [_lines(env) for env in self.environments.values()]
+        if self.certificate:
+            blobs += [self.certificate.chain, self.certificate.key]
+        contents |= {content_name(blob): blob for blob in blobs}
+        members = {
+            "apply.sh": APPLY.read_bytes(),
+            "manifest": self.manifest.encode(),
+            "steps": "\n".join(plan.steps).encode() + b"\n",
+            **{f"files/{name}": content for name, content in contents.items()},
+        }
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = len(content), 0o600
+                tar.addfile(info, io.BytesIO(content))
+        return base64.encodebytes(buffer.getvalue()).decode()
+
+
+def content_name(content: bytes) -> str:
+    """The name of a piece of content in the bundle."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def mode_of(fact: EnvironmentFact) -> tuple[int, str, str]:
+    """What of an environment file must be as declared."""
+    return fact.mode, fact.owner, fact.sha256
+
+
+def row_hash(row: tuple[str, str, str]) -> str:
+    """The name of a secret row in plans and surveys."""
+    return hashlib.sha256("\t".join(row).encode()).hexdigest()[:16]
+
+
+def _row_name(row: tuple[str, str, str]) -> str:
+    table, realm, value = row
+    return f"{realm} user {value.partition(':')[0]}" if table == "turnusers_lt" else f"{realm} secret"
+
+
+def rows_sql(item: Rows) -> bytes:
+    """SQL that makes the tables hold exactly these rows: the new ones first, so that no
+    credential is refused in between (it is one short transaction anyway)."""
+
+    def quote(text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
+    sql = ["BEGIN IMMEDIATE;"]
+    keep: dict[str, list[str]] = {"turn_secret": [], "turnusers_lt": []}
+    for table, realm, value in item.rows:
+        name, _, key = value.partition(":")
+        columns, values = ("realm, value", (realm, value))
+        if table == "turnusers_lt":
+            columns, values = ("realm, name, hmackey", (realm, name, key))  # type: ignore[assignment]
+        sql.append(
+            f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({', '.join(map(quote, values))});"
+        )
+        condition = zip(columns.split(", "), values, strict=True)
+        keep[table].append(" AND ".join(f"{column} = {quote(v)}" for column, v in condition))
+    for table, conditions in keep.items():
+        where = " OR ".join(f"({condition})" for condition in conditions)
+        sql.append(f"DELETE FROM {table}" + (f" WHERE NOT ({where});" if where else ";"))
+    return "\n".join([*sql, "COMMIT;", ""]).encode()
+
+
+def _lines(env: Environment) -> bytes:
+    return "".join(f"{line}\n" for line in env.lines).encode()
+
+
+def _differs(facts: Facts, key: str, wanted: str) -> bool:
+    found = facts.sysctls.get(key, "")
+    return found != "-" and found.split() != wanted.split()

@@ -1,0 +1,44 @@
+"""Templates to the exact bytes of files."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from pydantic import SecretStr
+
+TEMPLATES = Path(__file__).parent.parent / "templates"
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - configuration files; XML has its own (android.py)
+        finalize=_finalize,
+    )
+    env.filters["quoted"] = lambda value: json.dumps(_plain(value), ensure_ascii=False)
+    env.filters["yaml"] = lambda value: yaml.safe_dump(value, default_flow_style=False).rstrip()
+    return env
+
+
+def _plain(value: Any) -> Any:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _finalize(value: Any) -> Any:
+    """Secrets are written as their value only where a file is made."""
+    return _plain(value)
+
+
+def render(template: str, **context: Any) -> bytes:
+    """Render `templates/<template>`; an undefined variable raises jinja2.UndefinedError."""
+    return _environment().get_template(template).render(**context).encode()

@@ -1,0 +1,179 @@
+"""Rules that need more than one section or more than one host."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+
+from callready import android as nsc
+from callready.settings import android, coturn_keys, livekit_keys
+from callready.settings.certificates import CertificateError, read_pair
+from callready.settings.fleet import Fleet
+from callready.settings.models import HostSettings
+from callready.settings.ports import overlaps, port_plan
+from callready.settings.problem import Problem
+
+Finding = tuple[list[str], Problem]
+
+# RFC 1918, RFC 6598, loopback and link-local: nobody outside reaches these.
+_UNREACHABLE = [
+    ipaddress.IPv4Network(net)
+    for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8",
+                "169.254.0.0/16")
+]  # fmt: skip
+
+
+def check(fleet: Fleet) -> Iterator[Finding]:
+    """Everything that is wrong with a fleet whose hosts are valid one by one."""
+    for name, here in fleet.hosts.items():
+        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_certificates(here, name)):
+            yield [name], problem
+        for key, message in overlaps(port_plan(here)):
+            yield [name], Problem("error", key, message)
+    yield from _pools(fleet)
+    yield from _secrets(fleet)
+    if not fleet.group("livekit") and not fleet.group("turn"):
+        yield [], Problem("error", "", "no host in group livekit or turn: nothing to deploy")
+
+
+def _error(key: str, message: str) -> Problem:
+    return Problem("error", key, message)
+
+
+def _addresses(here: HostSettings) -> Iterator[Problem]:
+    if not here.groups & {"livekit", "turn"}:
+        return
+    if here.address is None:
+        yield _error(
+            "address",
+            "IPv6-only hosts are not supported, many callers have no IPv6: give the host an IPv4 "
+            "address too" if here.address6 else "is missing: the host's public IPv4 address",
+        )  # fmt: skip
+    elif any(ipaddress.IPv4Address(here.address) in net for net in _UNREACHABLE):
+        # On a LAN without TLS that is what is meant; a wss:// service is for callers outside.
+        if not (here.livekit and here.livekit.url.startswith("ws://")):
+            yield _error(
+                "address",
+                f"{here.address} is not reachable from the Internet: set the public address, and "
+                "private_address to the one on the interface",
+            )
+    if here.address6 and ipaddress.IPv6Address(here.address6) in ipaddress.IPv6Network("fc00::/7"):
+        yield _error("address6", f"{here.address6} is not reachable from the Internet (RFC 4193)")
+
+
+def _roles(here: HostSettings) -> Iterator[Problem]:
+    if here.is_sfu and here.livekit is None:
+        yield _error("livekit", "is missing: the host is in group livekit")
+    if "turn" in here.groups and not here.pools:
+        yield _error("pools", "is missing: which TURN pools this host of group turn runs")
+    if here.pools and "turn" not in here.groups:
+        yield _error("pools", "needs the host in group turn")
+    for name in here.pools:
+        if name not in here.turn.pools:
+            known = ", ".join(here.turn.pools) or "none"
+            yield _error("pools", f"{name!r} is not one of turn.pools ({known})")
+    if "app" in here.groups:
+        if here.app is None:
+            yield _error("app", "is missing: the host is in group app")
+        if here.livekit is None:
+            yield _error("livekit", "is missing: the app's .env needs the key and the URL")
+    if "android" in here.groups:
+        if here.android is None or here.livekit is None:
+            missing = "livekit" if here.android else "android"
+            yield _error(missing, "is missing: the host is in group android")
+            return
+        for text in android.problems(here.android, here.livekit.url):
+            key, _, message = text.partition(": ")
+            yield _error(key, message)
+        for text in nsc.warnings(here.android):
+            key, _, message = text.partition(": ")
+            yield Problem("warning", key, message)
+
+
+def _keys(here: HostSettings) -> Iterator[Problem]:
+    for name, pool in here.turn_pools.items():
+        yield from coturn_keys.check(here.turn.version, pool.extra, f"turn.pools.{name}.extra")
+    if here.is_sfu and here.livekit:
+        lk = here.livekit
+        yield from livekit_keys.check(lk.version, lk.config, "livekit.config")
+        if lk.turn_pool is None and not lk.rtc.stun_servers:
+            yield _error(
+                "livekit.rtc.stun_servers",
+                "is empty and there is no turn_pool: LiveKit would send its clients to public "
+                "STUN servers; name one",
+            )
+
+
+def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
+    if not any(pool.tls for pool in here.turn_pools.values()):
+        return
+    if here.tls is None:
+        yield _error(
+            "tls",
+            "is missing: TURN over TLS needs certificate and key (or set turn.tls to False, which "
+            "shuts out callers behind strict firewalls)",
+        )
+        return
+    try:
+        read_pair(
+            here.tls.certificate.format(host=inventory_name),
+            here.tls.key.format(host=inventory_name),
+            here.name,
+        )
+    except CertificateError as error:
+        yield _error("tls", str(error))
+
+
+def _pools(fleet: Fleet) -> Iterator[Finding]:
+    declared = {name for here in fleet.hosts.values() for name in here.turn.pools}
+    for name in sorted(declared):
+        hosts = fleet.pool(name)
+        if not hosts:
+            yield [], _error(f"turn.pools.{name}", "no host of group turn has it in its pools")
+        elif len({repr(_identity(here, name)) for here in hosts.values()}) > 1:
+            yield list(hosts), _error(
+                f"turn.pools.{name}",
+                "realm, secrets or users differ between its hosts; a caller may be sent to any of "
+                "them: set them once for the group",
+            )
+    for key, here in fleet.group("livekit").items():
+        pool = here.livekit.turn_pool if here.livekit else None
+        if pool is not None and pool not in declared:
+            yield [key], _error("livekit.turn_pool", f"{pool!r} is not one of turn.pools")
+    keys = {
+        repr({k: v.get_secret_value() for k, v in here.livekit.keys.items()})
+        for here in fleet.hosts.values()
+        if here.livekit and here.groups & {"livekit", "app"}
+    }
+    if len(keys) > 1:
+        yield [], _error(
+            "livekit.keys",
+            "differ between hosts; the app's tokens would be refused with 401: set them once",
+        )
+
+
+def _identity(here: HostSettings, name: str) -> object:
+    pool = here.turn.pools[name]
+    values = [secret.get_secret_value() for secret in pool.secrets]
+    users = {user: secret.get_secret_value() for user, secret in pool.users.items()}
+    return pool.realm, values, users
+
+
+def _secrets(fleet: Fleet) -> Iterator[Finding]:
+    """The same secret at two places opens both with one leak."""
+    places: dict[str, set[str]] = {}
+    for here in fleet.hosts.values():
+        for name, pool in here.turn.pools.items():
+            for index, secret in enumerate(pool.secrets):
+                key = f"turn.pools.{name}.secrets.{index}"
+                places.setdefault(secret.get_secret_value(), set()).add(key)
+            for user, secret in pool.users.items():
+                key = f"turn.pools.{name}.users.{user}"
+                places.setdefault(secret.get_secret_value(), set()).add(key)
+        if here.livekit:
+            for api_key, secret in here.livekit.keys.items():
+                places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
+    for keys in places.values():
+        if len(keys) > 1:
+            first, *others = sorted(keys)
+            yield [], _error(first, f"is the same secret as {', '.join(others)}: use different ones")

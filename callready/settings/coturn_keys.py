@@ -1,0 +1,2 @@
+def check(version, options, where): return []
+def knows(version, key): return True

@@ -1,0 +1,202 @@
+"""From an inventory to the validated settings of every host: all errors of all hosts at once,
+before any connection."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from callready import secrets
+from callready.settings.models import HostSettings
+from callready.settings.problem import Problem
+
+# pyinfra's own host data: connector settings and global arguments.
+PYINFRA_DATA = ("ssh_", "_")
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with an inventory, one line each."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """The hosts of one inventory by inventory name, and the warnings about their settings."""
+
+    source: str
+    hosts: Mapping[str, HostSettings]
+    warnings: list[str] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> HostSettings:
+        return self.hosts[name]
+
+    def group(self, name: str) -> dict[str, HostSettings]:
+        """The hosts of an inventory group."""
+        return {key: here for key, here in self.hosts.items() if name in here.groups}
+
+    def pool(self, name: str) -> dict[str, HostSettings]:
+        """The hosts that run the TURN pool `name`."""
+        return {key: here for key, here in self.hosts.items() if name in here.turn_pools}
+
+    @classmethod
+    def load(cls, inventory: str) -> Fleet:
+        """Read an inventory file as pyinfra merges it; raises SettingsError."""
+        return cls.from_data(inventory, inventory_data(inventory))
+
+    @classmethod
+    def from_data(cls, source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
+        """Validate merged host data (`groups` among its keys); raises SettingsError."""
+        from callready.settings.checks import check
+
+        report = Report(source)
+        store = secrets.Store(source)
+        try:
+            entries = store.read()
+        except secrets.SecretsError as error:
+            raise SettingsError(str(error)) from None
+        if not data:
+            raise SettingsError(f"{source}: no hosts: is it the right file?")
+        report.placeholders(data)
+        hosts: dict[str, HostSettings] = {}
+        for name, raw in data.items():
+            values: dict[str, str] = {}
+            for path, reference in secrets.references(raw):
+                value = store.lookup(entries, reference)
+                if value is None:
+                    report.error(
+                        [name], path, f"{store.path} has no entry {reference}: "
+                        f"run make secrets ENV={Path(source).name}",
+                    )  # fmt: skip
+                values[reference] = value or "-" * 32
+            own = {
+                key: value
+                for key, value in raw.items()
+                if key == "ssh_port" or not key.startswith(PYINFRA_DATA)
+            }
+            own.setdefault("name", name.rpartition("/")[2].lstrip("@"))
+            try:
+                hosts[name] = HostSettings.model_validate(secrets.resolve(own, values))
+            except ValidationError as error:
+                report.invalid(name, error)
+        if not report.errors:
+            fleet = cls(source, hosts)
+            for host_names, problem in check(fleet):
+                report.add(host_names, problem)
+        if report.errors:
+            raise SettingsError("\n".join(report.lines("error")))
+        return cls(source, hosts, list(report.lines("warning")))
+
+
+class Report:
+    """Findings, merged over the hosts that share them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.found: dict[Problem, list[str]] = {}
+
+    @property
+    def errors(self) -> bool:
+        """Whether any finding is an error."""
+        return any(problem.level == "error" for problem in self.found)
+
+    def add(self, hosts: Iterable[str], problem: Problem) -> None:
+        """Note a finding about one or more hosts."""
+        known = self.found.setdefault(problem, [])
+        known.extend(host for host in hosts if host not in known)
+
+    def error(self, hosts: Iterable[str], key: str, message: str) -> None:
+        """Note an error."""
+        self.add(hosts, Problem("error", key, message))
+
+    def invalid(self, host: str, error: ValidationError) -> None:
+        """Note what pydantic found, without the values and in our words."""
+        found: dict[str, str] = {}
+        for item in error.errors(include_input=False, include_url=False, include_context=False):
+            key = ".".join(str(part) for part in item["loc"] if part != "[key]")
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] == "missing":
+                message = "is missing"
+            elif item["type"] == "extra_forbidden":
+                message = "is not a setting" + _suggestion(item["loc"])
+            found[key] = message
+        for key, message in found.items():
+            # A default of all pools is validated again in each pool: say it once.
+            parts = key.split(".")
+            common = ".".join(["turn", *parts[3:]]) if parts[:2] == ["turn", "pools"] else key
+            if common == key or found.get(common) != message:
+                self.error([host], key, message)
+
+    def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note names that the shipped examples use and nobody can own (RFC 2606)."""
+        text = sorted(
+            {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
+        )
+        if text:
+            env = Path(self.source).name
+            self.found[
+                Problem(
+                    "error", "",
+                    f"still has the example's {', '.join(text)}: edit {self.source} and "
+                    f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",
+                )
+            ] = []  # fmt: skip
+
+    def lines(self, level: str) -> Iterable[str]:
+        """One line a finding: `inventories/prod: turn1.example.com: turn.min_port: …`."""
+        for problem, hosts in self.found.items():
+            if problem.level == level:
+                where = [self.source, ", ".join(hosts), problem.key, problem.message]
+                yield ": ".join(part for part in where if part)
+
+
+def _words(data: Any) -> Iterable[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _words(key)
+            yield from _words(value)
+    elif isinstance(data, list | tuple | set | frozenset):
+        for value in data:
+            yield from _words(value)
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    from callready.settings import models
+
+    sections: dict[str, Any] = {
+        "livekit": models.LiveKit, "rtc": models.Rtc, "turn": models.Turn, "pools": models.Pool,
+        "firewall": models.Firewall, "app": models.App, "host": models.Host, "tls": models.Tls,
+    }  # fmt: skip
+    model = next(
+        (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings
+    )
+    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def inventory_data(inventory: str) -> dict[str, dict[str, Any]]:
+    """The merged data of every host as pyinfra itself prints it, without connecting.
+
+    Raises SettingsError with pyinfra's own words if it cannot read the inventory.
+    """
+    if not Path(inventory).is_file():
+        raise SettingsError(f"{inventory}: no such inventory file")
+    command = [sys.executable, "-m", "pyinfra", inventory, "debug-inventory", "--json"]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYINFRA_PROGRESS": "off"}
+    )
+    try:
+        hosts = json.loads(run.stdout)
+    except json.JSONDecodeError:
+        words = run.stderr.strip().splitlines()
+        raise SettingsError(f"{inventory}: {words[-1] if words else 'unreadable'}") from None
+    return {host["name"]: {**host["data"], "groups": host["groups"]} for host in hosts}

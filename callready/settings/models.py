@@ -1,0 +1,446 @@
+"""What an inventory may say: one model a section, every field with its default and its reason.
+
+The keys keep the name of the key they end up in (`port_range_start`, `min-port` as `min_port`).
+Rules that need more than one section are in `checks.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    model_validator,
+)
+
+from callready.settings.android import Android
+
+
+class Section(BaseModel):
+    """A section of the settings: unknown keys are errors, values never appear in messages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+def _port(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+        raise ValueError(f"{value!r} is not a port (1-65535)")
+    return value
+
+
+def _ipv4(value: str) -> str:
+    try:
+        return str(ipaddress.IPv4Address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IPv4 address") from None
+
+
+def _ipv6(value: str) -> str:
+    try:
+        return str(ipaddress.IPv6Address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IPv6 address") from None
+
+
+def peer_range(value: str) -> str:
+    """An address or a range `first-last` as coturn's allowed-peer-ip takes it.
+
+    Raises ValueError for a CIDR, which coturn 4.6.1 drops with a log line only, and names the
+    range that means the same.
+    """
+    if "/" in value:
+        try:
+            net = ipaddress.ip_network(value, strict=False)
+        except ValueError:
+            raise ValueError(f"{value!r} is not an address or a range first-last") from None
+        raise ValueError(
+            f"{value!r} is a CIDR; coturn wants a range and would run without the rule: "
+            f"write {net[0]}-{net[-1]}"
+        )
+    first, _, last = value.partition("-")
+    try:
+        a, b = ipaddress.ip_address(first), ipaddress.ip_address(last or first)
+    except ValueError:
+        raise ValueError(f"{value!r} is not an address or a range first-last") from None
+    if a.version != b.version or int(a) > int(b):
+        raise ValueError(f"{value!r} does not run from a lower to a higher address of one family")
+    return value
+
+
+def _secret(value: object) -> SecretStr:
+    if not isinstance(value, SecretStr):
+        raise ValueError(
+            'is written in the inventory; write a reference such as "secret:turn/calls" and keep '
+            "the value in the store (make secrets ENV=…)"
+        )
+    return value
+
+
+def _strong(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value()) < 32:
+        raise ValueError("is shorter than 32 characters; generate one with make secrets ENV=…")
+    return value
+
+
+def _username(value: str) -> str:
+    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
+        raise ValueError(f"{value!r} is not a Unix user or group name")
+    return value
+
+
+def _unit(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9@_.:-]+\.(service|socket|timer|target)", value):
+        raise ValueError(f"{value!r} is not a systemd unit name such as backend.service")
+    return value
+
+
+def _path(value: str) -> str:
+    if not re.fullmatch(r"/[A-Za-z0-9._/@+-]+", value) or "/../" in f"{value}/":
+        raise ValueError(f"{value!r} is not an absolute path without spaces")
+    return value
+
+
+def _host_name(value: str) -> str:
+    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", value):
+        raise ValueError(f"{value!r} is not a host name")
+    return value.lower()
+
+
+def _open_port(value: str) -> str:
+    m = re.fullmatch(r"(\d+)(?:-(\d+))?/(tcp|udp)", value)
+    if not m or not 1 <= int(m[1]) <= int(m[2] or m[1]) <= 65535:
+        raise ValueError(f"{value!r} is not PORT/tcp, PORT/udp or FIRST-LAST/udp")
+    return value
+
+
+Port = Annotated[int, BeforeValidator(_port)]
+IPv4 = Annotated[str, AfterValidator(_ipv4)]
+IPv6 = Annotated[str, AfterValidator(_ipv6)]
+PeerRange = Annotated[str, AfterValidator(peer_range)]
+Secret = Annotated[SecretStr, BeforeValidator(_secret)]
+StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong)]
+Username = Annotated[str, AfterValidator(_username)]
+Unit = Annotated[str, AfterValidator(_unit)]
+Path = Annotated[str, AfterValidator(_path)]
+Name = Annotated[str, AfterValidator(_host_name)]
+OpenPort = Annotated[str, AfterValidator(_open_port)]
+
+
+class Host(Section):
+    """The host itself, before any role."""
+
+    other_listeners: list[OpenPort] = Field(
+        [], description="Listeners of other programs that are meant to be there, as `9100/tcp`."
+    )
+    udp_buffer: int = Field(
+        5_000_000,
+        ge=212_992,
+        description="Bytes for net.core.rmem_max and wmem_max; LiveKit warns below 5 MB.",
+    )
+    max_clock_skew: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds a host's clock may differ from the controller's; TURN REST "
+        "credentials carry an expiry time.",
+    )
+
+
+class Tls(Section):
+    """Certificate and key for TURN over TLS, as files on the controller; `{host}` in a path is
+    the host's inventory name."""
+
+    certificate: str = Field(description="PEM file with the full chain, leaf first.")
+    key: str = Field(description="PEM file with its private key.")
+    ca: str | None = Field(
+        None, description="PEM file of the authority, where it is not a publicly trusted one."
+    )
+
+
+class Firewall(Section):
+    """The host's own nftables table, made from the port plan."""
+
+    enabled: bool = Field(True, description="False leaves the host's packet filter alone.")
+    extra_ports: list[OpenPort] = Field(
+        [], description="More ports to open to everyone, as `443/tcp` or `60000-60010/udp`."
+    )
+    notrack: bool = Field(
+        False,
+        description="Exempt media from connection tracking; refused where another table does NAT.",
+    )
+
+
+class Rtc(Section):
+    """livekit.yaml's `rtc`."""
+
+    port_range_start: Port = Field(50000, description="First UDP port of media.")
+    port_range_end: Port = Field(60000, description="Last UDP port of media.")
+    tcp_port: Port = Field(7881, description="ICE over TCP.")
+    stun_servers: list[str] = Field(
+        [], description="STUN servers, `host:port`, besides our own coturn (which comes first)."
+    )
+    turn_ttl: int = Field(
+        3600, ge=60, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> Rtc:
+        if self.port_range_end - self.port_range_start < 100:
+            raise ValueError(
+                f"{self.port_range_start}-{self.port_range_end} is less than 100 ports, too few "
+                "for media: set port_range_start and port_range_end"
+            )
+        return self
+
+
+class Logging(Section):
+    """livekit.yaml's `logging`."""
+
+    level: Literal["debug", "info", "warn", "error"] = Field("info", description="LiveKit's own.")
+    pion_level: Literal["debug", "info", "warn", "error"] = Field(
+        "error", description="The WebRTC library's."
+    )
+    json_: bool = Field(True, alias="json", description="One JSON object a line.")
+
+
+class Redis(Section):
+    """livekit.yaml's `redis`; any address switches on distributed mode."""
+
+    address: str = Field(description="`host:port`.")
+    username: str | None = Field(None, description="ACL user.")
+    password: Secret | None = Field(None, description="Its password.")
+    db: int = Field(0, ge=0, description="Database number.")
+    use_tls: bool = Field(False, description="Connect with TLS.")
+
+
+class Prometheus(Section):
+    """livekit.yaml's `prometheus`; the firewall keeps the port closed to the outside."""
+
+    port: Port = Field(6789, description="Port of /metrics.")
+    username: str = Field("prometheus", min_length=1, description="Basic-auth user.")
+    password: StrongSecret = Field(description="Basic-auth password.")
+
+
+class Webhook(Section):
+    """livekit.yaml's `webhook`."""
+
+    urls: list[str] = Field(min_length=1, description="URLs that get events.")
+    api_key: str = Field(description="The key that signs them; one of `livekit.keys`.")
+
+
+def _livekit_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.path not in ("", "/"):
+        raise ValueError(f"{value!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]")
+    return value.rstrip("/")
+
+
+def _version(value: str) -> str:
+    if not re.fullmatch(r"\d+\.\d+\.\d+", value):
+        raise ValueError(f"{value!r} is not a version such as 1.13.5")
+    return value
+
+
+class LiveKit(Section):
+    """livekit-server, the SFU."""
+
+    version: Annotated[str, AfterValidator(_version)] = Field(
+        "1.13.5", description="Release to install, pinned."
+    )
+    base_url: str = Field(
+        "https://github.com/livekit/livekit/releases/download",
+        description="Where `v<version>/livekit_<version>_linux_<arch>.tar.gz` and "
+        "`checksums.txt` are; a mirror for hosts without Internet.",
+    )
+    archive_sha256: dict[Literal["amd64", "arm64"], str] = Field(
+        {}, description="SHA-256 of the archive; without it the release's checksums.txt decides."
+    )
+    url: Annotated[str, AfterValidator(_livekit_url)] = Field(
+        description="What clients are told: wss://…, or ws:// for a lab or a LAN."
+    )
+    port: Port = Field(7880, description="Signalling over HTTP and WebSocket.")
+    bind_addresses: list[str] = Field(
+        [], description="Addresses `port` listens on; empty is every address."
+    )
+    keys: dict[str, StrongSecret] = Field(
+        min_length=1, description="API key name to secret; the first is the one handed to the app."
+    )
+    turn_pool: str | None = Field(
+        "calls", description="The TURN pool LiveKit hands out; none is for a LAN only."
+    )
+    rtc: Rtc = Field(Rtc(), description="Media transport.")
+    logging: Logging = Field(Logging(), description="What goes to the journal.")
+    redis: Redis | None = Field(None, description="Redis of a cluster.")
+    prometheus: Prometheus | None = Field(None, description="Metrics.")
+    webhook: Webhook | None = Field(None, description="Events to the app.")
+    config: dict[str, Any] = Field(
+        {}, description="Other keys of livekit.yaml (`room`, `limit`, …), checked by version."
+    )
+
+    @model_validator(mode="after")
+    def _webhook_key(self) -> LiveKit:
+        if self.webhook and self.webhook.api_key not in self.keys:
+            raise ValueError(
+                f"webhook.api_key {self.webhook.api_key!r} is not one of keys: "
+                + ", ".join(self.keys)
+            )
+        return self
+
+
+class PoolKeys(Section):
+    """What one coturn instance is configured with; set in `turn` for all pools or in one pool."""
+
+    listening_port: Port = Field(3478, description="STUN and TURN, UDP and TCP.")
+    tls_listening_port: Port = Field(5349, description="TURN over TLS.")
+    tls: bool = Field(True, description="Listen with TLS; needs a certificate.")
+    min_port: Port = Field(49152, description="First relay port (RFC 8656, section 7.2).")
+    max_port: Port = Field(65535, description="Last relay port.")
+    peers: Literal["sfu", "internet"] = Field(
+        "sfu",
+        description="Whom a relay may reach: only the SFUs' addresses, or any public address.",
+    )
+    allowed_peers: list[PeerRange] = Field(
+        [], description="Exceptions from the deny-list: addresses or ranges first-last."
+    )
+    user_quota: int = Field(12, ge=0, description="Allocations a user name may hold.")
+    total_quota: int = Field(1200, ge=0, description="Allocations in all.")
+    stale_nonce: int = Field(600, ge=60, description="Seconds a nonce lives (RFC 8656, 5).")
+    tcp_relay: bool = Field(False, description="RFC 6062 relaying to TCP peers.")
+    extra: dict[str, Any] = Field(
+        {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
+    )
+
+    @model_validator(mode="after")
+    def _range(self) -> PoolKeys:
+        if self.max_port < self.min_port:
+            raise ValueError(
+                f"min_port {self.min_port} is above max_port {self.max_port}; coturn would start "
+                "and crash at the first allocation"
+            )
+        if self.max_port - self.min_port < 100:
+            raise ValueError(
+                f"{self.min_port}-{self.max_port} is less than 100 relay ports: "
+                "set min_port and max_port"
+            )
+        return self
+
+
+class Pool(PoolKeys):
+    """A TURN service: the instances of one pool share realm and secrets on all its hosts."""
+
+    realm: Name = Field(description="The realm of its credentials, usually a domain.")
+    secrets: list[StrongSecret] = Field(
+        [],
+        description="Accepted shared secrets of TURN REST credentials; the first one mints.",
+    )
+    users: dict[Username, StrongSecret] = Field(
+        {}, description="Fixed users instead, for SDKs that take only a name and a password."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Pool:
+        if bool(self.secrets) == bool(self.users):
+            raise ValueError("set either secrets (TURN REST credentials) or users (fixed ones)")
+        return self
+
+
+class Turn(PoolKeys):
+    """coturn; keys set here are the defaults of every pool."""
+
+    version: Annotated[str, AfterValidator(_version)] = Field(
+        "4.6.1", description="coturn as the Debian release installs it."
+    )
+    pools: dict[Username, Pool] = Field({}, description="The TURN services by name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_pools(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("pools"), dict):
+            return data
+        common = {key: value for key, value in data.items() if key in PoolKeys.model_fields}
+        pools = {
+            name: {**common, **pool} if isinstance(pool, dict) else pool
+            for name, pool in data["pools"].items()
+        }
+        return {**data, "pools": pools}
+
+
+class HttpCheck(Section):
+    """An HTTP endpoint of the app that verification asks."""
+
+    url: str = Field(description="http:// or https:// URL.")
+    status: int = Field(200, description="The status it must answer with.")
+    fields: dict[str, Any] = Field({}, description="JSON fields it must contain, by value.")
+
+
+class WebSocketCheck(Section):
+    """A WebSocket endpoint of the app that verification talks to."""
+
+    url: str = Field(description="ws:// or wss:// URL.")
+    send: str = Field(description="Text to send.")
+    expect: str = Field(description="Text the answer must contain.")
+
+
+class Workers(Section):
+    """How many worker processes a unit of the app must run."""
+
+    unit: Unit = Field(description="The systemd unit.")
+    count: int = Field(ge=1, description="Worker processes, its main process not counted.")
+
+
+class App(Section):
+    """The application that mints tokens: its environment file and how to see that it works."""
+
+    env_file: Path = Field(description="The .env file; other keys in it are kept.")
+    owner: Username = Field("root", description="User that owns it (mode 0600).")
+    restart: list[Unit] = Field([], description="Units to restart when it changed.")
+    commands: list[str] = Field([], description="Shell commands to run when it changed.")
+    health: list[HttpCheck] = Field([], description="HTTP checks.")
+    websockets: list[WebSocketCheck] = Field([], description="WebSocket checks.")
+    workers: list[Workers] = Field([], description="Worker processes.")
+
+
+class HostSettings(Section):
+    """Everything one host's inventory data says."""
+
+    name: Name = Field(description="The name callers use; the inventory name unless set.")
+    groups: frozenset[str] = Field(frozenset(), description="The inventory groups it is in.")
+    address: IPv4 | None = Field(None, description="Public IPv4 address.")
+    address6: IPv6 | None = Field(None, description="Public IPv6 address, if any.")
+    private_address: IPv4 | None = Field(
+        None, description="The address on the interface, behind 1:1 NAT."
+    )
+    pools: list[Username] = Field([], description="TURN pools this host runs.")
+    sudo_password: Secret | None = Field(None, description="sudo's, where it asks for one.")
+    ssh_port: Port = Field(22, description="Port pyinfra connects to.")
+    host: Host = Field(Host(), description="The host itself.")
+    tls: Tls | None = Field(None, description="Certificate files.")
+    firewall: Firewall = Field(Firewall(), description="Packet filter.")
+    livekit: LiveKit | None = Field(None, description="The SFU.")
+    turn: Turn = Field(Turn(), description="coturn.")
+    app: App | None = Field(None, description="The application's environment.")
+    android: Android | None = Field(None, description="The Android project.")
+
+    @property
+    def local_address(self) -> str:
+        """The IPv4 address on the host's interface."""
+        return self.private_address or self.address or ""
+
+    @property
+    def turn_pools(self) -> dict[str, Pool]:
+        """The pools that run on this host, by name."""
+        if "turn" not in self.groups:
+            return {}
+        return {name: self.turn.pools[name] for name in self.pools if name in self.turn.pools}
+
+    @property
+    def is_sfu(self) -> bool:
+        """Whether this host runs LiveKit."""
+        return "livekit" in self.groups

@@ -1,0 +1,118 @@
+"""The port plan: which ports a host opens, for what, over what; everything that opens, checks or
+documents a port reads it from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import Literal, NamedTuple
+
+from callready.settings.models import HostSettings
+
+Proto = Literal["tcp", "udp"]
+
+
+class Use(NamedTuple):
+    """A range of ports (one port: first == last) that a service of a host uses.
+
+    `relay` marks ranges whose sockets come and go; `public` is False for what only the host
+    itself may reach.
+    """
+
+    service: str
+    proto: Proto
+    first: int
+    last: int
+    purpose: str
+    setting: str
+    relay: bool = False
+    public: bool = True
+
+    @property
+    def ports(self) -> str:
+        """`3478` or `49152-65535`, as nftables writes it."""
+        return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    def __contains__(self, port: object) -> bool:
+        return isinstance(port, int) and self.first <= port <= self.last
+
+
+def parse_port(value: str) -> tuple[Proto, int, int]:
+    """Split `FIRST-LAST/udp` or `PORT/tcp` into protocol, first and last port."""
+    ports, _, proto = value.partition("/")
+    first, _, last = ports.partition("-")
+    return "tcp" if proto == "tcp" else "udp", int(first), int(last or first)
+
+
+def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
+    """Every port `here` uses; `ssh_ports` are sshd's own (default: the one pyinfra connects to)."""
+    plan = [
+        Use("sshd", "tcp", port, port, "administration", "ssh_port")
+        for port in ssh_ports or (here.ssh_port,)
+    ]
+    if here.is_sfu and (lk := here.livekit):
+        public = not lk.bind_addresses or any(
+            a not in ("127.0.0.1", "::1", "localhost") for a in lk.bind_addresses
+        )
+        rtc = lk.rtc
+        plan += [
+            Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
+            Use("LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", "livekit.rtc.tcp_port"),
+            Use("LiveKit", "udp", rtc.port_range_start, rtc.port_range_end, "media",
+                "livekit.rtc.port_range_start", relay=True),
+        ]  # fmt: skip
+        if lk.prometheus:
+            port = lk.prometheus.port
+            plan.append(
+                Use("LiveKit", "tcp", port, port, "metrics", "livekit.prometheus.port", public=False)
+            )
+    for name, pool in here.turn_pools.items():
+        service, key = f"coturn {name}", f"turn.pools.{name}"
+        port, tls = pool.listening_port, pool.tls_listening_port
+        plan += [
+            Use(service, "udp", port, port, "STUN and TURN", f"{key}.listening_port"),
+            Use(service, "tcp", port, port, "TURN over TCP", f"{key}.listening_port"),
+        ]
+        if pool.tls:
+            plan.append(
+                Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port")
+            )
+        for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
+            plan.append(
+                Use(service, proto, pool.min_port, pool.max_port, "relay range",
+                    f"{key}.min_port", relay=True)  # type: ignore[arg-type]
+            )  # fmt: skip
+    for value in here.firewall.extra_ports:
+        proto_, first, last = parse_port(value)
+        plan.append(Use("extra", proto_, first, last, "firewall.extra_ports", "firewall.extra_ports"))
+    return plan
+
+
+def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
+    """The conflicts of a plan as (setting, message); each message names ports that work."""
+    for a, b in combinations(plan, 2):
+        if a.proto != b.proto or a.last < b.first or b.last < a.first or a.service == b.service == "extra":
+            continue
+        if a.relay and b.relay:
+            yield b.setting, (
+                f"{b.service} ({b.purpose} {b.ports}/{b.proto}) overlaps {a.service} "
+                f"({a.purpose} {a.ports}/{a.proto}) on the same host; {_split(a, b)}"
+            )
+        else:
+            low, high = max(a.first, b.first), min(a.last, b.last)
+            port = str(low) if low == high else f"{low}-{high}"
+            yield b.setting, (
+                f"port {port}/{b.proto} is taken twice on this host: by {a.service} ({a.purpose}, "
+                f"{a.setting}) and by {b.service} ({b.purpose}); give one of them another port"
+            )
+
+
+def _split(a: Use, b: Use) -> str:
+    """Ranges for `a` and `b` that do not overlap: the smaller one keeps its place."""
+    small, large = sorted((a, b), key=lambda use: use.last - use.first)
+    if large.last - small.last >= 1000:
+        return f"keep {small.ports} for {small.service} and give {large.service} {small.last + 1}-{large.last}"
+    if small.first - large.first >= 1000:
+        return f"keep {small.ports} for {small.service} and give {large.service} {large.first}-{small.first - 1}"
+    middle = (large.first + large.last) // 2
+    return f"give {a.service} {large.first}-{middle} and {b.service} {middle + 1}-{large.last}"

@@ -1,0 +1,23 @@
+"""STUN and TURN URIs (RFC 7064, RFC 7065) as clients are told them."""
+
+from callready.settings.fleet import Fleet
+
+
+def stun_uris(fleet: Fleet, pool: str | None) -> list[str]:
+    """`stun:` URIs of every host of a pool."""
+    return [
+        f"stun:{turn.name}:{turn.turn_pools[pool].listening_port}"
+        for turn in (fleet.pool(pool).values() if pool else ())
+        if pool
+    ]
+
+
+def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
+    """`turn:` and `turns:` URIs of every host of a pool, over each of its transports."""
+    uris: list[str] = []
+    for turn in fleet.pool(pool).values() if pool else ():
+        item = turn.turn_pools[pool or ""]
+        uris += [f"turn:{turn.name}:{item.listening_port}?transport={t}" for t in ("udp", "tcp")]
+        if item.tls:
+            uris.append(f"turns:{turn.name}:{item.tls_listening_port}?transport=tcp")
+    return uris

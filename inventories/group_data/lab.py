@@ -1,0 +1,47 @@
+# Settings of the lab. Every key is explained in docs/settings.md.
+
+_state = "/var/lib/callready-lab"
+
+ssh_user = "debian"
+ssh_key = f"{_state}/id_ed25519"
+ssh_known_hosts_file = f"{_state}/known_hosts"
+ssh_config_file = "/dev/null"
+
+livekit = {
+    "version": "1.13.5",
+    # Built from the Go module and served in the release's own layout (lab/archive.py).
+    "base_url": "http://198.51.100.1:8080",
+    "url": "ws://sfu1.lab.test:7880",
+    "keys": {"APIlab": "secret:livekit/api_secret"},
+    "prometheus": {"password": "secret:livekit/prometheus"},
+}
+
+turn = {
+    # The lab's addresses are documentation addresses, which the deny-list contains.
+    "pools": {
+        "calls": {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"]},
+        "avatar": {
+            "realm": "avatar.lab.test",
+            "secrets": ["secret:turn/avatar"],
+            "peers": "internet",
+            "allowed_peers": [
+                "198.51.100.0-198.51.100.255",
+                "2001:db8:ca11::-2001:db8:ca11:0:ffff:ffff:ffff:ffff",
+            ],
+        },
+    },
+}
+
+tls = {
+    "certificate": f"{_state}/certs/{{host}}.pem",
+    "key": f"{_state}/certs/{{host}}.key",
+    "ca": f"{_state}/ca.pem",
+}
+
+app = {"env_file": "/srv/app/.env", "owner": "debian"}
+
+android = {
+    "checkout": f"{_state}/android",
+    # ws:// is for debug builds only: Android refuses cleartext in release builds, as it should.
+    "domains": [{"host": "sfu1.lab.test", "scheme": "ws", "scope": "debug"}],
+}

@@ -1,0 +1,72 @@
+"""The LiveKit release archive: built from the Go module, packed as the project releases it."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+from lab import plan
+from lab.run import Group, LabError, remove_tree, run, say
+
+VERSION = "1.13.5"
+MODULE = "github.com/livekit/livekit-server"
+WWW = plan.CACHE / "www"
+
+
+def publish(version: str = VERSION) -> Path:
+    """Build and pack livekit-server unless it is there; return the archive's path.
+
+    The layout is the one of the project's release page:
+    ``v<version>/livekit_<version>_linux_<arch>.tar.gz`` beside ``checksums.txt``.
+    """
+    arch = run("dpkg", "--print-architecture").strip()
+    folder = WWW / f"v{version}"
+    archive = folder / f"livekit_{version}_linux_{arch}.tar.gz"
+    if (folder / "checksums.txt").exists() and archive.exists():
+        return archive
+    folder.mkdir(parents=True, exist_ok=True)
+    build = plan.CACHE / f"build-{version}"
+    remove_tree(build)  # of a run that was killed
+    build.mkdir(parents=True)
+    server = _compile(version, build)
+    say(f"packing {archive.name}")
+    partial = build / archive.name
+    with tarfile.open(partial, "w:gz", compresslevel=6) as tar:
+        tar.add(server, "livekit-server", filter=_as_root)
+        licence = _module_cache() / f"{MODULE}@v{version}" / "LICENSE"
+        if licence.exists():
+            tar.add(licence, "LICENSE", filter=_as_root)
+    with partial.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    partial.rename(archive)
+    (build / "checksums.txt").write_text(f"{digest}  {archive.name}\n")
+    (build / "checksums.txt").rename(folder / "checksums.txt")
+    remove_tree(build)
+    return archive
+
+
+def _compile(version: str, folder: Path) -> Path:
+    target = f"{MODULE}/cmd/server@v{version}"
+    Group(f"livekit-{version}").stream(
+        _go(), "install", "-v", "-ldflags=-s -w", target,
+        env={**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"},
+    )  # fmt: skip
+    return folder / "server"
+
+
+def _go() -> str:
+    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if not go:
+        raise LabError("the Go compiler `go` is missing: install 1.24 or later, then try again")
+    return go
+
+
+def _module_cache() -> Path:
+    return Path(run(_go(), "env", "GOMODCACHE").strip())
+
+
+def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member

@@ -1,0 +1,237 @@
+"""The lab as a whole: what the command line and the tests use."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from lab import archive, ca, hosts, images, network, plan, services
+from lab.run import LabError, groups, locked, remove_groups, remove_tree, say
+
+PROGRAMS = {  # program: Debian package
+    "systemd-nspawn": "systemd-container",
+    "mmdebstrap": "mmdebstrap",
+    "apt-cacher-ng": "apt-cacher-ng",
+    "ip": "iproute2",
+    "bridge": "iproute2",
+    "ssh": "openssh-client",
+    "nsenter": "util-linux",
+}
+
+
+class Lab:
+    """Debian hosts on a bridge of this machine; needs root. Every method may be repeated.
+
+    Methods that change something wait for any other lab command on the machine to end.
+    All raise :class:`lab.LabError` with a sentence for the operator.
+    """
+
+    def up(self, names: Iterable[str] = plan.DEFAULT_HOSTS, suite: str | None = None) -> None:
+        """Boot these hosts, with network, packages, LiveKit archive and certificates.
+
+        Args:
+            names: host names of the plan; those that run already are left alone.
+            suite: ``bookworm`` or ``trixie`` for hosts not made yet, instead of the plan's.
+        """
+        wanted = [self._host(name) for name in names]
+        _check_machine()
+        with locked():
+            _clear_leftovers()
+            for folder in (plan.STATE, plan.CACHE):
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)
+            network.up()
+            ca.create()
+            for host in wanted:
+                hosts.make_host_key(host)
+                ca.issue_for_host(host)
+            hosts.write_ssh_identity()
+            network.publish_names()
+            suites = {
+                host: hosts.suite(host) if hosts.exists(host) else suite or host.suite
+                for host in wanted
+            }
+            jobs: list[Callable[[], object]] = [archive.publish]
+            for image in sorted(set(suites.values())):
+                its_hosts = [host for host in wanted if suites[host] == image]
+                jobs.append(lambda image=image, its_hosts=its_hosts: _up_suite(image, its_hosts))  # type: ignore[misc]
+            _together(jobs)
+            services.start()
+
+    def down(self) -> None:
+        """Remove every trace but the cache, also what a killed run left behind."""
+        _check_root()
+        with locked():
+            for group in groups():
+                say(f"ending {group.name}")
+            remove_groups()
+            for name in plan.HOSTS:
+                hosts.destroy(plan.HOSTS[name])
+            network.withdraw_names()
+            network.down()
+            remove_tree(plan.STATE)
+            for unfinished in (*plan.CACHE.glob("*/*.partial"), *plan.CACHE.glob("build-*")):
+                remove_tree(unfinished)
+            plan.LOCK.unlink(missing_ok=True)
+            say("the lab is gone")
+
+    def purge(self) -> None:
+        """`down`, and remove the cached images, packages and archives too."""
+        with locked():
+            self.down()
+            remove_tree(plan.CACHE)
+
+    def boot(self, name: str) -> None:
+        """Start a host that is off and wait until it is ready."""
+        with locked():
+            hosts.start_and_wait(self._made(name))
+
+    def reboot(self, name: str) -> None:
+        """Let a host shut down in order and boot again, in a new network namespace."""
+        host = self._made(name)
+        with locked():
+            hosts.reboot(host)
+            hosts.start_and_wait(host)
+
+    def power_cut(self, name: str) -> None:
+        """SIGKILL all of a host at once; `boot` brings it back."""
+        host = self._made(name)
+        with locked():
+            hosts.power_cut(host)
+            say(f"{host.fqdn} is off")
+
+    def reset(self, name: str) -> None:
+        """Bring a host back to how it was delivered, with the same SSH host key."""
+        host = self._made(name)
+        with locked():
+            hosts.create(host, hosts.suite(host))
+            hosts.start_and_wait(host)
+
+    def destroy(self, name: str) -> None:
+        """Throw a host away."""
+        host = self._host(name)
+        with locked():
+            hosts.destroy(host)
+            hosts.forget_host_key(host)
+            hosts.write_ssh_identity()
+            say(f"{host.fqdn} is gone")
+
+    def cut(self, name: str) -> None:
+        """Cut a host's line: not a frame passes, until `mend` or its next boot."""
+        network.set_port(self._running(name), forwarding=False)
+
+    def mend(self, name: str) -> None:
+        """Undo `cut`."""
+        network.set_port(self._running(name), forwarding=True)
+
+    def status(self) -> list[tuple[str, str, str, str, str]]:
+        """Name, suite, state, IPv4 and IPv6 address of every host that was made."""
+        return [
+            (host.fqdn, hosts.suite(host), self.state(host.name), host.ipv4, host.ipv6)
+            for host in plan.HOSTS.values()
+            if hosts.exists(host)
+        ]
+
+    def state(self, name: str) -> str:
+        """``absent``, ``off``, ``cut`` or ``running``."""
+        host = self._host(name)
+        if not hosts.exists(host):
+            return "absent"
+        if not hosts.group(host).running():
+            return "off"
+        return "cut" if network.port_state(host) == "disabled" else "running"
+
+    def ssh(
+        self, name: str, command: str, *, input: str | None = None, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a shell command in a host as user `debian`; the exit status is in the result."""
+        return hosts.ssh(self._made(name), command, input=input, timeout=timeout)
+
+    def run_in_client(
+        self, command: Sequence[str | Path], *, timeout: float | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a program in the callers' network namespace; the exit status is in the result."""
+        return subprocess.run(
+            [*self.client_prefix(), *map(str, command)], text=True, capture_output=True,
+            timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def client_prefix(self) -> list[str]:
+        """What to put before a command so that it runs in the callers' network namespace."""
+        namespace = Path("/run/netns", plan.CLIENT)
+        if not namespace.exists():
+            raise LabError("the lab is down: `python -m lab up` starts it")
+        return ["nsenter", f"--net={namespace}"]
+
+    def address(self, name: str) -> str:
+        """A host's IPv4 address."""
+        return self._host(name).ipv4
+
+    def address6(self, name: str) -> str:
+        """A host's IPv6 address."""
+        return self._host(name).ipv6
+
+    def _host(self, name: str) -> plan.Host:
+        try:
+            return plan.find_host(name)
+        except KeyError:
+            known = f"{' '.join(n for n in plan.HOSTS if n not in plan.BENCH_HOSTS)} h01..h20"
+            raise LabError(f"{name}: no such host; the lab's are {known}") from None
+
+    def _made(self, name: str) -> plan.Host:
+        host = self._host(name)
+        if not hosts.exists(host):
+            raise LabError(f"{host.name} was not made yet: `python -m lab up {host.name}`")
+        return host
+
+    def _running(self, name: str) -> plan.Host:
+        host = self._made(name)
+        if not hosts.group(host).running():
+            raise LabError(f"{host.name} is off: `python -m lab boot {host.name}` starts it")
+        return host
+
+
+def _up_suite(suite: str, its_hosts: list[plan.Host]) -> None:
+    """Make a suite's image, then boot its hosts, without waiting for other suites."""
+    images.build(suite)
+
+    def boot(host: plan.Host) -> None:
+        if not hosts.exists(host):
+            hosts.create(host, suite)
+        hosts.start_and_wait(host)
+
+    _together([lambda host=host: boot(host) for host in its_hosts])  # type: ignore[misc]
+
+
+def _together(jobs: Sequence[Callable[[], object]]) -> None:
+    """Run jobs at the same time; raise the first error when all have ended."""
+    with ThreadPoolExecutor(max_workers=max(1, len(jobs))) as pool:
+        for future in [pool.submit(job) for job in jobs]:
+            future.result()
+
+
+def _clear_leftovers() -> None:
+    """End what a killed run left unfinished: builders without a master, half-made hosts."""
+    for group in groups():
+        if not group.name.startswith(("host-", "service-")):
+            say(f"ending {group.name}, left over by a run that was killed")
+            group.kill()
+    for host in plan.HOSTS.values():
+        if hosts.folder(host).exists() and not hosts.exists(host):
+            say(f"removing {host.name}, left half-made by a run that was killed")
+            hosts.destroy(host)
+
+
+def _check_root() -> None:
+    if os.geteuid():
+        raise LabError("the lab needs root: start it with sudo")
+
+
+def _check_machine() -> None:
+    _check_root()
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    missing = sorted({p for name, p in PROGRAMS.items() if not shutil.which(name, path=path)})
+    if missing:
+        raise LabError(f"missing programs: apt-get install {' '.join(missing)}")

@@ -1,0 +1,130 @@
+"""The lab's network on this machine: bridge, callers' namespace, names in /etc/hosts."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from lab import plan
+from lab.run import LabError, run
+
+CALLER_LINK = f"{plan.INSTANCE}-c"  # the bridge's end of the callers' cable
+NAMESPACES = Path("/run/netns")
+INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_SAVED = plan.STATE / "max_user_instances"
+ETC_HOSTS = Path("/etc/hosts")
+BLOCK = re.compile(
+    rb"# %(name)s lab begin\n.*?# %(name)s lab end\n" % {b"name": plan.INSTANCE.encode()}, re.DOTALL
+)
+
+
+def up() -> None:
+    """Make bridge and callers' namespace; every step may be repeated."""
+    _refuse_taken_range()
+    if not _link_exists(plan.BRIDGE):
+        # A fixed address, or the bridge takes the lowest of its ports' and changes with them.
+        run("ip", "link", "add", plan.BRIDGE, "address", "02:ca:11:00:00:01", "type", "bridge")
+    # Nothing is routed between the lab and the outside, whatever the machine does elsewhere.
+    for name in ("ipv4/conf/{}/forwarding", "ipv6/conf/{}/forwarding", "ipv6/conf/{}/accept_ra"):
+        Path("/proc/sys/net", name.format(plan.BRIDGE)).write_text("0")
+    run("ip", "link", "set", plan.BRIDGE, "type", "bridge", "mcast_snooping", "0")
+    _addresses(plan.MACHINE, plan.BRIDGE)
+
+    if not (NAMESPACES / plan.CLIENT).exists():
+        run("ip", "netns", "add", plan.CLIENT)
+    if not _link_exists(CALLER_LINK):
+        run("ip", "link", "add", CALLER_LINK, "type", "veth",
+            "peer", "name", "eth0", "netns", plan.CLIENT)  # fmt: skip
+    run("ip", "link", "set", CALLER_LINK, "master", plan.BRIDGE, "up")
+    run("ip", "-netns", plan.CLIENT, "link", "set", "lo", "up")
+    _addresses(plan.CALLER, "eth0", "-netns", plan.CLIENT)
+    _raise_inotify_limit()
+
+
+def down() -> None:
+    """Remove what `up` made; what is already gone is fine."""
+    for link in (CALLER_LINK, plan.BRIDGE):
+        if _link_exists(link):
+            run("ip", "link", "del", link)
+    if (NAMESPACES / plan.CLIENT).exists():
+        run("ip", "netns", "del", plan.CLIENT)
+    if NAMESPACES.is_mount() and not any(NAMESPACES.iterdir()):
+        run("umount", NAMESPACES, check=False)  # `ip netns add` mounted it, and does so again
+    if INOTIFY_SAVED.exists():
+        INOTIFY.write_text(INOTIFY_SAVED.read_text())
+
+
+def set_port(host: plan.Host, forwarding: bool) -> None:
+    """Let the host's port on the bridge pass frames, or none at all.
+
+    The host keeps its carrier and addresses, as it does when a line is cut further away.
+    """
+    run("bridge", "link", "set", "dev", f"vb-{host.name}", "state", "3" if forwarding else "0")
+
+
+def port_state(host: plan.Host) -> str:
+    """``forwarding`` or ``disabled``; empty while the host is off."""
+    shown = run("bridge", "-json", "link", "show", "dev", f"vb-{host.name}", check=False)
+    ports = json.loads(shown or "[]")
+    return str(ports[0]["state"]) if ports else ""
+
+
+def publish_names() -> None:
+    """Put the lab's names into /etc/hosts, in a block of our own."""
+    name = plan.INSTANCE
+    block = f"# {name} lab begin\n{plan.hosts_lines()}# {name} lab end\n".encode()
+    _rewrite(block + BLOCK.sub(b"", ETC_HOSTS.read_bytes()))
+
+
+def withdraw_names() -> None:
+    """Take our block out of /etc/hosts and leave every other byte as it was."""
+    _rewrite(BLOCK.sub(b"", ETC_HOSTS.read_bytes()))
+
+
+def _rewrite(content: bytes) -> None:
+    if content == ETC_HOSTS.read_bytes():
+        return
+    new = ETC_HOSTS.with_name(f".hosts.{plan.INSTANCE}-lab")
+    new.write_bytes(content)
+    shutil.copymode(ETC_HOSTS, new)
+    try:
+        os.replace(new, ETC_HOSTS)
+    except OSError as error:
+        new.unlink()
+        if error.errno != errno.EBUSY:  # busy: bind-mounted, as it is inside a container
+            raise
+        ETC_HOSTS.write_bytes(content)
+
+
+def _link_exists(name: str) -> bool:
+    # not /sys/class/net: that shows the namespace sysfs was mounted in, not ours
+    return Path("/proc/sys/net/ipv4/conf", name).exists()
+
+
+def _addresses(host: plan.Host, interface: str, *where: str) -> None:
+    ip = ("ip", *where)
+    run(*ip, "address", "replace", f"{host.ipv4}/{plan.IPV4_LENGTH}", "dev", interface)
+    run(*ip, "address", "replace", f"{host.ipv6}/{plan.IPV6_LENGTH}", "dev", interface, "nodad")
+    run(*ip, "link", "set", interface, "up")
+
+
+def _refuse_taken_range() -> None:
+    for family, prefix in (
+        ("-4", f"{plan.IPV4_PREFIX}0/{plan.IPV4_LENGTH}"),
+        ("-6", f"{plan.IPV6_PREFIX}/{plan.IPV6_LENGTH}"),
+    ):
+        for route in run("ip", family, "route", "show", "root", prefix).splitlines():
+            if f"dev {plan.BRIDGE}" not in route:
+                raise LabError(
+                    f"this machine already has a route into the lab's range {prefix}: "
+                    f"{route.strip()}; remove it, or run the lab elsewhere"
+                )
+
+
+def _raise_inotify_limit() -> None:
+    # Every host's systemd takes several instances: about 30 hosts exhaust Debian's 128.
+    if int(INOTIFY.read_text()) < 1024:
+        INOTIFY_SAVED.write_text(INOTIFY.read_text())
+        INOTIFY.write_text("1024")

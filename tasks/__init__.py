@@ -1,0 +1,22 @@
+"""The roles, in the order in which they are read: each declares what must be true on a host."""
+
+from callready.here import Here
+from callready.settings.fleet import Fleet
+from tasks.app_env import app_env
+from tasks.coturn import coturn
+from tasks.firewall import firewall
+from tasks.host import base
+from tasks.livekit import livekit
+from tasks.tls import tls
+
+
+def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Here:
+    """Everything that must be true on the host `name` of the fleet."""
+    here = Here(name, fleet, ssh_ports)
+    base(here)
+    tls(here)
+    coturn(here)
+    livekit(here)
+    app_env(here)
+    firewall(here)
+    return here

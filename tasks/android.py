@@ -1,0 +1,35 @@
+"""The Android project: network security configuration and client settings in its checkout."""
+
+from urllib.parse import urlsplit
+
+from callready import android as nsc
+from callready.operations import checkout, read_checkout
+from callready.settings.fleet import Fleet
+from callready.uris import stun_uris, turn_uris
+from pyinfra import logger
+from pyinfra.api.host import Host
+
+
+def android(fleet: Fleet, host: Host) -> None:
+    """The release, debug and profile files and the client settings; the manifest is checked, not
+    edited, and what to add is printed."""
+    settings, livekit = fleet[host.name].android, fleet[host.name].livekit
+    if settings is None or livekit is None:
+        return
+    files = nsc.render(settings, livekit.url)
+    files[settings.client_settings] = nsc.client_settings(
+        livekit.url, stun_uris(fleet, livekit.turn_pool), turn_uris(fleet, livekit.turn_pool),
+        livekit.rtc.turn_ttl,
+    )  # fmt: skip
+    found = read_checkout(host, settings.checkout, files, settings.manifest)
+    media = [here.address for here in fleet.hosts.values() if here.address]
+    for advice in nsc.manifest_advice(
+        settings, livekit.url, found.manifest, [urlsplit(livekit.url).hostname or "", *media]
+    ):
+        logger.warning(f"{host.print_prefix}{settings.manifest}: {advice}")
+    for path in found.differing:
+        logger.info(f"{host.print_prefix}  ~ file        {settings.checkout}/{path}")
+    checkout(
+        name="Write the Android configuration", root=settings.checkout,
+        files={path: files[path] for path in found.differing},
+    )  # fmt: skip

@@ -1,0 +1,26 @@
+"""The application's environment file: the same keys and URIs as LiveKit and coturn have."""
+
+from callready.here import Here
+from callready.uris import turn_uris
+
+
+def app_env(here: Here) -> None:
+    """LIVEKIT_* and TURN_* in the app's .env; this is what ends the 401 of differing keys."""
+    app, livekit = here.settings.app, here.settings.livekit
+    if "app" not in here.settings.groups or app is None or livekit is None:
+        return
+    key, secret = next(iter(livekit.keys.items()))
+    values = {
+        "LIVEKIT_URL": livekit.url,
+        "LIVEKIT_API_KEY": key,
+        "LIVEKIT_API_SECRET": secret.get_secret_value(),
+    }
+    hosts = here.fleet.pool(livekit.turn_pool) if livekit.turn_pool else {}
+    pool = next((turn.turn_pools[livekit.turn_pool or ""] for turn in hosts.values()), None)
+    if pool and pool.secrets:
+        values |= {
+            "TURN_URIS": ",".join(turn_uris(here.fleet, livekit.turn_pool)),
+            "TURN_SECRET": pool.secrets[0].get_secret_value(),
+            "TURN_TTL": str(livekit.rtc.turn_ttl),
+        }
+    here.release.environment(app.env_file, app.owner, values, app.restart, app.commands)

@@ -1,0 +1,104 @@
+"""coturn: one instance a pool, each with its own configuration, ports and credentials."""
+
+from hashlib import md5
+
+from callready.here import Here
+from callready.settings import coturn_keys
+from callready.settings.models import Pool
+from tasks.tls import CERTIFICATE, KEY
+
+UNIT_FILE = "/etc/systemd/system/turnserver@.service"
+
+
+def coturn(here: Here) -> None:
+    """The TURN pools of this host."""
+    pools = here.settings.turn_pools
+    if not pools:
+        return
+    version = here.settings.turn.version
+    # Debian's package starts coturn when it is installed, as an open relay.
+    here.release.mask("coturn.service")
+    here.release.package("coturn", version)
+    here.release.package("sqlite3")
+    here.release.file(UNIT_FILE, "turnserver@.service.j2")
+    for name, pool in pools.items():
+        config = f"/etc/coturn/{name}.conf"
+        userdb = f"/var/lib/turn/{name}.db"
+        here.release.file(
+            config, "turnserver.conf.j2", mode=0o640, group="turnserver", here=here.settings,
+            name=name, pool=pool, userdb=userdb, certificate=CERTIFICATE, key=KEY,
+            allowed=allowed_peers(here, pool), denied=DENIED,
+            knows=lambda key: coturn_keys.knows(version, key),
+        )  # fmt: skip
+        here.release.secret_rows(userdb, rows(pool))
+        here.release.service(
+            f"turnserver@{name}.service", unit_file=UNIT_FILE, inputs=[config],
+            listens=[
+                f"{use.proto}/{use.first}"
+                for use in here.ports
+                if use.service == f"coturn {name}" and not use.relay
+            ],
+        )  # fmt: skip
+
+
+def allowed_peers(here: Here, pool: Pool) -> list[str]:
+    """Whom a relay may reach in spite of the deny-list."""
+    sfus = here.fleet.group("livekit").values() if pool.peers == "sfu" else ()
+    addresses = [
+        address
+        for sfu in sfus
+        for address in (sfu.address, sfu.private_address, sfu.address6)
+        if address
+    ]
+    return [*addresses, *pool.allowed_peers]
+
+
+def rows(pool: Pool) -> list[tuple[str, str, str]]:
+    """The pool's credentials as rows of coturn's user database (its schema.sql)."""
+    secrets = [("turn_secret", pool.realm, s.get_secret_value()) for s in pool.secrets]
+    users = [
+        ("turnusers_lt", pool.realm, f"{name}:{_long_term_key(name, pool.realm, s.get_secret_value())}")
+        for name, s in pool.users.items()
+    ]  # fmt: skip
+    return secrets + users
+
+
+def _long_term_key(name: str, realm: str, password: str) -> str:
+    """RFC 8489, section 9.2.2: MD5 of name, realm and password."""
+    return md5(f"{name}:{realm}:{password}".encode(), usedforsecurity=False).hexdigest()
+
+
+# Addresses that no public peer has: IANA's special-purpose registries (RFC 6890 and successors).
+# `::` itself is left out because coturn then denies every IPv4 peer too.
+DENIED = {
+    "sfu": (
+        "0.0.0.0-255.255.255.255",
+        "::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    ),
+    "internet": (
+        "0.0.0.0-0.255.255.255",
+        "10.0.0.0-10.255.255.255",
+        "100.64.0.0-100.127.255.255",
+        "127.0.0.0-127.255.255.255",
+        "169.254.0.0-169.254.255.255",
+        "172.16.0.0-172.31.255.255",
+        "192.0.0.0-192.0.0.255",
+        "192.0.2.0-192.0.2.255",
+        "192.88.99.0-192.88.99.255",
+        "192.168.0.0-192.168.255.255",
+        "198.18.0.0-198.19.255.255",
+        "198.51.100.0-198.51.100.255",
+        "203.0.113.0-203.0.113.255",
+        "240.0.0.0-255.255.255.255",
+        "::1-::ffff:ffff",
+        "::ffff:0.0.0.0-::ffff:255.255.255.255",
+        "64:ff9b::-64:ff9b::ffff:ffff",
+        "64:ff9b:1::-64:ff9b:1:ffff:ffff:ffff:ffff:ffff",
+        "100::-100::ffff:ffff:ffff:ffff",
+        "2001::-2001:1ff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff",
+        "2002::-2002:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fc00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        "fe80::-feff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    ),
+}

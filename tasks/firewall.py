@@ -1,0 +1,27 @@
+"""The packet filter: callready's own nftables table, made from the port plan."""
+
+from importlib.resources import files
+
+from callready.here import Here
+from callready.release import ROOT
+
+UNIT = "callready-firewall.service"
+UNIT_FILE = f"/etc/systemd/system/{UNIT}"
+LOADER = "/usr/local/lib/callready/load-firewall"
+
+
+def firewall(here: Here) -> None:
+    """What the plan says is open, everything else dropped; loaded before the network at boot."""
+    settings = here.settings
+    if not settings.firewall.enabled or not settings.groups & {"livekit", "turn"}:
+        return
+    public = [use for use in here.ports if use.public]
+    here.release.file(
+        f"{ROOT}/nftables.conf", "nftables.conf.j2", here=settings, plan=public,
+        relays=[use for use in public if use.service.startswith("coturn")],
+        media=[use for use in public if use.proto == "udp" and (use.relay or use.service.startswith("coturn"))],
+    )  # fmt: skip
+    loader = files("callready").joinpath("host/load-firewall.sh").read_bytes()
+    here.release.file(LOADER, content=loader, mode=0o755)
+    here.release.file(UNIT_FILE, UNIT + ".j2", loader=LOADER)
+    here.release.enable(UNIT, UNIT_FILE, target="sysinit.target")

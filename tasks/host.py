@@ -1,0 +1,36 @@
+"""The host base: what every role needs."""
+
+from callready.here import Here
+from callready.settings.ports import Use
+
+# What the roles' steps on the host call; a minimal Debian has none of them.
+PACKAGES = ("ca-certificates", "curl", "nftables", "openssl")
+
+
+def base(here: Here) -> None:
+    """Packages, time synchronisation and kernel settings of hosts that carry media."""
+    if not here.settings.groups & {"livekit", "turn"}:
+        return
+    for package in PACKAGES:
+        here.release.package(package)
+    here.release.package("systemd-timesyncd | chrony | ntpsec | openntpd")
+    buffer = here.settings.host.udp_buffer
+    here.release.sysctl("net.core.rmem_max", buffer)
+    here.release.sysctl("net.core.wmem_max", buffer)
+    # Debian's ephemeral range 32768-60999 overlaps the media ranges: without this an outgoing
+    # connection can take a port that a call was promised.
+    here.release.sysctl("net.ipv4.ip_local_reserved_ports", reserved(here.ports))
+    here.release.file(
+        "/etc/sysctl.d/60-callready.conf", "60-callready.conf.j2", sysctls=here.release.sysctls
+    )
+
+
+def reserved(plan: list[Use]) -> str:
+    """The plan's ports as the kernel lists reserved ports: sorted, neighbours merged."""
+    merged: list[list[int]] = []
+    for first, last in sorted((use.first, use.last) for use in plan):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1][1] = max(merged[-1][1], last)
+        else:
+            merged.append([first, last])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in merged)
