@@ -1,4 +1,5 @@
-"""How this machine talks to hosts and how it ends: what pyinfra leaves open and operators need."""
+"""How this machine talks to hosts and how a run begins and ends: what pyinfra leaves open and
+operators need. Imported by config.py, the first file of ours that pyinfra executes."""
 
 from __future__ import annotations
 
@@ -11,8 +12,12 @@ from types import FrameType
 from typing import Any
 
 import paramiko
-from pyinfra.context import ctx_state
+from pyinfra.api.state import State
 from pyinfra.connectors import ssh
+from pyinfra.context import ctx_state
+from pyinfra_cli import cli
+
+from callready.operations import load_fleet
 
 
 def transport(sock: Any, **options: Any) -> paramiko.Transport:
@@ -30,25 +35,40 @@ def transport(sock: Any, **options: Any) -> paramiko.Transport:
 
 
 def install() -> None:
-    """Make SSH strict and quick by default, and the exit status true."""
+    """Make SSH strict and quick by default, errors come before any connection, and the exit
+    status true."""
     defaults = ssh.connector_data_meta
     defaults["ssh_paramiko_connect_kwargs"].default = {"transport_factory": transport}
     defaults["ssh_strict_host_key_checking"].default = "yes"
+    if not any(argument.endswith("deploy.py") for argument in sys.argv):
+        return
+    connect_all = cli.connect_all
+
+    def validate_and_connect(state: State) -> None:
+        load_fleet(state.inventory)
+        connect_all(state)
+
+    # pyinfra runs deploy.py only after it has connected to every host.
+    cli.connect_all = validate_and_connect
     signal.signal(signal.SIGINT, _interrupted)
     atexit.register(_truthful_exit)
 
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
-    print("callready: interrupted; run the same command again to finish what was begun", file=sys.stderr)
+    print(
+        "callready: interrupted; run the same command again to finish what was begun",
+        file=sys.stderr,
+    )
     os._exit(130)
 
 
 def _truthful_exit() -> None:
     """pyinfra exits 0 when a mistyped inventory or --limit selects no host at all."""
-    if not any(argument.endswith("deploy.py") for argument in sys.argv):
+    state = ctx_state.get()
+    if not state or not state.initialised or any(map(state.is_host_in_limit, state.inventory)):
         return
-    state = ctx_state.get() if ctx_state.isset() else None
-    if state and state.initialised and not state.activated_hosts and not state.failed_hosts:
-        print("callready: no host was selected: check the inventory's path and --limit", file=sys.stderr)
-        sys.stderr.flush()
-        os._exit(1)
+    print(
+        "callready: no host was selected: check the inventory's path and --limit", file=sys.stderr
+    )
+    sys.stderr.flush()
+    os._exit(1)

@@ -144,9 +144,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "sha":
                 raw[f[0]]["sha256"] = f[1]
             case "unit":
-                facts.units[f[0]] = UnitFact(
-                    f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7]
-                )
+                facts.units[f[0]] = UnitFact(f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7])
             case "listen":
                 facts.listeners.append(Listener(f[0], f[1], int(f[2]), f[3], f[4]))
                 if f[3] == "sshd" or f[4] in ("ssh.service", "ssh.socket"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import difflib
 import shlex
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -26,8 +27,17 @@ from callready.masking import mask
 from callready.release import Plan, content_name
 from callready.settings.fleet import Fleet, SettingsError
 
+Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
+
 _lock = Lock()
+_fleets: dict[int, Fleet] = {}
 _deployments: dict[int, dict[str, Deployment]] = {}
+
+
+class Refused(DeployError):
+    """Something for the operator to mend; shown without a line of our code."""
+
+    __traceback__ = None
 
 
 class Deployment:
@@ -39,11 +49,9 @@ class Deployment:
         self.plan: Plan = here.release.plan(found)
 
 
-def deployments(
-    inventory: Inventory, declare: Callable[[Fleet, str, tuple[int, ...]], Here]
-) -> dict[str, Deployment]:
-    """Settings, secrets and files of the whole fleet, then one survey of every host to be
-    deployed; raises DeployError with everything that is wrong before anything is changed.
+def deployments(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
+    """The files of the whole fleet, then one survey of every host to be deployed; raises Refused
+    with everything that is wrong before anything is changed.
 
     pyinfra runs deploy.py once a host, concurrently: the first one here does the work for all.
     """
@@ -54,17 +62,14 @@ def deployments(
     return known
 
 
-def _prepare(
-    inventory: Inventory, declare: Callable[[Fleet, str, tuple[int, ...]], Here]
-) -> dict[str, Deployment]:
-    try:
-        fleet = load_fleet(inventory)
-        declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
-    except SettingsError as error:
-        raise DeployError(f"nothing was changed:\n{error}") from None
-    for warning in fleet.warnings:
-        logger.warning(warning)
-    active = [host for host in inventory.get_active_hosts() if declared[host.name].release.files]
+def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
+    fleet = load_fleet(inventory)
+    declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
+    active = [
+        host
+        for host in inventory.get_active_hosts()
+        if declared[host.name].release.files or declared[host.name].release.environments
+    ]
     jobs = {host.name: gevent.spawn(survey, host, declared[host.name]) for host in active}
     gevent.joinall(list(jobs.values()))
     ready: dict[str, Deployment] = {}
@@ -77,26 +82,36 @@ def _prepare(
         ready[name] = Deployment(here, job.value)
         refused += [f"{fleet.source}: {name}: {why}" for why in refusals.of(here, job.value)]
     if refused:
-        raise DeployError("nothing was changed:\n" + "\n".join(refused))
+        raise Refused("nothing was changed\n" + "\n".join(refused))
     for host in active:
         show(host, ready[host.name])
     return ready
 
 
 def load_fleet(inventory: Inventory) -> Fleet:
-    """The settings of an inventory that pyinfra has loaded."""
-    data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
-    return Fleet.from_data(inventory_path(), data)
+    """The settings of an inventory that pyinfra has loaded; raises Refused with every error."""
+    fleet = _fleets.get(id(inventory))
+    if fleet is None:
+        data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
+        try:
+            fleet = _fleets[id(inventory)] = Fleet.from_data(inventory_path(), data)
+        except SettingsError as error:
+            raise Refused(f"nothing was connected to\n{error}") from None
+        for warning in fleet.warnings:
+            logger.warning(warning)
+    return fleet
 
 
 def inventory_path() -> str:
     """The inventory file named on pyinfra's command line."""
-    import sys
-
     for argument in sys.argv[1:]:
-        if not argument.startswith("-") and not argument.endswith(".py") and Path(argument).is_file():
+        if (
+            not argument.startswith("-")
+            and not argument.endswith(".py")
+            and Path(argument).is_file()
+        ):
             return argument
-    return "inventory"
+    return sys.argv[1]
 
 
 def survey(host: Host, here: Here) -> facts.Facts:
@@ -105,7 +120,9 @@ def survey(host: Host, here: Here) -> facts.Facts:
     ok, output = as_root(host, here, facts.script(here.release.survey_variables()))
     if not ok:
         words = output.stderr.strip().splitlines()
-        raise SettingsError(f"cannot look at the host as root: {words[-1] if words else 'no words'}")
+        raise SettingsError(
+            f"cannot look at the host as root: {words[-1] if words else 'no words'}"
+        )
     return facts.parse(output.stdout_lines, sent_at)
 
 
@@ -151,7 +168,7 @@ def diff(host: Host, deployment: Deployment) -> Iterable[str]:
     ]
     if not paths:
         return
-    script = "for f in %s; do printf '\\0%%s\\n' \"$f\"; cat \"$f\" 2>/dev/null; done"
+    script = 'for f in %s; do printf \'\\0%%s\\n\' "$f"; cat "$f" 2>/dev/null; done'
     _, output = as_root(host, deployment.here, script % shlex.join(paths))
     old = {
         path: text
@@ -194,7 +211,7 @@ class Checkout(NamedTuple):
 
 
 def read_checkout(host: Host, root: str, files: dict[str, bytes], manifest: str) -> Checkout:
-    """Compare files in a checkout with what they should be; raises DeployError without one."""
+    """Compare files in a checkout with what they should be; raises Refused without one."""
     names = shlex.join(files)
     script = (
         f"cd {shlex.quote(root)} || exit 3; sha256sum -- {names} 2>/dev/null; echo; "
@@ -202,7 +219,7 @@ def read_checkout(host: Host, root: str, files: dict[str, bytes], manifest: str)
     )
     ok, output = host.run_shell_command(StringCommand(script))
     if not ok:
-        raise DeployError(f"{host.name}: android.checkout: {root} is not a folder on this host")
+        raise Refused(f"{host.name}: android.checkout: {root} is not a folder on this host")
     sums, _, text = output.stdout.partition("\n\n") if output.stdout else ("", "", "")
     found = {line[66:]: line[:64] for line in sums.splitlines() if line.strip()}
     differing = [p for p, body in files.items() if found.get(p) != content_name(body)]

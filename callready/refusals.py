@@ -60,15 +60,19 @@ def _versions(here: Here, facts: Facts) -> Iterator[str]:
 def is_version(package_version: str, upstream: str) -> bool:
     """Whether a Debian version is of the upstream version: `4.6.1-1+b2` is of `4.6.1`."""
     version = package_version.rpartition(":")[2]
-    return version == upstream or (
-        version.startswith(upstream) and version[len(upstream)] in "-+~"
-    )
+    return version == upstream or (version.startswith(upstream) and version[len(upstream)] in "-+~")
 
 
 def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
     others = [parse_port(value) for value in here.settings.host.other_listeners]
+    seen: set[tuple[str, int]] = set()
     for item in facts.listeners:
-        if item.is_loopback or item.unit.startswith(OWN_UNITS) or item.process == "sshd":
+        if (
+            (item.proto, item.port) in seen
+            or item.is_loopback
+            or item.unit.startswith(OWN_UNITS)
+            or item.process == "sshd"
+        ):
             continue
         if any(p == item.proto and a <= item.port <= b for p, a, b in others):
             continue
@@ -79,4 +83,5 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
                     f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
                     f"{use.purpose}: stop that program (a container?) or change {use.setting}"
                 )
+                seen.add((item.proto, item.port))
                 break

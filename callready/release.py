@@ -74,7 +74,9 @@ class Environment(NamedTuple):
     @property
     def sha256(self) -> str:
         """Of the sorted lines, as the survey computes it."""
-        return hashlib.sha256("".join(f"{line}\n" for line in sorted(self.lines)).encode()).hexdigest()
+        return hashlib.sha256(
+            "".join(f"{line}\n" for line in sorted(self.lines)).encode()
+        ).hexdigest()
 
     @property
     def keys(self) -> list[str]:
@@ -220,7 +222,9 @@ class Release:
 
     def survey_variables(self) -> dict[str, Iterable[str]]:
         """What `host/survey.sh` has to look at."""
-        endpoints = [endpoint for endpoint, _ in self.certificate.endpoints] if self.certificate else []
+        endpoints = (
+            [endpoint for endpoint, _ in self.certificate.endpoints] if self.certificate else []
+        )
         return {
             "FILES": [*self.files, *self.links],
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
@@ -362,7 +366,9 @@ class Release:
                 plan.add("+", "unit", f"{unit}: start")
                 plan.step("restart", unit)
             elif found.fingerprint != service.fingerprint:
-                plan.add("!", "unit", f"{unit}: restart, its process is older than its configuration")
+                plan.add(
+                    "!", "unit", f"{unit}: restart, its process is older than its configuration"
+                )
                 plan.step("restart", unit)
             elif found.binary.endswith("(deleted)"):
                 plan.add("!", "unit", f"{unit}: restart, its binary was replaced")
@@ -377,7 +383,9 @@ class Release:
                     plan.step("serving", endpoint, self.certificate.serial)
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
-            if (found_env is None or found_env.applied != env.sha256) and (env.units or env.commands):
+            if (found_env is None or found_env.applied != env.sha256) and (
+                env.units or env.commands
+            ):
                 what = ", ".join([*env.units, *env.commands])
                 plan.add("!", "unit", f"{what}: restart, it reads {path}")
                 plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
@@ -430,7 +438,9 @@ def row_hash(row: tuple[str, str, str]) -> str:
 
 def _row_name(row: tuple[str, str, str]) -> str:
     table, realm, value = row
-    return f"{realm} user {value.partition(':')[0]}" if table == "turnusers_lt" else f"{realm} secret"
+    return (
+        f"{realm} user {value.partition(':')[0]}" if table == "turnusers_lt" else f"{realm} secret"
+    )
 
 
 def rows_sql(item: Rows) -> bytes:

@@ -1,6 +1,6 @@
 """Secret references (`"secret:turn/calls"`) to values, from the environment or a private file.
 
-    python -m callready.secrets ENV    complete inventories/ENV.secrets.yaml with strong secrets
+python -m callready.secrets ENV    complete inventories/ENV.secrets.yaml with strong secrets
 """
 
 from __future__ import annotations

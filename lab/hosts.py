@@ -189,6 +189,13 @@ def start_and_wait(host: plan.Host) -> None:
     say(f"{host.fqdn} {words}: {state}{cut} ({suite(host)}, {host.ipv4}, {host.ipv6})")
 
 
+def remove_nspawn_folders() -> None:
+    """Remove nspawn's folders in /run if no host is left in them, of ours or anybody's."""
+    for part in ("propagate", "unix-export", "locks", ""):
+        with contextlib.suppress(OSError):  # absent, or not empty
+            (NSPAWN / part).rmdir()
+
+
 def _log(host: plan.Host) -> Path:
     return plan.LOGS / f"{group(host).name}.log"
 
@@ -247,9 +254,6 @@ def _remove_nspawn_remains(host: plan.Host) -> None:
     if root.exists():
         lock = f"inode-{root.stat().st_dev}:{root.stat().st_ino}"
         (NSPAWN / "locks" / lock).unlink(missing_ok=True)
-    for empty in (NSPAWN / "propagate", NSPAWN / "unix-export", NSPAWN / "locks", NSPAWN):
-        with contextlib.suppress(OSError):  # not empty: somebody else's
-            empty.rmdir()
 
 
 def _keygen(path: Path, comment: str) -> None:

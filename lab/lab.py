@@ -69,6 +69,7 @@ class Lab:
             remove_groups()
             for name in plan.HOSTS:
                 hosts.destroy(plan.HOSTS[name])
+            hosts.remove_nspawn_folders()
             network.withdraw_names()
             network.down()
             remove_tree(plan.STATE)

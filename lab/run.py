@@ -160,13 +160,8 @@ class Group:
         for folder in self.folders:
             folder.mkdir(parents=True, exist_ok=True)
         enter = "; ".join(f"echo 0 > '{folder}/cgroup.procs'" for folder in self.folders)
-        return [
-            "sh",
-            "-c",
-            f'set -e; umask 022; {enter}; exec "$@"',
-            self.name,
-            *(str(a) for a in argv),
-        ]
+        script = f'set -e; umask 022; {enter}; exec "$@"'
+        return ["sh", "-c", script, self.name, *(str(arg) for arg in argv)]
 
     def running(self) -> bool:
         """True while any process of the group lives."""

@@ -67,7 +67,7 @@ listeners() {
         print $1, address, port, name, pid
     }' | sort -u | while IFS=$T read -r proto address port name pid; do
         unit=-
-        [ "$pid" = - ] || unit=$(sed -n 's|^0::.*/\([^/]*\.\(service\|scope\|socket\)\).*|\1|p' "/proc/$pid/cgroup" 2>/dev/null)
+        [ "$pid" = - ] || unit=$(sed -nE 's#^0::.*/([^/]+\.(service|scope|socket)).*#\1#p' "/proc/$pid/cgroup" 2>/dev/null)
         printf 'listen\t%s\t%s\t%s\t%s\t%s\n' "$proto" "$address" "$port" "$name" "${unit:--}"
     done
     [ -n "$SSH_PORT" ] && printf 'ssh\t%s\n' "$SSH_PORT"

@@ -3,7 +3,7 @@
 Every module works in three ways: as functions (the verification and the deploy's health gate),
 as a command (``python -m callready.probes.turn --help``), and inside a network namespace of its
 own (``ip netns exec … python -m …``). A probe returns a frozen dataclass, times in seconds, or
-raises `ProbeError`.
+raises `ProbeError`. Secrets are `SecretStr`, because a failing test prints its calls' arguments.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import socket
 import ssl
 import sys
@@ -20,9 +21,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 TIMEOUT = 5.0
 """Seconds a probe waits for one answer. libwebrtc gives a TURN or STUN server about 10 s before
 it gives up; a caller who waits half of that already hangs up."""
+
+SILENCE = 2.0
+"""Seconds without anything from the other side after which a call counts as broken off: long
+enough for a busy machine, shorter than people wait before they hang up."""
 
 
 class ProbeError(Exception):
@@ -54,8 +61,10 @@ def reason(error: BaseException) -> str:
         return f"TLS fails: {error.reason or error}"
     if isinstance(error, socket.gaierror):
         return "the name does not resolve"
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)  # asyncio hides it behind "Connect call failed"
+    if isinstance(error, OSError):  # asyncio hides the cause behind "Connect call failed"
+        numbers = {error.errno} if error.errno else set(re.findall(r"\[Errno (\d+)\]", str(error)))
+        if numbers:
+            return ", ".join(sorted(os.strerror(int(number)) for number in numbers))
     return str(error).rstrip(".") or type(error).__name__
 
 
@@ -79,7 +88,9 @@ def as_data(result: object) -> Any:
 
 
 def as_line(result: object) -> str:
-    """A result as one line that a person reads: ``name=value`` pairs, times in milliseconds."""
+    """A result as one line that a person reads: its own text, or ``name=value`` pairs."""
+    if type(result).__str__ is not object.__str__:
+        return str(result)
     data = as_data(result)
     if not isinstance(data, dict):
         return str(data)
@@ -96,7 +107,7 @@ def _as_text(value: object) -> str:
     return str(value)
 
 
-def secret_from(variable: str, file: str | None) -> str:
+def secret_from(variable: str, file: str | None) -> SecretStr:
     """A secret from a file (``-``: standard input) or an environment variable, never an argument.
 
     Raises:
@@ -114,7 +125,7 @@ def secret_from(variable: str, file: str | None) -> str:
             "there is no secret to probe with",
             f"set {variable} in the environment, or name a file (- is standard input)",
         )
-    return value.strip()
+    return SecretStr(value.strip())
 
 
 def run(

@@ -160,8 +160,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m callready.probes.app", description=__doc__)
     parser.add_argument("url", help="http(s):// for health, ws(s):// for an exchange")
     parser.add_argument("--status", type=int, default=200, help="health: default %(default)s")
-    parser.add_argument("--field", action="append", default=[], metavar="PATH=JSON",
-                        help="health: a field and its value, database.ok=true; may be repeated")
+    parser.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="PATH=JSON",
+        help="health: a field and its value, database.ok=true; may be repeated",
+    )
     parser.add_argument("--send", default="", help="WebSocket: text to send")
     parser.add_argument("--expect", default="", help="WebSocket: text an answer must contain")
     parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
@@ -170,8 +175,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.url.startswith("ws"):
             return websocket(options.url, options.send, options.expect, options.ca_file)
         try:
-            fields = {path: json.loads(value) for path, _, value in
-                      (each.partition("=") for each in options.field)}
+            fields = {
+                path: json.loads(value)
+                for path, _, value in (each.partition("=") for each in options.field)
+            }
         except ValueError:
             parser.error("--field wants PATH=JSON, for example database.ok=true or name='\"x\"'")
         return health(options.url, options.status, fields, options.ca_file)

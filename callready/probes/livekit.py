@@ -15,6 +15,7 @@ from datetime import timedelta
 import websockets
 from livekit.api import AccessToken, VideoGrants
 from livekit.protocol.rtc import LeaveRequest, SignalRequest, SignalResponse
+from pydantic import SecretStr
 
 from callready.probes import TIMEOUT, ProbeError, reason, run, secret_from
 from callready.probes.app import get, web_url
@@ -81,8 +82,12 @@ def _well(url: str, ca_file: str | None) -> Health:
 
 
 def token(
-    key: str, secret: str, room: str | None = None, identity: str | None = None, ttl: float = 600
-) -> str:
+    key: str,
+    secret: SecretStr,
+    room: str | None = None,
+    identity: str | None = None,
+    ttl: float = 600,
+) -> SecretStr:
     """An access token to join one room.
 
     Args:
@@ -92,22 +97,27 @@ def token(
         ttl: seconds until it expires; negative for one that has.
     """
     grants = VideoGrants(room_join=True, room=room or f"probe-{secrets.token_hex(8)}")
-    access = AccessToken(key, secret).with_identity(identity or f"probe-{secrets.token_hex(4)}")
-    return access.with_grants(grants).with_ttl(timedelta(seconds=ttl)).to_jwt()
+    access = AccessToken(key, secret.get_secret_value()).with_grants(grants)
+    access.with_identity(identity or f"probe-{secrets.token_hex(4)}").with_ttl(
+        timedelta(seconds=ttl)
+    )
+    return SecretStr(access.to_jwt())
 
 
-def validate(url: str, token: str, ca_file: str | None = None) -> int:
+def validate(url: str, token: SecretStr, ca_file: str | None = None) -> int:
     """The HTTP status ``/rtc/validate`` gives a token: 200, or 401 where it is refused.
 
     Raises:
         ProbeError: no answer.
     """
-    headers = {"Authorization": f"Bearer {token}"}  # in the URL it would end up in logs
+    headers = {
+        "Authorization": f"Bearer {token.get_secret_value()}"
+    }  # in the URL it would end up in logs
     response, _ = get(web_url(url, "http", "/rtc/validate"), ca_file, headers)
     return response.status_code
 
 
-def signalling(url: str, token: str, ca_file: str | None = None) -> Joined:
+def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined:
     """Join over the WebSocket as a client does, read what it is told, and leave.
 
     Raises:
@@ -116,7 +126,7 @@ def signalling(url: str, token: str, ca_file: str | None = None) -> Joined:
     return asyncio.run(_join(url, token, ca_file))
 
 
-async def _join(url: str, token: str, ca_file: str | None) -> Joined:
+async def _join(url: str, token: SecretStr, ca_file: str | None) -> Joined:
     address = web_url(url, "ws", "/rtc?protocol=15&auto_subscribe=0")
     start = time.perf_counter()
     try:
@@ -124,7 +134,7 @@ async def _join(url: str, token: str, ca_file: str | None) -> Joined:
             asyncio.timeout(TIMEOUT),
             websockets.connect(
                 address,
-                additional_headers={"Authorization": f"Bearer {token}"},
+                additional_headers={"Authorization": f"Bearer {token.get_secret_value()}"},
                 ssl=client_context(ca_file) if address.startswith("wss:") else None,
                 proxy=None,
             ) as socket,
@@ -153,11 +163,10 @@ async def _join(url: str, token: str, ca_file: str | None) -> Joined:
     return Joined(response.join.server_info.version, servers, took)
 
 
-def keys_from(options: argparse.Namespace) -> tuple[str, str]:
+def keys_from(options: argparse.Namespace) -> tuple[str, SecretStr]:
     """API key and secret for a command: from the environment, the secret also from a file."""
-    return secret_from("LIVEKIT_API_KEY", None), secret_from(
-        "LIVEKIT_API_SECRET", options.secret_file
-    )
+    key = secret_from("LIVEKIT_API_KEY", None).get_secret_value()
+    return key, secret_from("LIVEKIT_API_SECRET", options.secret_file)
 
 
 def _probe(options: argparse.Namespace) -> object:
@@ -181,10 +190,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "environment.",
     )
     parser.add_argument("what", choices=["health", "validate", "signalling"])
-    parser.add_argument("url", nargs="?", default=os.environ.get("LIVEKIT_URL"),
-                        help="ws:// or wss:// URL (default: LIVEKIT_URL)")
-    parser.add_argument("--again-after", type=float, default=0, metavar="S",
-                        help="health: ask again after so many seconds")
+    parser.add_argument(
+        "url",
+        nargs="?",
+        default=os.environ.get("LIVEKIT_URL"),
+        help="ws:// or wss:// URL (default: LIVEKIT_URL)",
+    )
+    parser.add_argument(
+        "--again-after",
+        type=float,
+        default=0,
+        metavar="S",
+        help="health: ask again after so many seconds",
+    )
     parser.add_argument("--secret-file", help="file with the API secret, - for stdin")
     parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
     return run(parser, _probe, arguments)

@@ -15,12 +15,13 @@ import os
 import sys
 import time
 from array import array
+from collections import Counter
 from typing import Any
 
 from livekit import rtc
 from livekit.rtc._proto.stats_pb2 import IceCandidateType
 
-from callready.probes import ProbeError
+from callready.probes import SILENCE, ProbeError
 from callready.probes.tls import tls_forwarder
 from callready.probes.turn import IceServer, TurnServer
 from callready.probes.webrtc import Call, Participant, Request
@@ -86,8 +87,10 @@ class _Caller:
         self.gone = True
 
     async def connect(self, request: Request, token: str, servers: list[rtc.IceServer]) -> None:
-        policy = rtc.IceTransportType.TRANSPORT_RELAY if request.relay_only else (
-            rtc.IceTransportType.TRANSPORT_ALL
+        policy = (
+            rtc.IceTransportType.TRANSPORT_RELAY
+            if request.relay_only
+            else (rtc.IceTransportType.TRANSPORT_ALL)
         )
         options = rtc.RoomOptions(
             rtc_config=rtc.RtcConfiguration(ice_transport_type=policy, ice_servers=servers)
@@ -133,9 +136,7 @@ class _Caller:
 
     async def measured(self, original_urls: dict[str, str]) -> Participant:
         stats = await self.room.get_rtc_stats()
-        return _participant(
-            self, [*stats.publisher_stats, *stats.subscriber_stats], original_urls
-        )
+        return _participant(self, [*stats.publisher_stats, *stats.subscriber_stats], original_urls)
 
     async def leave(self) -> None:
         for task in self.tasks:
@@ -159,10 +160,13 @@ def _participant(caller: _Caller, stats: list[Any], original_urls: dict[str, str
     pair = kinds["candidate_pair"][selected].candidate_pair
     local = kinds["local_candidate"][pair.local_candidate_id].candidate
     remote = kinds["remote_candidate"][pair.remote_candidate_id].candidate
-    candidates: dict[str, int] = {}
-    for each in kinds["local_candidate"].values():
-        kind = IceCandidateType.Name(each.candidate.candidate_type).lower()
-        candidates[kind] = candidates.get(kind, 0) + 1
+    # One host address makes many TCP candidates, one for each address of the SFU: a foundation
+    # (RFC 8445 section 5.1.1.3) is the same for all that come the same way.
+    distinct = {
+        each.candidate.foundation: each.candidate.candidate_type
+        for each in kinds["local_candidate"].values()
+    }
+    candidates = Counter(IceCandidateType.Name(kind).lower() for kind in distinct.values())
     return Participant(
         connect_seconds=caller.connect_seconds,
         data_seconds=max(0.0, caller.data_at.result() - caller.connected_at),
@@ -176,7 +180,7 @@ def _participant(caller: _Caller, stats: list[Any], original_urls: dict[str, str
         protocol=local.protocol,
         turn_url=original_urls.get(local.url, local.url),
         rtt=pair.total_round_trip_time / max(1, pair.responses_received),
-        candidates=candidates,
+        candidates=dict(candidates),
     )
 
 
@@ -207,7 +211,7 @@ async def _call(request: Request, retries: _Retries) -> Call:
         await _both(request, callers, "audio")
         await asyncio.sleep(request.duration)
         now = time.perf_counter()
-        silent = [each.name for each in callers if each.gone or now - each.last_heard > 1]
+        silent = [each.name for each in callers if each.gone or now - each.last_heard > SILENCE]
         if silent:
             raise _Failed(
                 "duration",
@@ -234,9 +238,7 @@ async def _usable(
                 port = await stack.enter_async_context(forwarder)
                 urls[index] = f"turn:127.0.0.1:{port}?transport=tcp"
             original_urls[urls[index]] = uri
-        servers.append(
-            rtc.IceServer(urls=urls, username=each.username, password=each.credential)
-        )
+        servers.append(rtc.IceServer(urls=urls, username=each.username, password=each.credential))
     return servers, original_urls
 
 
@@ -254,6 +256,12 @@ def main() -> None:
         answer = error.answer
     except ProbeError as error:
         answer = {"failed": "tls", "suffers": error.suffers, "look_at": error.look_at}
+    except Exception as error:  # the SDK's: its text may hold a token
+        answer = {
+            "failed": "sdk",
+            "suffers": f"calls break off: the client reports {type(error).__name__}",
+            "look_at": "LiveKit's log at that time",
+        }
     print(json.dumps(answer), flush=True)
     os._exit(0)  # the SDK's threads may still be at an attempt that was given up
 

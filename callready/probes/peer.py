@@ -15,9 +15,10 @@ from typing import TypeVar
 
 import aioice
 
-from callready.probes import ProbeError, endpoint, reason, run, secret_from
+from callready.probes import SILENCE, ProbeError, endpoint, reason, run, secret_from
 from callready.probes.tls import tls_forwarder
-from callready.probes.turn import Credentials, TurnServer, client, mint
+from callready.probes.turn import Credentials, TurnServer, mint
+from callready.probes.turn_client import client
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def peer_to_peer_while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerT
         What the peers measured over that time, and what `action` returned.
 
     Raises:
-        ProbeError: as `peer_to_peer`, or the connection did not outlast the action.
+        ProbeError: as `peer_to_peer`, or it fell silent (`SILENCE`) before the action ended.
     """
     return asyncio.run(_while(a, b, action))
 
@@ -81,17 +82,28 @@ async def _while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerToPeer,
         left = await _relayed_peer(*a, controlling=True, stack=stack)
         right = await _relayed_peer(*b, controlling=False, stack=stack)
         relayed = _address(left), _address(right)
-        await _connect(left, right, relayed)
+        try:
+            await _connect(left, right)
+        except (ConnectionError, TimeoutError) as error:
+            await _permit(a, right)  # a 403, which aioice does not tell, is the better message
+            await _permit(b, left)
+            raise ProbeError(
+                f"callers who both relay do not connect: {relayed[0]} and {relayed[1]} do not "
+                f"reach each other ({reason(error)})",
+                "the relay range (min-port to max-port, udp) of both pools in nftables and in the "
+                "provider's firewall",
+            ) from None
         connected = time.perf_counter() - start
         exchange = _Exchange(left, right)
         try:
             result = await asyncio.to_thread(action)
         finally:
             await exchange.end()
-        if exchange.broken or not exchange.round_trips:
+        if exchange.broken or not exchange.round_trips or exchange.longest_gap > SILENCE:
             raise ProbeError(
                 f"a peer-to-peer call between {relayed[0]} and {relayed[1]} did not stay up: "
-                f"{len(exchange.round_trips)} of {exchange.sent} packets came back",
+                f"{len(exchange.round_trips)} of {exchange.sent} packets came back, nothing for "
+                f"{exchange.longest_gap:.1f} s",
                 "the logs of both sides' pools; one that is restarted drops every relayed call",
             )
         return PeerToPeer(
@@ -140,23 +152,19 @@ def _address(peer: aioice.Connection) -> str:
     return endpoint(peer.local_candidates[0].host, peer.local_candidates[0].port)
 
 
-async def _connect(
-    left: aioice.Connection, right: aioice.Connection, relayed: tuple[str, str]
-) -> None:
+async def _connect(left: aioice.Connection, right: aioice.Connection) -> None:
     for one, other in ((left, right), (right, left)):
         one.remote_username, one.remote_password = other.local_username, other.local_password
         for candidate in [*other.local_candidates, None]:
             await one.add_remote_candidate(candidate)
-    try:
-        async with asyncio.timeout(CONNECT_TIMEOUT):
-            await asyncio.gather(left.connect(), right.connect())
-    except (ConnectionError, TimeoutError) as error:
-        raise ProbeError(
-            f"callers who both relay do not connect: {relayed[0]} and {relayed[1]} do not reach "
-            f"each other ({reason(error)})",
-            "the peer policy of both pools (allowed-peer-ip must name the relay's own address), "
-            "and the relay range in nftables and in the provider's firewall",
-        ) from None
+    async with asyncio.timeout(CONNECT_TIMEOUT):
+        await asyncio.gather(left.connect(), right.connect())
+
+
+async def _permit(side: Side, other: aioice.Connection) -> None:
+    async with client(*side) as caller:
+        await caller.allocate()
+        await caller.permit(other.local_candidates[0].host)
 
 
 class _Exchange:
@@ -175,8 +183,8 @@ class _Exchange:
     async def end(self) -> None:
         self._stop.set()
         await asyncio.wait(self._tasks[:1], timeout=1)
-        await asyncio.sleep(0.2)  # what is still on its way
         self._note_gap()
+        await asyncio.sleep(0.2)  # what is still on its way
         self.broken = any(each.done() and each.exception() for each in self._tasks)
         for each in self._tasks:
             each.cancel()

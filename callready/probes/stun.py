@@ -48,15 +48,15 @@ class _Watched(asyncio.BaseProtocol):
 
 
 class UdpChannel(_Watched, clients.TurnClientUdpProtocol):
-    def __init__(self, server: tuple[str, int], username: str | None, password: str | None):
+    def __init__(self, server: tuple[str, int]) -> None:
         _Watched.__init__(self)
-        clients.TurnClientUdpProtocol.__init__(self, server, username, password, 600, 500)
+        clients.TurnClientUdpProtocol.__init__(self, server, None, None, 600, 500)
 
 
 class TcpChannel(_Watched, clients.TurnClientTcpProtocol):
-    def __init__(self, server: tuple[str, int], username: str | None, password: str | None):
+    def __init__(self, server: tuple[str, int]) -> None:
         _Watched.__init__(self)
-        clients.TurnClientTcpProtocol.__init__(self, server, username, password, 600, 500)
+        clients.TurnClientTcpProtocol.__init__(self, server, None, None, 600, 500)
 
 
 Channel = UdpChannel | TcpChannel
@@ -65,7 +65,6 @@ Channel = UdpChannel | TcpChannel
 async def connect(
     server: tuple[str, int],
     transport: Literal["udp", "tcp"],
-    credentials: tuple[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     server_name: str | None = None,
     timeout: float = TIMEOUT,
@@ -76,17 +75,16 @@ async def connect(
         NoAnswer: name, connection or TLS failed.
     """
     loop = asyncio.get_running_loop()
-    username, password = credentials or (None, None)
     channel: Channel
     try:
         async with asyncio.timeout(timeout):
             if transport == "udp":
                 _, channel = await loop.create_datagram_endpoint(
-                    lambda: UdpChannel(server, username, password), remote_addr=server
+                    lambda: UdpChannel(server), remote_addr=server
                 )
             else:
                 _, channel = await loop.create_connection(
-                    lambda: TcpChannel(server, username, password),
+                    lambda: TcpChannel(server),
                     *server,
                     ssl=tls,
                     server_hostname=(server_name or server[0]) if tls else None,

@@ -120,8 +120,11 @@ def _handshake(
 def _described(found: x509.Certificate, version: str, context: ssl.SSLContext) -> Certificate:
     try:
         alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = [str(name) for kind in (x509.DNSName, x509.IPAddress)
-                 for name in alternative.get_values_for_type(kind)]
+        names = [
+            str(name)
+            for kind in (x509.DNSName, x509.IPAddress)
+            for name in alternative.get_values_for_type(kind)
+        ]
     except x509.ExtensionNotFound:
         names = []
     serial = f"{found.serial_number:X}"
@@ -142,8 +145,10 @@ def _rejected(
     what = f"callers refuse the certificate on {where} (serial {shown.serial}): "
     if error.verify_code in _NAME:
         names = ", ".join(shown.names) or "no name at all"
-        return ProbeError(f"{what}its name is not {name}, it names {names}",
-                          f"whether tls.cert is the one for {name}")
+        return ProbeError(
+            f"{what}its name is not {name}, it names {names}",
+            f"whether tls.cert is the one for {name}",
+        )
     if error.verify_code in _VALIDITY:
         period = f"valid from {shown.not_before:%Y-%m-%d %H:%M} to {shown.not_after:%Y-%m-%d %H:%M}"
         return ProbeError(
@@ -171,43 +176,42 @@ async def tls_forwarder(
     name = server_name or address
     await asyncio.to_thread(served, address, port, name, ca_file)
     context = client_context(ca_file)
-    running: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while data := await source.read(65536):
-            target.write(data)
-            await target.drain()
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        running.add(task)
-        outer: asyncio.StreamWriter | None = None
-        try:
-            inner, outer = await asyncio.open_connection(
+        with contextlib.closing(writer), contextlib.suppress(OSError):
+            far_reader, far_writer = await asyncio.open_connection(
                 address, port, ssl=context, server_hostname=name
             )
-            pumps = {asyncio.create_task(pump(reader, outer)),
-                     asyncio.create_task(pump(inner, writer))}
-            _, open_still = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-            for each in open_still:
-                each.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
-        except OSError:
-            pass  # the client sees the connection end, as it would without a forwarder
-        finally:
-            running.discard(task)
-            for end in (writer, outer):
-                if end:
-                    end.close()
+            with contextlib.closing(far_writer):
+                pumps = [
+                    asyncio.create_task(pump(reader, far_writer)),
+                    asyncio.create_task(pump(far_reader, writer)),
+                ]
+                try:
+                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for each in pumps:
+                        each.cancel()
 
-    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = asyncio.create_task(forward(reader, writer))
+        connections.add(connection)
+        connection.add_done_callback(connections.discard)
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
-        for task in list(running):
-            task.cancel()
+        for each in connections:
+            each.cancel()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import SecretStr
 
 from callready.probes import ProbeError, run, secret_from, stun
 from callready.probes.livekit import keys_from, signalling, token
@@ -26,6 +28,9 @@ from callready.probes.turn import Allocation, Credentials, IceServer, TurnServer
 CONNECT_TIMEOUT = 10.0
 """Seconds a participant may take to connect. The SDK starts a second attempt after 15 s by itself
 and would hide that the first one failed."""
+
+
+Gathered = dict[str, stun.Binding | Allocation | ProbeError]
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Participant:
         local_address: of the selected pair; the relay's where `local` is relay.
         turn_url: TURN URI that the selected candidate came through, empty for a direct path.
         rtt: mean round-trip time of the selected pair.
-        candidates: how many were gathered, by type.
+        candidates: how many were gathered, by type: distinct ones (by foundation). libwebrtc stops
+            gathering once connected, so a direct call may have no relayed ones: see `gather`.
     """
 
     connect_seconds: float
@@ -72,6 +78,17 @@ class Call:
     retries: int
     reconnects: int
 
+    def __str__(self) -> str:
+        return (
+            "; ".join(
+                f"connected in {each.connect_seconds * 1000:.0f} ms, heard the other after "
+                f"{each.audio_seconds * 1000:.0f} ms, {each.local} to {each.remote} over "
+                f"{each.turn_url or each.protocol}, round trip {each.rtt * 1000:.1f} ms"
+                for each in self.participants
+            )
+            + f"; {self.retries} retries, {self.reconnects} reconnects"
+        )
+
 
 @dataclass(frozen=True)
 class Calls:
@@ -89,7 +106,7 @@ class Request:
     """What the participants' process is asked for; goes to it as JSON on standard input."""
 
     url: str
-    tokens: tuple[str, str]
+    tokens: tuple[str, str] = field(repr=False)
     ice_servers: tuple[IceServer, ...]
     relay_only: bool
     ca_file: str | None
@@ -100,7 +117,7 @@ class Request:
 def call(
     url: str,
     key: str,
-    secret: str,
+    secret: SecretStr,
     ice_servers: Sequence[IceServer] | None = None,
     relay_only: bool = False,
     ca_file: str | None = None,
@@ -124,15 +141,15 @@ def call(
         ProbeError: what did not work, and why as far as it can be found out from here.
     """
     room = f"probe-{os.urandom(8).hex()}"
-    tokens = token(key, secret, room), token(key, secret, room)
+    first, second = (token(key, secret, room).get_secret_value() for _ in range(2))
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
     request = Request(
-        url, tokens, tuple(ice_servers or ()), relay_only, ca_path, duration, timeout
+        url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration, timeout
     )
     answer = _participants(request)
     if "failed" not in answer:
-        first, second = (Participant(**each) for each in answer.pop("participants"))
-        return Call((first, second), **answer)
+        one, other = (Participant(**each) for each in answer.pop("participants"))
+        return Call((one, other), **answer)
     if answer["failed"] == "connect":
         joined = signalling(url, token(key, secret), ca_file)
         look_at = _ice_trouble(ice_servers or joined.ice_servers, relay_only, ca_file)
@@ -168,22 +185,14 @@ def _participants(request: Request) -> dict[str, Any]:
 
 def _ice_trouble(servers: Sequence[IceServer], relay_only: bool, ca_file: str | None) -> str:
     """What to look at when a call does not connect although signalling works."""
-    troubles = [
-        f"{uri}: {found}"
-        for uri, found in gather(servers, ca_file).items()
-        if isinstance(found, ProbeError)
-    ]
-    if troubles:
-        return "; ".join(troubles)
     if relay_only:
-        return (
-            "whether the pool's peer policy allows the SFU's address, and coturn's log (the TURN "
-            "servers themselves answer)"
+        hint = "whether the pool's peer policy allows the SFU's address; coturn's log"
+    else:
+        hint = (
+            "rtc.node_ip, and rtc.port_range_start to _end (udp) and rtc.tcp_port of LiveKit in "
+            "nftables and in the provider's firewall"
         )
-    return (
-        "rtc.node_ip, rtc.port_range_start to _end (udp) and rtc.tcp_port of LiveKit in nftables "
-        "and in the provider's firewall (STUN and TURN servers answer)"
-    )
+    return "; ".join(filter(None, (_troubles(gather(servers, ca_file)), hint)))
 
 
 def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
@@ -211,11 +220,9 @@ def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
     )
 
 
-def gather(
-    ice_servers: Sequence[IceServer], ca_file: str | None = None
-) -> dict[str, stun.Binding | Allocation | ProbeError]:
+def gather(ice_servers: Sequence[IceServer], ca_file: str | None = None) -> Gathered:
     """The candidate that each STUN and TURN URI gives a caller, or why it gives none."""
-    found: dict[str, stun.Binding | Allocation | ProbeError] = {}
+    found: Gathered = {}
     for each in ice_servers:
         for uri in each.urls:
             try:
@@ -230,16 +237,18 @@ def gather(
     return found
 
 
+def _troubles(gathered: Gathered) -> str:
+    failed = [each for each in gathered.values() if isinstance(each, ProbeError)]
+    return "; ".join(f"{each.suffers} ({each.look_at})" for each in failed)
+
 
 def _probe(options: argparse.Namespace) -> object:
     key, secret = keys_from(options)
     if options.ice_servers:
         joined = signalling(options.url, token(key, secret), options.ca_file)
         found = gather(joined.ice_servers, options.ca_file)
-        failed = [f"{uri}: {each}" for uri, each in found.items() if isinstance(each, ProbeError)]
-        if failed:
-            raise ProbeError("an ICE server that callers are given does not serve them",
-                             "; ".join(failed))
+        if troubles := _troubles(found):
+            raise ProbeError("an ICE server that callers are given does not serve them", troubles)
         return found
 
     def attempt() -> Call:
@@ -269,13 +278,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "TURN server. LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the environment, with "
         "--turn also TURN_SECRET.",
     )
-    parser.add_argument("url", nargs="?", default=os.environ.get("LIVEKIT_URL"),
-                        help="ws:// or wss:// URL (default: LIVEKIT_URL)")
-    parser.add_argument("--relay-only", action="store_true",
-                        help="through the TURN servers that LiveKit hands out")
+    parser.add_argument(
+        "url",
+        nargs="?",
+        default=os.environ.get("LIVEKIT_URL"),
+        help="ws:// or wss:// URL (default: LIVEKIT_URL)",
+    )
+    parser.add_argument(
+        "--relay-only", action="store_true", help="through the TURN servers that LiveKit hands out"
+    )
     parser.add_argument("--turn", metavar="URI", help="relay-only through exactly this TURN URI")
-    parser.add_argument("--ice-servers", action="store_true",
-                        help="no call: ask each STUN and TURN server that LiveKit hands out")
+    parser.add_argument(
+        "--ice-servers",
+        action="store_true",
+        help="no call: ask each STUN and TURN server that LiveKit hands out",
+    )
     parser.add_argument("--attempts", type=int, default=1, help="calls in a row (%(default)s)")
     parser.add_argument("--duration", type=float, default=1.0, help="seconds (%(default)g)")
     parser.add_argument("--secret-file", help="file with the API secret, - for stdin")

@@ -131,10 +131,13 @@ def _pools(fleet: Fleet) -> Iterator[Finding]:
         if not hosts:
             yield [], _error(f"turn.pools.{name}", "no host of group turn has it in its pools")
         elif len({repr(_identity(here, name)) for here in hosts.values()}) > 1:
-            yield list(hosts), _error(
-                f"turn.pools.{name}",
-                "realm, secrets or users differ between its hosts; a caller may be sent to any of "
-                "them: set them once for the group",
+            yield (
+                list(hosts),
+                _error(
+                    f"turn.pools.{name}",
+                    "realm, secrets or users differ between its hosts; a caller may be sent to any of "
+                    "them: set them once for the group",
+                ),
             )
     for key, here in fleet.group("livekit").items():
         pool = here.livekit.turn_pool if here.livekit else None
@@ -146,9 +149,12 @@ def _pools(fleet: Fleet) -> Iterator[Finding]:
         if here.livekit and here.groups & {"livekit", "app"}
     }
     if len(keys) > 1:
-        yield [], _error(
-            "livekit.keys",
-            "differ between hosts; the app's tokens would be refused with 401: set them once",
+        yield (
+            [],
+            _error(
+                "livekit.keys",
+                "differ between hosts; the app's tokens would be refused with 401: set them once",
+            ),
         )
 
 
@@ -176,4 +182,7 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)
-            yield [], _error(first, f"is the same secret as {', '.join(others)}: use different ones")
+            yield (
+                [],
+                _error(first, f"is the same secret as {', '.join(others)}: use different ones"),
+            )

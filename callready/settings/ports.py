@@ -64,7 +64,9 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         if lk.prometheus:
             port = lk.prometheus.port
             plan.append(
-                Use("LiveKit", "tcp", port, port, "metrics", "livekit.prometheus.port", public=False)
+                Use(
+                    "LiveKit", "tcp", port, port, "metrics", "livekit.prometheus.port", public=False
+                )
             )
     for name, pool in here.turn_pools.items():
         service, key = f"coturn {name}", f"turn.pools.{name}"
@@ -74,9 +76,7 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
             Use(service, "tcp", port, port, "TURN over TCP", f"{key}.listening_port"),
         ]
         if pool.tls:
-            plan.append(
-                Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port")
-            )
+            plan.append(Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port"))
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
                 Use(service, proto, pool.min_port, pool.max_port, "relay range",
@@ -84,26 +84,39 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
             )  # fmt: skip
     for value in here.firewall.extra_ports:
         proto_, first, last = parse_port(value)
-        plan.append(Use("extra", proto_, first, last, "firewall.extra_ports", "firewall.extra_ports"))
+        plan.append(
+            Use("extra", proto_, first, last, "firewall.extra_ports", "firewall.extra_ports")
+        )
     return plan
 
 
 def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
     """The conflicts of a plan as (setting, message); each message names ports that work."""
     for a, b in combinations(plan, 2):
-        if a.proto != b.proto or a.last < b.first or b.last < a.first or a.service == b.service == "extra":
+        if (
+            a.proto != b.proto
+            or a.last < b.first
+            or b.last < a.first
+            or a.service == b.service == "extra"
+        ):
             continue
         if a.relay and b.relay:
-            yield b.setting, (
-                f"{b.service} ({b.purpose} {b.ports}/{b.proto}) overlaps {a.service} "
-                f"({a.purpose} {a.ports}/{a.proto}) on the same host; {_split(a, b)}"
+            yield (
+                b.setting,
+                (
+                    f"{b.service} ({b.purpose} {b.ports}/{b.proto}) overlaps {a.service} "
+                    f"({a.purpose} {a.ports}/{a.proto}) on the same host; {_split(a, b)}"
+                ),
             )
         else:
             low, high = max(a.first, b.first), min(a.last, b.last)
             port = str(low) if low == high else f"{low}-{high}"
-            yield b.setting, (
-                f"port {port}/{b.proto} is taken twice on this host: by {a.service} ({a.purpose}, "
-                f"{a.setting}) and by {b.service} ({b.purpose}); give one of them another port"
+            yield (
+                b.setting,
+                (
+                    f"port {port}/{b.proto} is taken twice on this host: by {a.service} ({a.purpose}, "
+                    f"{a.setting}) and by {b.service} ({b.purpose}); give one of them another port"
+                ),
             )
 
 

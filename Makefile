@@ -1,0 +1,79 @@
+# callready. `make demo` shows it on lab hosts, `make test` proves it; both install what they need.
+
+SHELL := /bin/bash
+ENV ?= prod
+PYTHON := .venv/bin/python
+PYINFRA := .venv/bin/pyinfra
+INVENTORY := inventories/$(ENV)
+# The lab's callers live in a network namespace of their own (facts a real caller has, too).
+CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
+
+LAB_PACKAGES := aapt android-framework-res apt-cacher-ng iproute2 mmdebstrap nftables openssh-client \
+	openssl sqlite3 systemd-container
+ifeq ($(shell command -v go),)
+LAB_PACKAGES += golang-go
+endif
+
+.PHONY: help demo test check lint unit lab-tests verify secrets lab-up lab-down bench docs install lab-install
+
+help:
+	@echo "make demo                boot three lab hosts, deploy them, prove that calls connect"
+	@echo "make test                everything: lint, types, unit, lab"
+	@echo "make check               the fast part: lint, types, unit"
+	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
+	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
+	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
+	@echo "make docs                write the generated pages of docs/"
+	@echo "make lab-up, lab-down    the lab alone; lab-down removes every trace but the cache"
+
+install: .venv/installed
+
+.venv/installed: requirements.txt
+	@echo "--> Python environment"
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || (apt-get -qq update && apt-get -qq -y install python3-venv)
+	@python3 -m venv .venv
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+lab-install: install .venv/lab-installed
+
+.venv/lab-installed: Makefile
+	@echo "--> packages of the lab: $(LAB_PACKAGES)"
+	@# The lab starts its own package cache; the machine need not run one.
+	@[ -e /lib/systemd/system/apt-cacher-ng.service ] || ln -sf /dev/null /etc/systemd/system/apt-cacher-ng.service
+	@dpkg-query -W -f '' $(LAB_PACKAGES) 2>/dev/null || { apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(LAB_PACKAGES) \
+		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W -f '' $(LAB_PACKAGES); }
+	@touch $@
+
+lab-up: lab-install
+	$(PYTHON) -m lab up
+
+lab-down: install
+	$(PYTHON) -m lab down
+
+demo: lab-up
+	$(PYTHON) -m callready.secrets inventories/lab
+	PYINFRA_YES=1 $(PYINFRA) inventories/lab deploy.py
+	@$(MAKE) --no-print-directory verify ENV=lab
+
+secrets: install
+	$(PYTHON) -m callready.secrets $(INVENTORY)
+
+verify: install
+	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)
+
+lint: install
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+unit: lab-install
+	$(PYTHON) -m pytest -q tests/unit
+
+check: lint unit
+
+lab-tests: lab-install
+	$(PYTHON) -m pytest -v tests/lab
+
+test: check lab-tests
