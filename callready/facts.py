@@ -25,7 +25,7 @@ class FileFact:
 
 @dataclass(frozen=True)
 class UnitFact:
-    """A systemd unit and its main process; `fingerprint` names what the process was started with."""
+    """A unit and its main process; `fingerprint` names what the process was started with."""
 
     load: str
     active: str

@@ -13,13 +13,14 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import gevent
-from pyinfra import logger, state
+from pyinfra import logger
 from pyinfra.api.command import FunctionCommand, StringCommand
 from pyinfra.api.exceptions import DeployError, OperationError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import operation
 from pyinfra.connectors.util import CommandOutput
+from pyinfra.context import state
 
 from callready import facts, refusals
 from callready.here import Here
@@ -70,7 +71,9 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
         for host in inventory.get_active_hosts()
         if declared[host.name].release.files or declared[host.name].release.environments
     ]
-    jobs = {host.name: gevent.spawn(survey, host, declared[host.name]) for host in active}
+    jobs: dict[str, Any] = {
+        host.name: gevent.spawn(survey, host, declared[host.name]) for host in active
+    }
     gevent.joinall(list(jobs.values()))
     ready: dict[str, Deployment] = {}
     refused: list[str] = []
@@ -78,9 +81,10 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
         if not job.successful():
             refused.append(f"{fleet.source}: {name}: {job.exception}")
             continue
-        here = declare(fleet, name, tuple(sorted(job.value.ssh_ports)))
-        ready[name] = Deployment(here, job.value)
-        refused += [f"{fleet.source}: {name}: {why}" for why in refusals.of(here, job.value)]
+        found: facts.Facts = job.get()
+        here = declare(fleet, name, tuple(sorted(found.ssh_ports)))
+        ready[name] = Deployment(here, found)
+        refused += [f"{fleet.source}: {name}: {why}" for why in refusals.of(here, found)]
     if refused:
         raise Refused("nothing was changed\n" + "\n".join(refused))
     for host in active:
@@ -191,7 +195,8 @@ def release(deployment: Deployment) -> Generator[Any, None, None]:
 
 def _apply(state: Any, host: Host, deployment: Deployment) -> None:
     unpack = (
-        "umask 077; mkdir -p /var/lib/callready && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
+        "umask 077; mkdir -p /var/lib/callready"
+        " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
         ' && base64 -d | tar -xz -C "$d" && exec sh "$d/apply.sh" "$d"'
     )
     bundle = deployment.here.release.bundle(deployment.plan)

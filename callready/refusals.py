@@ -52,8 +52,8 @@ def _versions(here: Here, facts: Facts) -> Iterator[str]:
         if wanted and found and found != "(none)" and not is_version(found, wanted):
             what = "has" if installed else "would install"
             yield (
-                f"{what} {name} {found}, the inventory says {wanted}: set {'turn' if name == 'coturn' else name}"
-                ".version to what the host has (its keys are then checked for that version)"
+                f"{what} {name} {found}, the inventory says {wanted}: set turn.version to what the "
+                "host has (the keys are then checked for that version)"
             )
 
 

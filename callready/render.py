@@ -22,7 +22,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - configuration files; XML has its own (android.py)
+        autoescape=False,
         finalize=_finalize,
     )
     env.filters["quoted"] = lambda value: json.dumps(_plain(value), ensure_ascii=False)

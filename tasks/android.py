@@ -2,12 +2,13 @@
 
 from urllib.parse import urlsplit
 
+from pyinfra import logger
+from pyinfra.api.host import Host
+
 from callready import android as nsc
 from callready.operations import checkout, read_checkout
 from callready.settings.fleet import Fleet
 from callready.uris import stun_uris, turn_uris
-from pyinfra import logger
-from pyinfra.api.host import Host
 
 
 def android(fleet: Fleet, host: Host) -> None:

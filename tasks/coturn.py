@@ -2,6 +2,8 @@
 
 from hashlib import md5
 
+from pydantic import SecretStr
+
 from callready.here import Here
 from callready.settings import coturn_keys
 from callready.settings.models import Pool
@@ -57,15 +59,16 @@ def rows(pool: Pool) -> list[tuple[str, str, str]]:
     """The pool's credentials as rows of coturn's user database (its schema.sql)."""
     secrets = [("turn_secret", pool.realm, s.get_secret_value()) for s in pool.secrets]
     users = [
-        ("turnusers_lt", pool.realm, f"{name}:{_long_term_key(name, pool.realm, s.get_secret_value())}")
-        for name, s in pool.users.items()
-    ]  # fmt: skip
+        ("turnusers_lt", pool.realm, f"{name}:{_long_term_key(name, pool.realm, password)}")
+        for name, password in pool.users.items()
+    ]
     return secrets + users
 
 
-def _long_term_key(name: str, realm: str, password: str) -> str:
+def _long_term_key(name: str, realm: str, password: SecretStr) -> str:
     """RFC 8489, section 9.2.2: MD5 of name, realm and password."""
-    return md5(f"{name}:{realm}:{password}".encode(), usedforsecurity=False).hexdigest()
+    text = f"{name}:{realm}:{password.get_secret_value()}"
+    return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 # Addresses that no public peer has: IANA's special-purpose registries (RFC 6890 and successors).

@@ -18,8 +18,8 @@ def firewall(here: Here) -> None:
     public = [use for use in here.ports if use.public]
     here.release.file(
         f"{ROOT}/nftables.conf", "nftables.conf.j2", here=settings, plan=public,
-        relays=[use for use in public if use.service.startswith("coturn")],
-        media=[use for use in public if use.proto == "udp" and (use.relay or use.service.startswith("coturn"))],
+        relays=(relays := [use for use in public if use.service.startswith("coturn")]),
+        media=[use for use in public if use.proto == "udp" and (use.relay or use in relays)],
     )  # fmt: skip
     loader = files("callready").joinpath("host/load-firewall.sh").read_bytes()
     here.release.file(LOADER, content=loader, mode=0o755)

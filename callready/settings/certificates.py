@@ -56,14 +56,14 @@ def read_pair(certificate: str, key: str, name: str) -> Pair:
         raise CertificateError(
             f"certificate {certificate} is for {', '.join(names) or 'no name'}, not for {name}"
         )
-    now = datetime.now(UTC)
-    if leaf.not_valid_after_utc < now:
+    now, until, since = datetime.now(UTC), leaf.not_valid_after_utc, leaf.not_valid_before_utc
+    if until < now:
         raise CertificateError(
-            f"certificate {certificate} expired on {leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC: renew it"
+            f"certificate {certificate} expired on {until:%Y-%m-%d %H:%M} UTC: renew it"
         )
-    if leaf.not_valid_before_utc > now:
+    if since > now:
         raise CertificateError(
-            f"certificate {certificate} is not valid before {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
+            f"certificate {certificate} is not valid before {since:%Y-%m-%d %H:%M} UTC"
         )
     return Pair(chain_bytes, key_bytes, leaf.serial_number, leaf.not_valid_after_utc)
 

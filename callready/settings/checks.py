@@ -49,14 +49,15 @@ def _addresses(here: HostSettings) -> Iterator[Problem]:
             "IPv6-only hosts are not supported, many callers have no IPv6: give the host an IPv4 "
             "address too" if here.address6 else "is missing: the host's public IPv4 address",
         )  # fmt: skip
-    elif any(ipaddress.IPv4Address(here.address) in net for net in _UNREACHABLE):
-        # On a LAN without TLS that is what is meant; a wss:// service is for callers outside.
-        if not (here.livekit and here.livekit.url.startswith("ws://")):
-            yield _error(
-                "address",
-                f"{here.address} is not reachable from the Internet: set the public address, and "
-                "private_address to the one on the interface",
-            )
+    # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
+    elif any(ipaddress.IPv4Address(here.address) in net for net in _UNREACHABLE) and not (
+        here.livekit and here.livekit.url.startswith("ws://")
+    ):
+        yield _error(
+            "address",
+            f"{here.address} is not reachable from the Internet: set the public address, and "
+            "private_address to the one on the interface",
+        )
     if here.address6 and ipaddress.IPv6Address(here.address6) in ipaddress.IPv6Network("fc00::/7"):
         yield _error("address6", f"{here.address6} is not reachable from the Internet (RFC 4193)")
 
@@ -135,7 +136,7 @@ def _pools(fleet: Fleet) -> Iterator[Finding]:
                 list(hosts),
                 _error(
                     f"turn.pools.{name}",
-                    "realm, secrets or users differ between its hosts; a caller may be sent to any of "
+                    "realm, secrets or users differ between its hosts, and callers are sent to any of "
                     "them: set them once for the group",
                 ),
             )

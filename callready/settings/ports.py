@@ -57,7 +57,8 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         rtc = lk.rtc
         plan += [
             Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
-            Use("LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", "livekit.rtc.tcp_port"),
+            Use("LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP",
+                "livekit.rtc.tcp_port"),
             Use("LiveKit", "udp", rtc.port_range_start, rtc.port_range_end, "media",
                 "livekit.rtc.port_range_start", relay=True),
         ]  # fmt: skip
@@ -80,7 +81,7 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
                 Use(service, proto, pool.min_port, pool.max_port, "relay range",
-                    f"{key}.min_port", relay=True)  # type: ignore[arg-type]
+                    f"{key}.min_port", relay=True)
             )  # fmt: skip
     for value in here.firewall.extra_ports:
         proto_, first, last = parse_port(value)
@@ -114,8 +115,8 @@ def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
             yield (
                 b.setting,
                 (
-                    f"port {port}/{b.proto} is taken twice on this host: by {a.service} ({a.purpose}, "
-                    f"{a.setting}) and by {b.service} ({b.purpose}); give one of them another port"
+                    f"port {port}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
+                    f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port"
                 ),
             )
 
@@ -123,9 +124,10 @@ def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
 def _split(a: Use, b: Use) -> str:
     """Ranges for `a` and `b` that do not overlap: the smaller one keeps its place."""
     small, large = sorted((a, b), key=lambda use: use.last - use.first)
+    keep = f"keep {small.ports} for {small.service} and give {large.service}"
     if large.last - small.last >= 1000:
-        return f"keep {small.ports} for {small.service} and give {large.service} {small.last + 1}-{large.last}"
+        return f"{keep} {small.last + 1}-{large.last}"
     if small.first - large.first >= 1000:
-        return f"keep {small.ports} for {small.service} and give {large.service} {large.first}-{small.first - 1}"
+        return f"{keep} {large.first}-{small.first - 1}"
     middle = (large.first + large.last) // 2
     return f"give {a.service} {large.first}-{middle} and {b.service} {middle + 1}-{large.last}"
