@@ -300,7 +300,7 @@ class Release:
             plan.add("-", "unit", unit)
         for path in gone:
             plan.add("-", "file", path)
-        if changed or gone or facts.current != self.id:
+        if changed or gone or (self.manifest and facts.current != self.id):
             changed = True
             plan.step("stage", self.id)
             if units_gone:

@@ -1,6 +1,7 @@
 """coturn: one instance a pool, each with its own configuration, ports and credentials."""
 
 from hashlib import md5
+from ipaddress import IPv6Address
 
 from pydantic import SecretStr
 
@@ -71,12 +72,18 @@ def _long_term_key(name: str, realm: str, password: SecretStr) -> str:
     return md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
+# coturn before 4.16 compares IPv6 ranges byte by byte (CVE-2026-73213), so `::1-ffff:…` lets
+# `fd00::100` through: every byte that may differ needs a range of its own. `::` itself is left out
+# because coturn then denies every IPv4 peer too.
+_ALL_BUT_ZERO = tuple(
+    f"{IPv6Address(1 << 8 * byte)}-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff" for byte in range(16)
+)
+
 # Addresses that no public peer has: IANA's special-purpose registries (RFC 6890 and successors).
-# `::` itself is left out because coturn then denies every IPv4 peer too.
 DENIED = {
     "sfu": (
         "0.0.0.0-255.255.255.255",
-        "::1-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        *_ALL_BUT_ZERO,
     ),
     "internet": (
         "0.0.0.0-0.255.255.255",
@@ -93,7 +100,7 @@ DENIED = {
         "198.51.100.0-198.51.100.255",
         "203.0.113.0-203.0.113.255",
         "240.0.0.0-255.255.255.255",
-        "::1-::ffff:ffff",
+        *(f"{IPv6Address(1 << 8 * byte)}-::ffff:ffff" for byte in range(4)),
         "::ffff:0.0.0.0-::ffff:255.255.255.255",
         "64:ff9b::-64:ff9b::ffff:ffff",
         "64:ff9b:1::-64:ff9b:1:ffff:ffff:ffff:ffff:ffff",

@@ -18,6 +18,7 @@ import websockets
 from callready.probes import TIMEOUT, ProbeError, reason, run
 from callready.probes.tls import client_context
 
+Scheme = Literal["http", "ws"]
 _LOOK_AT = "the app's unit and its log, and a proxy before it"
 
 
@@ -39,7 +40,7 @@ class Exchange:
     rtt: float
 
 
-def web_url(url: str, scheme: Literal["http", "ws"], path: str | None = None) -> str:
+def web_url(url: str, scheme: Scheme, path: str | None = None) -> str:
     """`url` as ``http(s)`` or ``ws(s)``, with another path if one is given."""
     parts = urlsplit(url)
     secure = parts.scheme in ("https", "wss")

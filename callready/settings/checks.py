@@ -136,7 +136,7 @@ def _pools(fleet: Fleet) -> Iterator[Finding]:
                 list(hosts),
                 _error(
                     f"turn.pools.{name}",
-                    "realm, secrets or users differ between its hosts, and callers are sent to any of "
+                    "realm, secrets or users differ between its hosts; callers are sent to any of "
                     "them: set them once for the group",
                 ),
             )
