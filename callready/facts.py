@@ -89,7 +89,6 @@ class Facts:
     ssh_ports: set[int] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     nat_tables: set[str] = field(default_factory=set)
-    firewalls: list[str] = field(default_factory=list)
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -155,8 +154,6 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 facts.tables.add(f"{f[0]} {f[1]}")
             case "nat":
                 facts.nat_tables.add(f"{f[0]} {f[1]}")
-            case "firewall":
-                facts.firewalls.append(f[0])
             case "sysctl":
                 facts.sysctls[f[0]] = f[1]
             case "database":

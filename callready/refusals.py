@@ -10,6 +10,7 @@ from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
+FIREWALLS = ("ufw", "firewalld")
 OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd", "session-")
 
 
@@ -28,7 +29,9 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             f"its clock is {abs(facts.skew):.0f} s {side} this machine's (limit {limit:.0f} s, "
             "host.max_clock_skew): TURN credentials carry an expiry time; check timedatectl on both"
         )
-    for name in facts.firewalls:
+    for name in FIREWALLS:
+        if not facts.units[f"{name}.service"].is_running:
+            continue
         yield (
             f"{name} is active and would drop what callready opens: disable it "
             f"(systemctl disable --now {name}) or set firewall.enabled to False"

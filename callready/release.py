@@ -230,7 +230,7 @@ class Release:
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
             "CANDIDATES": [name for name, version in self.packages.items() if version],
             "USERS": self.users,
-            "UNITS": [*self.services, "callready-firewall.service"],
+            "UNITS": [*self.services, "ufw.service", "firewalld.service"],
             "SYSCTLS": self.sysctls,
             "DATABASES": self.databases,
             "TLS_ENDPOINTS": endpoints,

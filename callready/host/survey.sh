@@ -12,10 +12,12 @@ system() {
 }
 
 packages() {
-    dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2>/dev/null |
-        awk -F "$T" '$4 ~ /^.i/'
+    installed=$(dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2>/dev/null |
+        awk -F "$T" '$4 ~ /^.i/')
+    [ -n "$installed" ] && printf '%s\n' "$installed"
     for package in $CANDIDATES; do
-        dpkg-query -W -f '' "$package" 2>/dev/null && continue
+        # apt-cache is slow and what is installed is known.
+        case $installed in *"package$T$package$T"*) continue ;; esac
         printf 'candidate\t%s\t%s\n' "$package" \
             "$(apt-cache policy "$package" 2>/dev/null | awk '$1 == "Candidate:" { print $2 }')"
     done
@@ -29,18 +31,13 @@ users() {
 files() {
     printf 'current\t%s\n' "$(readlink /etc/callready/current 2>/dev/null | sed 's|.*/||')"
     [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
-    for path in $FILES; do
-        [ -e "$path" ] || [ -L "$path" ] || continue
-        printf 'link\t%s\t%s\n' "$path" "$(readlink "$path")"
-        [ -f "$path" ] && set -- "$@" "$path"
-    done
-    [ $# -eq 0 ] && return
-    stat -L -c "stat$T%n$T%a$T%U$T%G" "$@"
-    sha256sum "$@" | sed "s/^\([0-9a-f]*\)  \(.*\)/sha$T\2$T\1/"
+    [ -n "$FILES" ] || return 0
+    find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n' 2>/dev/null
+    find -L $FILES -maxdepth 0 -type f -printf 'stat\t%p\t%m\t%u\t%g\n' 2>/dev/null
+    sha256sum $FILES 2>/dev/null | sed "s/^\([0-9a-f]*\)  \(.*\)/sha$T\2$T\1/"
 }
 
 units() {
-    [ -n "$UNITS" ] || return 0
     systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS |
         awk -v RS= -F '\n' '{
             split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
@@ -56,20 +53,26 @@ units() {
         done
 }
 
-# Every listening socket with the unit of its process, and sshd's ports: those it listens on and
-# the one this connection came in by.
+# Every listening socket with the unit of its process, and the port this connection came in by.
 listeners() {
-    ss -Hlntup | awk -v OFS="$T" '{
-        pid = match($0, /pid=[0-9]+/) ? substr($0, RSTART + 4, RLENGTH - 4) : "-"
-        name = match($0, /\(\("[^"]+"/) ? substr($0, RSTART + 3, RLENGTH - 4) : "-"
-        port = $5; sub(/.*:/, "", port); address = substr($5, 1, length($5) - length(port) - 1)
-        sub(/%.*/, "", address); gsub(/[][]/, "", address)
-        print $1, address, port, name, pid
-    }' | sort -u | while IFS=$T read -r proto address port name pid; do
-        unit=-
-        [ "$pid" = - ] || unit=$(sed -nE 's#^0::.*/([^/]+\.(service|scope|socket)).*#\1#p' "/proc/$pid/cgroup" 2>/dev/null)
-        printf 'listen\t%s\t%s\t%s\t%s\t%s\n' "$proto" "$address" "$port" "$name" "${unit:--}"
-    done
+    ss -Hlntup | awk -v OFS="$T" '
+        function unit_of(pid,  file, line) {
+            if (pid == "-" || pid in unit) return pid in unit ? unit[pid] : "-"
+            file = "/proc/" pid "/cgroup"; unit[pid] = "-"
+            while ((getline line < file) > 0)
+                if (line ~ /^0::/ && match(line, /[^\/]+\.(service|scope|socket)/))
+                    unit[pid] = substr(line, RSTART, RLENGTH)
+            close(file)
+            return unit[pid]
+        }
+        {
+            pid = match($0, /pid=[0-9]+/) ? substr($0, RSTART + 4, RLENGTH - 4) : "-"
+            name = match($0, /\(\("[^"]+"/) ? substr($0, RSTART + 3, RLENGTH - 4) : "-"
+            port = $5; sub(/.*:/, "", port)
+            address = substr($5, 1, length($5) - length(port) - 1)
+            sub(/%.*/, "", address); gsub(/[][]/, "", address)
+            if (!seen[$1, address, port, pid]++) print "listen", $1, address, port, name, unit_of(pid)
+        }'
     [ -n "$SSH_PORT" ] && printf 'ssh\t%s\n' "$SSH_PORT"
     return 0
 }
@@ -84,9 +87,6 @@ filters() {
         [ "$table" = "${now%% *}" ] || source=changed
         printf 'ruleset\t%s\n' "$source"
     fi
-    for unit in ufw firewalld; do
-        systemctl is-active --quiet "$unit.service" && printf 'firewall\t%s\n' "$unit"
-    done
     return 0
 }
 
@@ -114,10 +114,6 @@ state() {
             done
     done
     [ -L /etc/callready/tls/current ] && printf 'pair\t%s\n' "$(readlink /etc/callready/tls/current)"
-    for endpoint in $TLS_ENDPOINTS; do
-        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -connect "$endpoint" </dev/null 2>/dev/null |
-            openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
-    done
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ -f "$path" ] || continue
@@ -131,8 +127,18 @@ state() {
     return 0
 }
 
+# The certificate that callers get now, whatever lies in the file.
+served() {
+    for endpoint in $TLS_ENDPOINTS; do
+        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -connect "$endpoint" 2>/dev/null |
+            openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
+    done
+}
+
 survey() {
+    served & # waits for a handshake while the rest is read
     system; packages; users; files; units; listeners; filters; sysctls; state
+    wait
     printf 'end\n'
 }
 survey < /dev/null

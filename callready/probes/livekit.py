@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=["health", "validate", "signalling"])
     parser.add_argument(
         "url",
-        nargs="?",
+        nargs="?" if "LIVEKIT_URL" in os.environ else None,
         default=os.environ.get("LIVEKIT_URL"),
         help="ws:// or wss:// URL (default: LIVEKIT_URL)",
     )

@@ -31,7 +31,7 @@ class PeerToPeer:
     """What the peers measured; times in seconds.
 
     Args:
-        connect_seconds: from the first allocation until ICE was complete.
+        connect_seconds: from asking for the relays until ICE was complete.
         relayed: both relayed transport addresses.
         sent: packets sent, one every 20 ms. received: of those, how many came back.
         rtt: median round trip, through both relays and back.
@@ -78,15 +78,19 @@ def peer_to_peer_while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerT
 
 async def _while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerToPeer, T]:
     async with contextlib.AsyncExitStack() as stack:
-        start = time.perf_counter()
-        left = await _relayed_peer(*a, controlling=True, stack=stack)
-        right = await _relayed_peer(*b, controlling=False, stack=stack)
+        # aioice would not say why it gets no relay, or no permission for the other's.
+        async with client(*a) as left_caller, client(*b) as right_caller:
+            await left_caller.allocate()
+            await right_caller.allocate()
+            start = time.perf_counter()
+            left = await _relayed_peer(*a, controlling=True, stack=stack)
+            right = await _relayed_peer(*b, controlling=False, stack=stack)
+            await left_caller.permit(right.local_candidates[0].host)
+            await right_caller.permit(left.local_candidates[0].host)
         relayed = _address(left), _address(right)
         try:
             await _connect(left, right)
         except (ConnectionError, TimeoutError) as error:
-            await _permit(a, right)  # a 403, which aioice does not tell, is the better message
-            await _permit(b, left)
             raise ProbeError(
                 f"callers who both relay do not connect: {relayed[0]} and {relayed[1]} do not "
                 f"reach each other ({reason(error)})",
@@ -122,8 +126,6 @@ async def _relayed_peer(
     controlling: bool,
     stack: contextlib.AsyncExitStack,
 ) -> aioice.Connection:
-    async with client(server, credentials) as caller:  # aioice would not say why it gets none
-        await caller.allocate()
     address, port, transport = server.address, server.port, server.transport
     if transport == "tls":
         forwarder = tls_forwarder(address, port, server.server_name, server.ca_file)
@@ -145,7 +147,7 @@ async def _relayed_peer(
 
 async def _close(peer: aioice.Connection) -> None:
     with contextlib.suppress(TimeoutError):  # a server that died does not take its relay back
-        await asyncio.wait_for(peer.close(), 3)
+        await asyncio.wait_for(peer.close(), 1)
 
 
 def _address(peer: aioice.Connection) -> str:
@@ -159,12 +161,6 @@ async def _connect(left: aioice.Connection, right: aioice.Connection) -> None:
             await one.add_remote_candidate(candidate)
     async with asyncio.timeout(CONNECT_TIMEOUT):
         await asyncio.gather(left.connect(), right.connect())
-
-
-async def _permit(side: Side, other: aioice.Connection) -> None:
-    async with client(*side) as caller:
-        await caller.allocate()
-        await caller.permit(other.local_candidates[0].host)
 
 
 class _Exchange:

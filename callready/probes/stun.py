@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import ssl
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from aioice import stun as messages
 from aioice import turn as clients
@@ -30,33 +31,52 @@ class NoAnswer(Exception):
     """The server did not answer, or the connection ended; the text says which."""
 
 
-class _Watched(asyncio.BaseProtocol):
-    """Notes when the network gives up, which aioice would wait a minute for."""
+class _Watched(clients.TurnClientMixin):
+    """Notes what aioice passes over and waits a minute for: that the network gave up, and errors
+    that are not signed (coturn does not sign a 437)."""
 
-    def __init__(self) -> None:
-        self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    def __init__(self, server: tuple[str, int]) -> None:
+        super().__init__(server, None, None, 600, 500)
+        self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     def error_received(self, exc: Exception) -> None:
-        self._break(reason(exc))
+        self._fail(NoAnswer(reason(exc)))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._break(reason(exc) if exc else "the server closed the connection")
+        self._fail(NoAnswer(reason(exc) if exc else "the server closed the connection"))
 
-    def _break(self, why: str) -> None:
-        if not self.broken.done():
-            self.broken.set_result(why)
+    def datagram_received(self, data: bytes | str, addr: tuple[str, int]) -> None:
+        super().datagram_received(data, addr)
+        with contextlib.suppress(ValueError):
+            message = messages.parse_message(cast(bytes, data))
+            awaited = message.transaction_id in self.transactions
+            if (
+                awaited
+                and message.message_class == messages.Class.ERROR
+                and self._unsigned(message)
+            ):
+                self._fail(messages.TransactionFailed(message))
+
+    def _unsigned(self, error: messages.Message) -> bool:
+        # 401 and 438 need no signature, and before it has a key aioice wants none.
+        key = self.integrity_key
+        return (
+            key is not None
+            and error.error_code not in (401, 438)
+            and not error.check_message_integrity(key)
+        )
+
+    def _fail(self, why: Exception) -> None:
+        if not self.failed.done():
+            self.failed.set_result(why)
 
 
 class UdpChannel(_Watched, clients.TurnClientUdpProtocol):
-    def __init__(self, server: tuple[str, int]) -> None:
-        _Watched.__init__(self)
-        clients.TurnClientUdpProtocol.__init__(self, server, None, None, 600, 500)
+    """STUN or TURN over UDP."""
 
 
 class TcpChannel(_Watched, clients.TurnClientTcpProtocol):
-    def __init__(self, server: tuple[str, int]) -> None:
-        _Watched.__init__(self)
-        clients.TurnClientTcpProtocol.__init__(self, server, None, None, 600, 500)
+    """STUN or TURN over TCP or TLS."""
 
 
 Channel = UdpChannel | TcpChannel
@@ -104,13 +124,16 @@ async def request(
         aioice.stun.TransactionFailed: the server answered with an error code.
     """
     asked = asyncio.ensure_future(channel.request_with_retry(message))
-    either: set[asyncio.Future[Any]] = {asked, channel.broken}
+    either: set[asyncio.Future[Any]] = {asked, channel.failed}
     await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if asked.done():
         return asked.result()[0]
     asked.cancel()
-    if channel.broken.done():
-        raise NoAnswer(channel.broken.result())
+    if channel.failed.done():
+        failure = channel.failed.result()
+        if isinstance(failure, messages.TransactionFailed):  # the connection is still good
+            channel.failed = asyncio.get_running_loop().create_future()
+        raise failure
     raise NoAnswer(f"no answer in {timeout:g} s")
 
 

@@ -76,7 +76,7 @@ class TurnServer:
             ProbeError: it is none.
         """
         found = re.fullmatch(
-            r"(turns?):(\[[0-9a-fA-F:.]+\]|[^:?\[\]]+)(?::(\d+))?(?:\?transport=(udp|tcp))?", uri
+            r"(turns?):(\[[0-9a-fA-F:.]+\]|[^:?/@\[\]]+)(?::(\d+))?(?:\?transport=(udp|tcp))?", uri
         )
         if not found or (found[1] == "turns" and found[4] == "udp"):
             raise ProbeError(
@@ -239,8 +239,8 @@ def _unreachable(server: TurnServer, error: NoAnswer) -> ProbeError:
         ""
         if server.transport != "tls"
         else (
-            "its certificate (callready.probes.tls says more; coturn drops its TLS listener silently "
-            "when certificate or key cannot be read), "
+            "its certificate (callready.probes.tls says more; coturn drops its TLS listener "
+            "silently when certificate or key cannot be read), "
         )
     )
     return ProbeError(

@@ -72,6 +72,12 @@ def peer_range(value: str) -> str:
         raise ValueError(f"{value!r} is not an address or a range first-last") from None
     if a.version != b.version or int(a) > int(b):
         raise ValueError(f"{value!r} does not run from a lower to a higher address of one family")
+    differing = [pair for pair in zip(a.packed, b.packed, strict=True) if pair[0] != pair[1]]
+    if a.version == 6 and any(pair != (0, 255) for pair in differing[1:]):
+        raise ValueError(
+            f"{value!r}: coturn before 4.16 compares IPv6 byte by byte (CVE-2026-73213) and would "
+            "leave addresses out; write ranges that end in 00… and ff… after the first difference"
+        )
     return value
 
 

@@ -23,8 +23,20 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 from websockets.sync.server import ServerConnection, serve
 
-from callready.probes import ProbeError, app, as_data, as_line, livekit, ports, reason, secret_from
-from callready.probes import stun, tls, turn, webrtc
+from callready.probes import (
+    ProbeError,
+    app,
+    as_data,
+    as_line,
+    livekit,
+    ports,
+    reason,
+    secret_from,
+    stun,
+    tls,
+    turn,
+    webrtc,
+)
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
 
 SECRET = SecretStr("planted-9f3b-in-no-output")
@@ -81,7 +93,7 @@ def test_a_secret_comes_from_the_environment_or_a_private_place(
     monkeypatch.delenv("TURN_SECRET")
     with pytest.raises(ProbeError, match="set TURN_SECRET in the environment"):
         secret_from("TURN_SECRET", None)
-    with pytest.raises(ProbeError, match="No such file or directory.*/absent"):
+    with pytest.raises(ProbeError, match=r"No such file or directory.*/absent"):
         secret_from("TURN_SECRET", str(tmp_path / "absent"))
 
 
@@ -370,7 +382,7 @@ def test_a_bad_certificate_is_refused_for_its_reason(
 def test_no_tls_and_no_listener_are_told_apart() -> None:
     with echo_server(None) as port, pytest.raises(ProbeError, match="cannot open TLS"):
         tls.served("127.0.0.1", port, "turn1.lab.test")
-    with pytest.raises(ProbeError, match="cannot connect to 127.0.0.1.*Connection refused"):
+    with pytest.raises(ProbeError, match=r"cannot connect to 127\.0\.0\.1.*Connection refused"):
         tls.served("127.0.0.1", free_port(), "turn1.lab.test")
 
 
@@ -388,7 +400,7 @@ def test_the_forwarder_carries_plain_bytes_through_verified_tls(authority: Autho
         assert asyncio.run(through(port)) == b"x" * 100_000
     with (
         echo_server(authority.context("turn2.lab.test")[0]) as port,
-        pytest.raises(ProbeError, match="it names turn2.lab.test"),
+        pytest.raises(ProbeError, match=r"it names turn2\.lab\.test"),
     ):
         asyncio.run(through(port))
 
@@ -399,9 +411,12 @@ def test_the_forwarder_carries_plain_bytes_through_verified_tls(authority: Autho
 @pytest.fixture(scope="module")
 def web() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
         def do_GET(self) -> None:
             body = {"/health": b'{"status": "ok", "workers": [{"up": true}, {"up": false}]}'}
             self.send_response(200 if self.path in body else 503)
+            self.send_header("Content-Length", str(len(body.get(self.path, b"down"))))
             self.end_headers()
             self.wfile.write(body.get(self.path, b"down"))
 

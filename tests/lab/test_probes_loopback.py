@@ -1,0 +1,243 @@
+"""The TURN probes against a real coturn on loopback: every refusal told apart, data relayed.
+
+The coturn is this machine's Debian package, unpacked below a temporary folder and never installed:
+Debian starts it when installed, as an open relay.
+"""
+
+import asyncio
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from aioice.turn import UDP_TRANSPORT
+from pydantic import SecretStr
+
+from callready.probes import ProbeError, peer, stun, turn, webrtc
+from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
+from callready.probes.turn_client import client
+
+SECRET = SecretStr(secrets.token_hex(24))
+Start = Callable[..., TurnServer]
+
+
+@pytest.fixture(scope="session")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """coturn and the libraries this machine lacks, unpacked."""
+    folder = tmp_path_factory.mktemp("coturn")
+    archives = folder / "archives"
+    (archives / "partial").mkdir(parents=True)
+    subprocess.run(
+        ["apt-get", "install", "--download-only", "--reinstall", "--yes", "--quiet",
+         "--no-install-recommends", f"-oDir::Cache::archives={archives}",
+         "-oAPT::Sandbox::User=root", "coturn"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for archive in archives.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", archive, folder / "root"], check=True)
+    yield folder / "root"
+    shutil.rmtree(folder)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def start(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start a coturn with these lines in its configuration; ended with the module."""
+    running: list[subprocess.Popen[bytes]] = []
+    library = unpacked / f"usr/lib/{platform.machine()}-linux-gnu"
+
+    def started(*lines: str) -> TurnServer:
+        folder = tmp_path_factory.mktemp("pool")
+        port = free_port()
+        relay = (
+            ()
+            if any(line.startswith("relay-ip") for line in lines)
+            else ("relay-ip=127.0.0.1", "relay-ip=::1")
+        )
+        (folder / "turnserver.conf").write_text("\n".join([
+            f"listening-port={port}", "listening-ip=127.0.0.1", "listening-ip=::1", *relay,
+            "realm=probes.test", "use-auth-secret",
+            f"static-auth-secret={SECRET.get_secret_value()}", "no-tls", "no-dtls", "no-cli",
+            f"userdb={folder}/db", f"pidfile={folder}/pid", f"log-file={folder}/log",
+            "min-port=30000", "max-port=30999", *lines, "",
+        ]))  # fmt: skip
+        running.append(
+            subprocess.Popen(
+                [unpacked / "usr/bin/turnserver", "-c", folder / "turnserver.conf"],
+                env={**os.environ, "LD_LIBRARY_PATH": str(library)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        )
+        server = TurnServer("127.0.0.1", port)
+        for _ in range(100):
+            try:
+                stun.binding("127.0.0.1", port, timeout=1)
+                return server
+            except ProbeError:
+                assert running[-1].poll() is None, (folder / "log").read_text()
+                time.sleep(0.1)
+        raise AssertionError("coturn does not answer")
+
+    try:
+        yield started
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(start: Start) -> TurnServer:
+    """Relays to loopback, which only a test may, but not to 127.0.0.2 and no TCP."""
+    return start("allow-loopback-peers", "denied-peer-ip=127.0.0.2", "no-tcp-relay")
+
+
+def over(server: TurnServer, transport: str, address: str = "127.0.0.1") -> TurnServer:
+    return TurnServer(address, server.port, transport)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+def test_binding_and_allocation(server: TurnServer, transport: str, address: str) -> None:
+    way = over(server, transport, address)
+    assert stun.binding(address, way.port, transport).mapped_address == address  # type: ignore[arg-type]
+    for family, relay in ((4, "127.0.0.1"), (6, "::1")):
+        allocation = turn.allocate(way, turn.mint(SECRET, 60), family)  # type: ignore[arg-type]
+        assert (allocation.relayed_address, allocation.mapped_address) == (relay, address)
+        assert 30000 <= allocation.relayed_port <= 30999
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        None,
+        turn.mint(SecretStr("another secret"), 60),
+        turn.mint(SECRET, -60),
+        Credentials("nobody", "password"),
+    ],
+    ids=["anonymous", "another secret", "expired", "no such user"],
+)
+def test_unknown_callers_get_401(server: TurnServer, credentials: Credentials | None) -> None:
+    with pytest.raises(TurnRefused) as refused:
+        turn.allocate(server, credentials)
+    assert refused.value.code == 401
+
+
+def test_each_peer_gets_its_own_answer(server: TurnServer) -> None:
+    peers = ["127.0.0.2", "127.0.0.1", "::1"]
+    assert turn.permissions(server, turn.mint(SECRET, 60), peers) == {
+        "127.0.0.2": 403,
+        "127.0.0.1": None,
+        "::1": None,
+    }
+
+
+def test_tcp_relaying_is_seen_either_way(server: TurnServer, start: Start) -> None:
+    minted = turn.mint(SECRET, 60)
+    assert turn.tcp_allocation_code(over(server, "tcp"), minted) == 442
+    assert turn.tcp_allocation_code(over(start(), "tcp"), minted) is None
+
+
+def test_a_second_allocation_on_one_connection_gets_437(server: TurnServer) -> None:
+    async def twice() -> None:
+        async with client(server, turn.mint(SECRET, 60)) as caller:
+            await caller.allocate(4, UDP_TRANSPORT)
+            await caller.allocate(4, UDP_TRANSPORT)
+
+    with pytest.raises(TurnRefused) as refused:
+        asyncio.run(twice())
+    assert refused.value.code == 437
+
+
+def test_quota_and_capacity_are_told_apart(start: Start) -> None:
+    quota = start("user-quota=1")
+    minted = turn.mint(SECRET, 60)
+
+    async def two() -> None:
+        async with client(quota, minted) as first, client(quota, minted) as second:
+            await first.allocate()
+            await second.allocate()
+
+    with pytest.raises(TurnRefused) as refused:
+        asyncio.run(two())
+    assert refused.value.code == 486
+    with pytest.raises(TurnRefused) as refused:
+        turn.allocate(start("relay-ip=198.51.100.250"), minted)
+    assert refused.value.code == 508
+
+
+def test_probes_leave_no_allocation_behind(start: Start) -> None:
+    quota = start("user-quota=12", "allow-loopback-peers")
+    minted = turn.mint(SECRET, 60)
+    for _ in range(5):
+        turn.allocate(quota, minted)
+        turn.permissions(quota, minted, ["127.0.0.1"])
+        turn.relay_between((quota, minted), (quota, minted), packets=3)
+        peer.peer_to_peer((quota, minted), (quota, minted), duration=0.1)
+
+
+def test_data_goes_through_two_allocations_and_back(server: TurnServer, start: Start) -> None:
+    other = start("allow-loopback-peers")
+    a, b = (server, turn.mint(SECRET, 60)), (over(other, "tcp"), turn.mint(SECRET, 60))
+    for family in (4, 6):
+        relay = turn.relay_between(a, b, packets=20, family=family)  # type: ignore[arg-type]
+        assert (relay.sent, relay.received) == (20, 20)
+    connected = peer.peer_to_peer(a, b, duration=0.3)
+    assert connected.received == connected.sent > 5
+
+
+def test_peers_that_may_not_reach_each_other_say_403(start: Start) -> None:
+    closed = start("allow-loopback-peers", "denied-peer-ip=127.0.0.0-127.255.255.255")
+    side = closed, turn.mint(SECRET, 60)
+    with pytest.raises(TurnRefused) as refused:
+        turn.relay_between(side, side, packets=1)
+    assert refused.value.code == 403
+    with pytest.raises(TurnRefused) as refused:
+        peer.peer_to_peer(side, side)
+    assert refused.value.code == 403
+
+
+def test_a_pool_that_dies_ends_the_peers_call(start: Start) -> None:
+    dying = start("allow-loopback-peers")
+    side = dying, turn.mint(SECRET, 60)
+    pid = int(
+        subprocess.run(
+            ["ss", "-Hlunp", f"sport = :{dying.port}"], capture_output=True, text=True, check=True
+        ).stdout.partition("pid=")[2].partition(",")[0]
+    )  # fmt: skip
+
+    def kill() -> None:
+        os.kill(pid, 9)
+        time.sleep(3)
+
+    with pytest.raises(ProbeError, match="did not stay up"):
+        peer.peer_to_peer_while(side, side, kill)
+
+
+def test_ice_servers_are_each_asked(server: TurnServer) -> None:
+    good, bad = turn.mint(SECRET, 60), turn.mint(SecretStr("another secret"), 60)
+    stun_uri, other_uri = f"stun:127.0.0.1:{server.port}", over(server, "tcp").uri
+    found = webrtc.gather(
+        [
+            IceServer((stun_uri,)),
+            IceServer((server.uri,), good.username, good.password),
+            IceServer((other_uri,), bad.username, bad.password),
+        ]
+    )
+    assert isinstance(found[stun_uri], stun.Binding)
+    assert isinstance(found[server.uri], turn.Allocation)
+    refused = found[other_uri]
+    assert isinstance(refused, TurnRefused)
+    assert refused.code == 401

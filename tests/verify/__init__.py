@@ -1,0 +1,1 @@
+"""Post-deploy verification: pytest tests/verify --inventory inventories/prod"""

@@ -1,0 +1,318 @@
+"""What is verified: the hosts of an inventory as they should be and as they are, and the ways in
+which callers reach them. Nothing is connected to before a check asks."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import ip_address
+from threading import Lock
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from paramiko import SSHException
+from pyinfra.api import Config, Inventory, State
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host as Connection
+from pydantic import SecretStr
+from testinfra.backend.base import BaseBackend, CommandResult
+from testinfra.host import Host
+
+from callready.facts import Facts, SurveyError
+from callready.here import Here
+from callready.operations import as_root, survey
+from callready.probes import ProbeError
+from callready.probes.turn import Credentials, TurnServer, mint
+from callready.release import Plan, Release
+from callready.settings.fleet import Fleet, SettingsError, inventory_data
+from callready.settings.models import HostSettings, LiveKit, Pool
+from tasks import declare
+
+Family = Literal[4, 6]
+Transport = Literal["udp", "tcp", "tls"]
+
+
+class RootShell(BaseBackend):
+    """testinfra over the deploy's own connection: the same user, key, jump host and sudo."""
+
+    NAME = "callready"
+
+    def __init__(self, connection: Connection, here: Here) -> None:
+        super().__init__(here.name)
+        self._connection, self._here = connection, here
+
+    def run(self, command: str, *args: str, **_: Any) -> CommandResult:
+        command = self.get_command(command, *args)
+        script = f"( {command}\n) < /dev/null\nprintf '%s\\n' $? >&2\n"
+        _ok, output = as_root(self._connection, self._here, script)
+        if not output.stderr_lines or not output.stderr_lines[-1].isdigit():
+            raise ProbeError(
+                f"{self.hostname} cannot be looked at: its shell broke off", "SSH and sudo there"
+            )
+        *words, status = output.stderr_lines
+        text = "".join(f"{line}\n" for line in output.stdout_lines)
+        return self.result(int(status), command.encode(), text, "\n".join(words))
+
+
+class Server:
+    """A host of the inventory. What it is now is read in one survey, when first asked for."""
+
+    def __init__(self, fleet: Fleet, name: str, connection: Connection) -> None:
+        self.name = name
+        self.settings: HostSettings = fleet[name]
+        self._fleet, self._connection = fleet, connection
+        self._lock = Lock()
+        self._seen: tuple[Here, Facts] | ProbeError | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def _look(self) -> tuple[Here, Facts]:
+        with self._lock:
+            if self._seen is None:
+                try:
+                    self._connection.connect(show_errors=False, raise_exceptions=True)
+                    facts = survey(self._connection, declare(self._fleet, self.name))
+                    ssh_ports = tuple(sorted(facts.ssh_ports))
+                    self._seen = declare(self._fleet, self.name, ssh_ports), facts
+                except (ConnectError, SettingsError, SurveyError, SSHException, OSError) as error:
+                    self._seen = ProbeError(
+                        f"{self.name} cannot be looked at: {error}",
+                        f"ssh to {self.name} with the inventory's user, key and known_hosts, "
+                        "and sudo there",
+                    )
+        if isinstance(self._seen, ProbeError):
+            raise self._seen
+        return self._seen
+
+    @property
+    def here(self) -> Here:
+        """The host as the settings want it."""
+        return self._look()[0]
+
+    @property
+    def release(self) -> Release:
+        """What the deploy would put there."""
+        return self.here.release
+
+    @property
+    def facts(self) -> Facts:
+        """What the survey found."""
+        return self._look()[1]
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What a deploy would change."""
+        return self.release.plan(self.facts)
+
+    @cached_property
+    def host(self) -> Host:
+        """testinfra's view of it, for what the survey has not."""
+        backend = RootShell(self._connection, self.here)
+        return Host(backend)
+
+    def changes(self, *kinds: str) -> list[str]:
+        """Things of these kinds that are not as the settings say."""
+        return [change.what for change in self.plan.changes if change.kind in kinds]
+
+    @cached_property
+    def addresses(self) -> dict[Family, str]:
+        """Its public addresses, of the families that this machine has a route for."""
+        found: dict[Family, str] = {}
+        if self.settings.address:
+            found[4] = self.settings.address
+        if self.settings.address6 and local_address(self.settings.address6):
+            found[6] = self.settings.address6
+        return found
+
+    def disconnect(self) -> None:
+        """Close the connection, if there is one."""
+        if self._connection.connected:
+            self._connection.disconnect()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A TURN pool on one of its hosts, over one transport."""
+
+    server: Server
+    pool_name: str
+    pool: Pool
+    transport: Transport = "udp"
+
+    @property
+    def name(self) -> str:
+        """The host's name in the inventory."""
+        return self.server.name
+
+    def __str__(self) -> str:
+        return f"{self.name}-{self.pool_name}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens for the transport."""
+        pool = self.pool
+        return pool.tls_listening_port if self.transport == "tls" else pool.listening_port
+
+    @property
+    def ca(self) -> str | None:
+        """The private authority that callers of the lab trust."""
+        return self.server.settings.tls.ca if self.server.settings.tls else None
+
+    def at(self, address: str, transport: Transport | None = None) -> TurnServer:
+        """One way into it."""
+        way = Turn(self.server, self.pool_name, self.pool, transport or self.transport)
+        return TurnServer(address, way.port, way.transport, self.server.settings.name, self.ca)
+
+    @property
+    def by_name(self) -> TurnServer:
+        """As the URIs say that callers are given."""
+        return self.at(self.server.settings.name)
+
+    @property
+    def ways(self) -> dict[Family, TurnServer]:
+        """By address family, of those that this machine can try."""
+        return {family: self.at(text) for family, text in self.server.addresses.items()}
+
+    def credentials(self) -> Credentials:
+        """Fresh ones of this pool."""
+        return credentials(self.pool)
+
+
+def credentials(pool: Pool) -> Credentials:
+    """As the app mints them, or the pool's first fixed user."""
+    if pool.secrets:
+        return mint(pool.secrets[0], 600)
+    name, secret = next(iter(pool.users.items()))
+    return Credentials(name, secret.get_secret_value())
+
+
+@dataclass(frozen=True)
+class Sfu:
+    """LiveKit as callers reach it: one URL, of one or more hosts."""
+
+    server: Server
+    livekit: LiveKit
+    addresses: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        """The host's name in the inventory."""
+        return self.server.name
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def url(self) -> str:
+        """What clients are told."""
+        return self.livekit.url
+
+    @property
+    def key(self) -> tuple[str, SecretStr]:
+        """The API key that the app has, and its secret."""
+        return next(iter(self.livekit.keys.items()))
+
+    @property
+    def ca(self) -> str | None:
+        """The private authority that callers trust, if there is one."""
+        return self.server.settings.tls.ca if self.server.settings.tls else None
+
+
+@dataclass
+class Site:
+    """An inventory under verification."""
+
+    inventory: str
+    fleet: Fleet
+    servers: dict[str, Server]
+    attempts: int = 5
+    full_sweep: bool = False
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def load(cls, inventory: str) -> Site:
+        """Read the settings as the deploy reads them; raises SettingsError."""
+        data = inventory_data(inventory)
+        fleet = Fleet.from_data(inventory, data)
+        managed = [
+            name
+            for name in fleet.hosts
+            if (release := declare(fleet, name).release).files or release.environments
+        ]
+        if not managed:
+            raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
+        connections = _connections(data, managed)
+        servers = {name: Server(fleet, name, connections[name]) for name in managed}
+        return cls(inventory, fleet, servers, secrets=tuple(_secrets(fleet)))
+
+    def turns(self, transport: Transport = "udp") -> Iterator[Turn]:
+        """Every pool on every host, where it has this transport."""
+        for server in self.servers.values():
+            for name, pool in server.settings.turn_pools.items():
+                if pool.tls or transport != "tls":
+                    yield Turn(server, name, pool, transport)
+
+    def sfus(self) -> Iterator[Sfu]:
+        """One entry for each LiveKit URL that clients are told."""
+        urls: dict[str, Server] = {}
+        for server in self.servers.values():
+            if server.settings.is_sfu and server.settings.livekit:
+                urls.setdefault(server.settings.livekit.url, server)
+        addresses = frozenset(
+            address
+            for here in self.fleet.group("livekit").values()
+            for address in (here.address, here.address6)
+            if address
+        )
+        for server in urls.values():
+            assert server.settings.livekit
+            yield Sfu(server, server.settings.livekit, addresses)
+
+    def hide(self, text: str) -> str:
+        """`text` without any secret of the inventory."""
+        for secret in self.secrets:
+            text = text.replace(secret, "••••••")
+        return text
+
+
+def _connections(data: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, Connection]:
+    strict = {"ssh_strict_host_key_checking": "yes"}
+    hosts = [(name, {**strict, **data[name]}) for name in names]
+    inventory = Inventory((hosts, {}))
+    State(inventory, Config())
+    return {host.name: host for host in inventory}
+
+
+def _secrets(fleet: Fleet) -> set[str]:
+    """The values of all secrets in the settings."""
+
+    def walk(value: object) -> Iterator[str]:
+        if isinstance(value, SecretStr):
+            yield value.get_secret_value()
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                yield from walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from walk(item)
+
+    return {text for here in fleet.hosts.values() for text in walk(here.model_dump()) if text}
+
+
+def local_address(peer: str) -> str | None:
+    """The address this machine would reach `peer` from; None without a route."""
+    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((peer, 9))
+        except OSError:
+            return None
+        return str(ip_address(probe.getsockname()[0]))
+
+
+def host_of(url: str) -> str:
+    """The host name in a URL."""
+    return urlsplit(url).hostname or ""
