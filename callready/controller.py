@@ -12,12 +12,13 @@ from types import FrameType
 from typing import Any
 
 import paramiko
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import State
 from pyinfra.connectors import ssh
 from pyinfra.context import ctx_state
 from pyinfra_cli import cli
 
-from callready.operations import load_fleet
+from callready.operations import Refused, load_fleet
 
 
 def transport(sock: Any, **options: Any) -> paramiko.Transport:
@@ -46,7 +47,10 @@ def install() -> None:
 
     def validate_and_connect(state: State) -> None:
         load_fleet(state.inventory)
-        connect_all(state)
+        try:
+            connect_all(state)
+        except PyinfraError as error:
+            raise Refused(str(error)) from None
 
     # pyinfra runs deploy.py only after it has connected to every host.
     cli.connect_all = validate_and_connect

@@ -28,6 +28,7 @@ from callready.masking import mask
 from callready.release import Plan, content_name
 from callready.settings.fleet import Fleet, SettingsError
 
+PASSWORD_END = "--end-of-password--"
 Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
 
 _lock = Lock()
@@ -136,9 +137,12 @@ def as_root(
     """Run a root shell on the host. Script, data and sudo's password all travel over stdin: an
     argument would be in the process list."""
     password = here.settings.sudo_password
-    sudo = "sudo -n" if password is None else "sudo -S -p ''"
+    sudo = "sudo -n"
     if password is not None:
-        stdin = f"{password.get_secret_value()}\n{stdin}"
+        # sudo takes its line only if it asks; whatever is left of it must not reach the shell.
+        stdin = f"{password.get_secret_value()}\n{PASSWORD_END}\n{stdin}"
+        skip = f'while IFS= read -r line; do [ "$line" = {PASSWORD_END} ] && break; done'
+        sudo, command = "sudo -k -S -p ''", f"sh -c {shlex.quote(f'{skip}; exec {command}')}"
     # sudo clears the environment; the port this connection came in by is worth knowing.
     wrapped = f'{sudo} env SSH_PORT="${{SSH_CONNECTION##* }}" {command}'
     result: tuple[bool, CommandOutput] = host.run_shell_command(
@@ -181,9 +185,10 @@ def diff(host: Host, deployment: Deployment) -> Iterable[str]:
     for path in paths:
         before = mask(old.get(path, ""))
         after = mask(release.files[path].content.decode(errors="replace"))
-        yield from difflib.unified_diff(
+        lines = difflib.unified_diff(
             before.splitlines(), after.splitlines(), path, path, lineterm="", n=2
         )
+        yield from lines if before != after else [f"{path}: only secrets differ"]
 
 
 @operation()

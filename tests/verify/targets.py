@@ -10,7 +10,6 @@ from functools import cached_property
 from ipaddress import ip_address
 from threading import Lock
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from paramiko import SSHException
 from pyinfra.api import Config, Inventory, State
@@ -148,7 +147,7 @@ class Turn:
         return self.server.name
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.pool_name}"
+        return f"{self.name}-{self.pool_name}-{self.transport}"
 
     @property
     def port(self) -> int:
@@ -221,6 +220,22 @@ class Sfu:
         return self.server.settings.tls.ca if self.server.settings.tls else None
 
 
+@dataclass(frozen=True)
+class Pair:
+    """An SFU, and a way through a TURN pool that is used with it."""
+
+    sfu: Sfu
+    turn: Turn
+
+    @property
+    def name(self) -> str:
+        """The SFU's host name in the inventory."""
+        return self.sfu.name
+
+    def __str__(self) -> str:
+        return f"{self.sfu}-{self.turn}"
+
+
 @dataclass
 class Site:
     """An inventory under verification."""
@@ -248,14 +263,44 @@ class Site:
         servers = {name: Server(fleet, name, connections[name]) for name in managed}
         return cls(inventory, fleet, servers, secrets=tuple(_secrets(fleet)))
 
-    def turns(self, transport: Transport = "udp") -> Iterator[Turn]:
-        """Every pool on every host, where it has this transport."""
-        for server in self.servers.values():
-            for name, pool in server.settings.turn_pools.items():
-                if pool.tls or transport != "tls":
-                    yield Turn(server, name, pool, transport)
+    def hosts(self, *groups: str) -> list[Server]:
+        """The hosts that are in any of these groups; all of them without one."""
+        everyone = self.servers.values()
+        return [s for s in everyone if not groups or s.settings.groups & set(groups)]
 
-    def sfus(self) -> Iterator[Sfu]:
+    def turns(self, *transports: Transport) -> list[Turn]:
+        """Every pool on every host, once for each of these transports that it has."""
+        return [
+            Turn(server, name, pool, transport)
+            for server in self.servers.values()
+            for name, pool in server.settings.turn_pools.items()
+            for transport in transports or ("udp",)
+            if pool.tls or transport != "tls"
+        ]
+
+    def internet_turns(self) -> list[Turn]:
+        """Those that relay to peers anywhere: for peer-to-peer calls."""
+        return [turn for turn in self.turns() if turn.pool.peers == "internet"]
+
+    def pairs(self, *transports: Transport) -> list[Pair]:
+        """Each SFU with every way through the TURN pool that it hands out."""
+        return [
+            Pair(sfu, turn)
+            for sfu in self.sfus()
+            for turn in self.turns(*transports)
+            if turn.pool_name == sfu.livekit.turn_pool
+        ]
+
+    def neighbours(self) -> list[Pair]:
+        """Each SFU with the pools that are not its own: both must work at the same time."""
+        return [
+            Pair(sfu, turn)
+            for sfu in self.sfus()
+            for turn in self.internet_turns()
+            if turn.pool_name != sfu.livekit.turn_pool
+        ]
+
+    def sfus(self) -> list[Sfu]:
         """One entry for each LiveKit URL that clients are told."""
         urls: dict[str, Server] = {}
         for server in self.servers.values():
@@ -267,9 +312,11 @@ class Site:
             for address in (here.address, here.address6)
             if address
         )
-        for server in urls.values():
-            assert server.settings.livekit
-            yield Sfu(server, server.settings.livekit, addresses)
+        return [
+            Sfu(server, server.settings.livekit, addresses)
+            for server in urls.values()
+            if server.settings.livekit
+        ]
 
     def hide(self, text: str) -> str:
         """`text` without any secret of the inventory."""
@@ -311,8 +358,3 @@ def local_address(peer: str) -> str | None:
         except OSError:
             return None
         return str(ip_address(probe.getsockname()[0]))
-
-
-def host_of(url: str) -> str:
-    """The host name in a URL."""
-    return urlsplit(url).hostname or ""

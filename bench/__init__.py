@@ -1,0 +1,1 @@
+"""Side-by-side measurements: callready, plain pyinfra, Ansible and bare ssh on the same hosts."""

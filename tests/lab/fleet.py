@@ -1,0 +1,293 @@
+"""A fleet of lab hosts as an operator has it: an inventory in a folder of its own, the literal
+pyinfra command, a look into the hosts, and what callers see of them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from pprint import pformat
+from typing import Any
+
+import yaml
+
+from lab import Lab, hosts, plan
+
+REPOSITORY = Path(__file__).parents[2]
+PYINFRA = Path(sys.executable).with_name("pyinfra")
+STATE = "/var/lib/callready-lab"
+
+# Everything of a host that a deploy may change, and that nothing else changes.
+SNAPSHOT = """
+export LC_ALL=C
+cd /
+find etc opt srv usr/local var/lib/callready var/lib/turn run/callready-firewall \
+    -printf '%p %y %m %u %g %l %T@\\n' 2>/dev/null | sort
+dpkg-query -W
+cat etc/passwd
+systemctl show -p Id,ActiveState,UnitFileState,MainPID coturn.service livekit-server.service \
+    callready-firewall.service 'turnserver@*.service'
+nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//'
+sysctl -n net.ipv4.ip_local_reserved_ports
+"""
+
+
+@dataclass(frozen=True)
+class Host:
+    """A look into a host, past its network and its firewall."""
+
+    name: str
+
+    @property
+    def fqdn(self) -> str:
+        return plan.find_host(self.name).fqdn
+
+    @property
+    def ipv4(self) -> str:
+        return plan.find_host(self.name).ipv4
+
+    @property
+    def ipv6(self) -> str:
+        return plan.find_host(self.name).ipv6
+
+    def root(self, script: str, check: bool = True) -> str:
+        """Run a script as root inside; its standard output."""
+        leader = hosts.leader(plan.find_host(self.name))
+        done = subprocess.run(
+            ["nsenter", "--all", f"--target={leader}", "sh", "-c", script],
+            text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{self.name}: {script}: {done.stderr}"
+        return done.stdout.strip()
+
+    def snapshot(self) -> list[str]:
+        """Every file, package, process and rule that a deploy could touch."""
+        return self.root(SNAPSHOT, check=False).splitlines()
+
+    def pids(self) -> dict[str, int]:
+        """The main process of each of our units."""
+        shown = self.root(
+            "systemctl show -p Id,MainPID 'turnserver@*.service' livekit-server.service"
+        )
+        pairs = (block.split() for block in shown.split("\n\n") if block)
+        found = {dict(p.split("=", 1) for p in pair)["Id"]: pair for pair in pairs}
+        pids = {unit: int(dict(p.split("=", 1) for p in pair)["MainPID"])
+                for unit, pair in found.items()}  # fmt: skip
+        return {unit: pid for unit, pid in pids.items() if pid}
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a command ended and everything it printed."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def text(self) -> str:
+        return self.stdout + self.stderr
+
+    @property
+    def results(self) -> dict[str, Any]:
+        """pyinfra's JSON, of the one operation a deploy is made of."""
+        document = json.loads(self.stdout)
+        return {**document["results"]["operations"][0], **document["results"]["totals"]}
+
+    @property
+    def changed(self) -> list[str]:
+        """The short names of the hosts that something was changed on."""
+        return [name.partition(".")[0] for name in self.results["success"]]
+
+    @property
+    def message(self) -> list[str]:
+        """What an operator is told when pyinfra gives up, without its progress lines."""
+        error = self.stderr.partition("--> pyinfra error: ")[2]
+        return error.strip().splitlines()
+
+    def plan(self, host: str) -> list[str]:
+        """The changes announced for a host, as printed."""
+        prefix = f"[{host}.lab.test]   "
+        lines = (line.strip() for line in self.text.splitlines())
+        return [" ".join(line.removeprefix(prefix).split()) for line in lines
+                if line.startswith(prefix) and line.removeprefix(prefix)[0] in "+~-!"]  # fmt: skip
+
+
+class Fleet:
+    """An inventory that tests may change: `groups`, `data` and `secrets` are written to files
+    before every run. Every secret contains `marker`, which no run may print."""
+
+    def __init__(
+        self, folder: Path, groups: dict[str, Any], data: dict[str, Any], names: list[str]
+    ) -> None:
+        self.folder = folder
+        self.inventory = folder / "fleet"
+        self.groups, self.data = groups, data
+        self.marker = "Planted" + secrets.token_hex(8)
+        self.secrets = {name: f"{self.marker}-{name}-{secrets.token_hex(8)}" for name in names}
+        self.arguments: list[str] = []
+        self._original = copy.deepcopy((groups, data, self.secrets))
+        # Whether hosts may be other than the original inventory says.
+        self.unsettled = True
+
+    def restore(self) -> None:
+        """The inventory as it was; returns the fleet to it with the next deploy."""
+        self.groups, self.data, self.secrets = copy.deepcopy(self._original)
+
+    def write(self) -> None:
+        """Put the inventory on disk as an operator would have it."""
+        (self.folder / "group_data").mkdir(exist_ok=True)
+        _write(self.inventory, self.groups)
+        _write(self.folder / "group_data/fleet.py", self.data)
+        store = self.folder / "fleet.secrets.yaml"
+        store.touch(0o600)
+        store.write_text(yaml.safe_dump(self.secrets))
+
+    def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+        """Start the literal command in a process group of its own."""
+        self.write()
+        return subprocess.Popen(
+            [*before, PYINFRA, self.inventory, "deploy.py", *arguments], cwd=REPOSITORY, text=True,
+            env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def run(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
+        """Run the literal command to its end."""
+        process = self.start(*arguments, before=before)
+        stdout, stderr = process.communicate(timeout=180)
+        run = Run(process.returncode, stdout, stderr)
+        assert self.marker not in run.text, "a secret was printed"
+        assert "Traceback" not in run.text, run.text
+        return run
+
+    def deploy(self, *arguments: str) -> Run:
+        """A deploy that must succeed; its JSON is in the result."""
+        changed_inventory = (self.groups, self.data, self.secrets) != self._original
+        self.unsettled = changed_inventory or bool(arguments)
+        run = self.run("--json", *arguments)
+        assert run.status == 0, run.text
+        return run
+
+    def refused(self, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
+        """A deploy that must be refused: exit 1, one message, nothing changed on any host."""
+        looked_at = [Host(name) for name in FLEET if Lab().state(name) in ("running", "cut")]
+        was = {host: host.snapshot() for host in looked_at}
+        run = self.run(*arguments, before=before)
+        assert run.status == 1, run.text
+        for host in looked_at:
+            assert host.snapshot() == was[host], f"{host.name} was changed"
+        return [line.removeprefix(f"{self.inventory}: ") for line in run.message]
+
+    @contextmanager
+    def killed(self, when: Callable[[], bool]) -> Iterator[None]:
+        """Start a deploy and SIGKILL it, all of its process group, as soon as `when` is true.
+
+        The body runs while nobody is there any more; hosts may still be working.
+        """
+        self.unsettled = True
+        process = self.start()
+        try:
+            eventually(lambda: when() or process.poll() is not None)
+            assert process.poll() is None, f"it ended before: {process.communicate()}"
+        finally:
+            os.killpg(process.pid, 9)
+            process.communicate()
+        yield
+
+
+# Debian 12 and 13 each serve TURN; h05 has two pools.
+FLEET = ("h03", "h04", "h05", "h06")
+SFU, TURN12, TURN13, TWO_POOLS = Host("h04"), Host("h03"), Host("h06"), Host("h05")
+HOSTS = (SFU, TURN12, TURN13, TWO_POOLS)
+
+
+def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Groups, group data and names of the secrets of the tests' fleet."""
+
+    def entry(host: Host, **more: Any) -> tuple[str, dict[str, Any]]:
+        return host.fqdn, {"address": host.ipv4, "address6": host.ipv6, **more}
+
+    groups = {
+        "livekit": [entry(SFU)],
+        "turn": [
+            entry(TURN12, pools=["calls"]),
+            entry(TURN13, pools=["calls"]),
+            entry(TWO_POOLS, pools=["avatar", "gadget"]),
+        ],
+        "app": [SFU.fqdn],
+    }
+    data = {
+        "ssh_user": "debian",
+        "ssh_key": f"{STATE}/id_ed25519",
+        "ssh_known_hosts_file": f"{STATE}/known_hosts",
+        "ssh_config_file": "/dev/null",
+        "livekit": {
+            "base_url": "http://198.51.100.1:8080",
+            "url": f"ws://{SFU.fqdn}:7880",
+            "keys": {"APIfleet": "secret:livekit/api_secret"},
+        },
+        "turn": {
+            "pools": {
+                "calls": {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"]},
+                "avatar": {
+                    "realm": "avatar.lab.test",
+                    "secrets": ["secret:turn/avatar"],
+                    "peers": "internet",
+                    "allowed_peers": ["198.51.100.0-198.51.100.255"],
+                    "max_port": 60000,
+                },
+                "gadget": {
+                    "realm": "gadget.lab.test",
+                    "users": {"gadget": "secret:turn/gadget"},
+                    "listening_port": 3479,
+                    "tls_listening_port": 5350,
+                    "min_port": 60001,
+                },
+            },
+        },
+        "tls": {
+            "certificate": f"{STATE}/certs/{{host}}.pem",
+            "key": f"{STATE}/certs/{{host}}.key",
+            "ca": f"{STATE}/ca.pem",
+        },
+        "app": {
+            "env_file": "/srv/app/.env",
+            "owner": "debian",
+            "commands": ["echo restarted >> /run/app-log"],
+        },
+    }
+    return groups, data, ["livekit/api_secret", "turn/calls", "turn/avatar", "turn/gadget"]
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what is bound to happen."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never became true"
+        time.sleep(0.05)
+
+
+def probe(module: str, *arguments: str, secret: str = "", **environment: str) -> dict[str, Any]:
+    """What a caller sees: `python -m callready.probes.MODULE …` where the callers are, as data
+    with `ok`; a secret goes over standard input."""
+    done = subprocess.run(
+        [*Lab().client_prefix(), sys.executable, "-m", f"callready.probes.{module}", *arguments,
+         "--json", *(["--secret-file", "-"] if secret else [])],
+        cwd=REPOSITORY, env={**os.environ, **environment}, text=True, input=secret,
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    return {"ok": not done.returncode, **json.loads(done.stdout or done.stderr)}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    path.write_text("".join(f"{key} = {pformat(value)}\n\n" for key, value in values.items()))

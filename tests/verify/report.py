@@ -1,0 +1,133 @@
+"""The report of a verification: a table at the end of the terminal, and one HTML file."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+
+from callready import __version__
+from callready.probes import ProbeError
+from verify.targets import Site
+
+ROW = pytest.StashKey["Row"]()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One check: what of which host, and how it ended."""
+
+    host: str
+    title: str
+    ok: bool
+    figure: str
+    suffers: str = ""
+    look_at: str = ""
+    seconds: float = 0.0
+
+
+class Report:
+    """A pytest plugin that collects the rows and writes them."""
+
+    def __init__(self, site: Site, page: Path) -> None:
+        self.site, self.page = site, page
+        self.rows: list[Row] = []
+        self.started = time.time()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Function, call: pytest.CallInfo[None]
+    ) -> Iterator[None]:
+        report: pytest.TestReport = yield  # type: ignore[assignment]
+        error = call.excinfo.value if call.excinfo else None
+        suffers, look_at = self._said(error) if error else ("", "")
+        if error:
+            # Short, the same everywhere, and without the values that a traceback would show.
+            report.longrepr = f"{suffers}\nLook at: {look_at}"
+        if report.when == "call" or error:
+            host, title = describe(item, self.site)
+            figure = dict(item.user_properties).get("figure", "")
+            self.rows.append(
+                Row(host, title, error is None, str(figure), suffers, look_at, report.duration)
+            )
+        return report  # type: ignore[return-value]
+
+    def _said(self, error: BaseException) -> tuple[str, str]:
+        if isinstance(error, ProbeError):
+            said = error.suffers, error.look_at
+        else:
+            last = error.__traceback__
+            while last and last.tb_next:
+                last = last.tb_next
+            where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else ""
+            said = (
+                f"the check itself failed: {type(error).__name__}: {error}",
+                f"{where}; run it alone with --tb=short and tell callready's authors",
+            )
+        return self.site.hide(said[0]), self.site.hide(said[1])
+
+    def pytest_unconfigure(self, config: pytest.Config) -> None:
+        if self.rows:
+            order = [self.site.inventory, *self.site.servers]
+            self.rows.sort(key=lambda row: order.index(row.host))
+            self._write_page()
+            self._write_table(config.get_terminal_writer())
+
+    @property
+    def failed(self) -> int:
+        """How many checks failed."""
+        return sum(not row.ok for row in self.rows)
+
+    def by_host(self) -> list[tuple[str, list[Row]]]:
+        """The rows in the inventory's order of hosts."""
+        return [(host, list(rows)) for host, rows in groupby(self.rows, lambda row: row.host)]
+
+    def _write_table(self, out: Any) -> None:
+        hosts = max(len(row.host) for row in self.rows)
+        titles = max(len(row.title) for row in self.rows)
+        out.line()
+        out.line(f"{'HOST':<{hosts}}  {'CHECK':<{titles}}  RESULT  FIGURE", bold=True)
+        for host, rows in self.by_host():
+            for row in rows:
+                out.write(f"{host:<{hosts}}  {row.title:<{titles}}  ")
+                out.write("ok      " if row.ok else "FAILED  ", green=row.ok, red=not row.ok)
+                out.line(row.figure)
+                if not row.ok:
+                    out.line(f"    {row.suffers}", red=True)
+                    out.line(f"    Look at: {row.look_at}")
+        out.line()
+        passed = len(self.rows) - self.failed
+        verdict = f"{passed} passed, {self.failed} failed in {time.time() - self.started:.0f} s"
+        out.write(verdict, green=not self.failed, red=bool(self.failed), bold=True)
+        out.line(f"; report: {self.page}")
+
+    def _write_page(self) -> None:
+        folder = jinja2.FileSystemLoader(Path(__file__).parent)
+        environment = jinja2.Environment(
+            loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        page = environment.get_template("report.html.j2").render(
+            report=self,
+            inventory=self.site.inventory,
+            when=datetime.fromtimestamp(self.started).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            seconds=time.time() - self.started,
+            caller=platform.node(),
+            version=__version__,
+        )
+        self.page.write_text(page)
+
+
+def describe(item: pytest.Function, site: Site) -> tuple[str, str]:
+    """The host and the title of a check."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    doc = (item.function.__doc__ or item.name).strip().splitlines()[0].rstrip(".")
+    host = next((value.name for value in params.values()), site.inventory)
+    return host, doc.format(**params)
