@@ -32,6 +32,8 @@ put benchturn@.service /etc/systemd/system/benchturn@.service 644 root
 case $changed in *.service*) systemctl daemon-reload ;; esac
 case $changed in *nftables.conf* | *load-firewall* | *bench-firewall*) systemctl restart bench-firewall ;; esac
 case $changed in *calls.conf* | *benchturn*) systemctl restart benchturn@calls ;; esac
-systemctl is-active -q bench-firewall benchturn@calls
-systemctl is-enabled -q bench-firewall benchturn@calls || systemctl enable -q bench-firewall benchturn@calls
+for unit in bench-firewall benchturn@calls; do
+    systemctl is-enabled -q $unit 2> /dev/null || systemctl enable -q $unit
+    systemctl is-active -q $unit || systemctl start $unit
+done
 echo end

@@ -20,6 +20,8 @@ PROGRAMS = {  # program: Debian package
     "nsenter": "util-linux",
 }
 
+CHECKOUT = Path(__file__).with_name("checkout")
+
 
 class Lab:
     """Debian hosts on a bridge of this machine; needs root. Every method may be repeated.
@@ -49,6 +51,8 @@ class Lab:
                 ca.issue_for_host(host)
             hosts.write_ssh_identity()
             network.publish_names()
+            # The Android project that inventories/lab deploys to.
+            shutil.copytree(CHECKOUT, plan.STATE / "android", dirs_exist_ok=True)
             suites = {
                 host: hosts.suite(host) if hosts.exists(host) else suite or host.suite
                 for host in wanted

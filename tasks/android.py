@@ -27,7 +27,7 @@ def android(fleet: Fleet, host: Host) -> None:
     for advice in nsc.manifest_advice(
         settings, livekit.url, found.manifest, [urlsplit(livekit.url).hostname or "", *media]
     ):
-        logger.warning(f"{host.print_prefix}{settings.manifest}: {advice}")
+        logger.warning(f"{host.print_prefix}{advice}")
     for path in found.differing:
         logger.info(f"{host.print_prefix}  ~ file        {settings.checkout}/{path}")
     checkout(

@@ -15,11 +15,13 @@ from callready.settings.problem import Problem
 
 Finding = tuple[list[str], Problem]
 
-# RFC 1918, RFC 6598, loopback and link-local: nobody outside reaches these.
+# Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
+# these. Documentation addresses are left out: the lab has them.
 _UNREACHABLE = [
-    ipaddress.IPv4Network(net)
-    for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8",
-                "169.254.0.0/16")
+    ipaddress.ip_network(net)
+    for net in ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
+                "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3",
+                "::/127", "::ffff:0:0/96", "fc00::/7", "fe80::/10", "ff00::/8")
 ]  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def _addresses(here: HostSettings) -> Iterator[Problem]:
             "address too" if here.address6 else "is missing: the host's public IPv4 address",
         )  # fmt: skip
     # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
-    elif any(ipaddress.IPv4Address(here.address) in net for net in _UNREACHABLE) and not (
+    elif _unreachable(here.address) and not (
         here.livekit and here.livekit.url.startswith("ws://")
     ):
         yield _error(
@@ -58,8 +60,12 @@ def _addresses(here: HostSettings) -> Iterator[Problem]:
             f"{here.address} is not reachable from the Internet: set the public address, and "
             "private_address to the one on the interface",
         )
-    if here.address6 and ipaddress.IPv6Address(here.address6) in ipaddress.IPv6Network("fc00::/7"):
-        yield _error("address6", f"{here.address6} is not reachable from the Internet (RFC 4193)")
+    if here.address6 and _unreachable(here.address6):
+        yield _error("address6", f"{here.address6} is not reachable from the Internet")
+
+
+def _unreachable(address: str) -> bool:
+    return any(ipaddress.ip_address(address) in net for net in _UNREACHABLE)
 
 
 def _roles(here: HostSettings) -> Iterator[Problem]:

@@ -70,7 +70,7 @@ class Fleet:
             values: dict[str, str] = {}
             for path, reference in secrets.references(raw):
                 value = store.lookup(entries, reference)
-                if value is None:
+                if not value:
                     report.error(
                         [name], path, f"{store.path} has no entry {reference}: "
                         f"run make secrets ENV={Path(source).name}",
@@ -93,6 +93,19 @@ class Fleet:
         if report.errors:
             raise SettingsError("\n".join(report.lines("error")))
         return cls(source, hosts, list(report.lines("warning")))
+
+
+# pydantic's types of errors in words that an operator needs no Python for.
+_WORDS = {
+    "missing": "is missing",
+    "too_short": "is empty",
+    "string_type": "must be text in quotes",
+    "bool_parsing": "must be True or False",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list in [ ]",
+    "dict_type": "must be a mapping in { }",
+    "model_type": "must be a mapping in { }",
+}
 
 
 class Report:
@@ -118,20 +131,18 @@ class Report:
 
     def invalid(self, host: str, error: ValidationError) -> None:
         """Note what pydantic found, without the values and in our words."""
-        found: dict[str, str] = {}
+        found: list[tuple[str, str]] = []
         for item in error.errors(include_input=False, include_url=False, include_context=False):
             key = ".".join(str(part) for part in item["loc"] if part != "[key]")
-            message = item["msg"].removeprefix("Value error, ")
-            if item["type"] == "missing":
-                message = "is missing"
-            elif item["type"] == "extra_forbidden":
+            message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            if item["type"] == "extra_forbidden":
                 message = "is not a setting" + _suggestion(item["loc"])
-            found[key] = message
-        for key, message in found.items():
+            found.append((key, message))
+        for key, message in found:
             # A default of all pools is validated again in each pool: say it once.
             parts = key.split(".")
             common = ".".join(["turn", *parts[3:]]) if parts[:2] == ["turn", "pools"] else key
-            if common == key or found.get(common) != message:
+            if common == key or (common, message) not in found:
                 self.error([host], key, message)
 
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
@@ -175,6 +186,8 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
     sections: dict[str, Any] = {
         "livekit": models.LiveKit, "rtc": models.Rtc, "turn": models.Turn, "pools": models.Pool,
         "firewall": models.Firewall, "app": models.App, "host": models.Host, "tls": models.Tls,
+        "logging": models.Logging, "redis": models.Redis, "prometheus": models.Prometheus,
+        "webhook": models.Webhook, "android": models.Android,
     }  # fmt: skip
     model = next(
         (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings

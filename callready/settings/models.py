@@ -72,8 +72,11 @@ def peer_range(value: str) -> str:
         raise ValueError(f"{value!r} is not an address or a range first-last") from None
     if a.version != b.version or int(a) > int(b):
         raise ValueError(f"{value!r} does not run from a lower to a higher address of one family")
-    differing = [pair for pair in zip(a.packed, b.packed, strict=True) if pair[0] != pair[1]]
-    if a.version == 6 and any(pair != (0, 255) for pair in differing[1:]):
+    if a.version == 6 and int(a) == 0:
+        raise ValueError(f"{value!r}: from :: on coturn matches every IPv4 peer too: start at ::1")
+    pairs = list(zip(a.packed, b.packed, strict=True))
+    differing = next((i for i, (low, high) in enumerate(pairs) if low != high), 16)
+    if a.version == 6 and any(pair != (0, 255) for pair in pairs[differing + 1 :]):
         raise ValueError(
             f"{value!r}: coturn before 4.16 compares IPv6 byte by byte (CVE-2026-73213) and would "
             "leave addresses out; write ranges that end in 00… and ff… after the first difference"
@@ -87,6 +90,10 @@ def _secret(value: object) -> SecretStr:
             'is written in the inventory; write a reference such as "secret:turn/calls" and keep '
             "the value in the store (make secrets ENV=…)"
         )
+    if not value.get_secret_value().isprintable() or value != SecretStr(
+        value.get_secret_value().strip()
+    ):
+        raise ValueError("has a line break or a blank at its end; programs differ in reading that")
     return value
 
 
@@ -114,6 +121,14 @@ def _path(value: str) -> str:
     return value
 
 
+def _controller_file(value: str) -> str:
+    try:
+        value.format(host="")
+    except (KeyError, IndexError, ValueError):
+        raise ValueError(f"{value!r}: only {{host}} may stand in braces") from None
+    return value
+
+
 def _host_name(value: str) -> str:
     if not re.fullmatch(r"(?!-)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", value):
         raise ValueError(f"{value!r} is not a host name")
@@ -136,6 +151,7 @@ StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_st
 Username = Annotated[str, AfterValidator(_username)]
 Unit = Annotated[str, AfterValidator(_unit)]
 Path = Annotated[str, AfterValidator(_path)]
+ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(_host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
 
@@ -163,8 +179,8 @@ class Tls(Section):
     """Certificate and key for TURN over TLS, as files on the controller; `{host}` in a path is
     the host's inventory name."""
 
-    certificate: str = Field(description="PEM file with the full chain, leaf first.")
-    key: str = Field(description="PEM file with its private key.")
+    certificate: ControllerFile = Field(description="PEM file with the full chain, leaf first.")
+    key: ControllerFile = Field(description="PEM file with its private key.")
     ca: str | None = Field(
         None, description="PEM file of the authority, where it is not a publicly trusted one."
     )

@@ -5,6 +5,7 @@ Debian starts it when installed, as an open relay.
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 import secrets
@@ -179,13 +180,29 @@ def test_quota_and_capacity_are_told_apart(start: Start) -> None:
 
 
 def test_probes_leave_no_allocation_behind(start: Start) -> None:
-    quota = start("user-quota=12", "allow-loopback-peers")
-    minted = turn.mint(SECRET, 60)
-    for _ in range(5):
-        turn.allocate(quota, minted)
-        turn.permissions(quota, minted, ["127.0.0.1"])
-        turn.relay_between((quota, minted), (quota, minted), packets=3)
-        peer.peer_to_peer((quota, minted), (quota, minted), duration=0.1)
+    quota = start("user-quota=4", "allow-loopback-peers")
+    users = [turn.mint(SECRET, 60) for _ in range(4)]
+    sides = [(quota, user) for user in users]
+    turn.allocate(*sides[0])
+    turn.permissions(*sides[1], ["127.0.0.1"])
+    turn.relay_between(sides[2], sides[2], packets=3)
+    peer.peer_to_peer(sides[3], sides[3], duration=0.1)
+
+    async def whole_quota(user: Credentials) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(4):
+                caller = await stack.enter_async_context(client(quota, user))
+                await caller.allocate()
+
+    end = time.monotonic() + 30  # coturn takes a second or two, one left behind ten minutes
+    while users:
+        try:
+            asyncio.run(whole_quota(users[-1]))
+            users.pop()
+        except TurnRefused as refused:
+            assert refused.code == 486
+            assert time.monotonic() < end, "an allocation was left behind"
+            time.sleep(3)
 
 
 def test_data_goes_through_two_allocations_and_back(server: TurnServer, start: Start) -> None:

@@ -1,0 +1,268 @@
+"""The hosts that are measured on: booted for the run, reached directly or over a slow line."""
+
+import base64
+import io
+import os
+import secrets
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from callready.here import Here
+from callready.settings.fleet import Fleet
+from lab import Host, Lab, ca, find_host, hosts
+from lab.plan import STATE
+from tasks import declare
+
+ROOT = Path(__file__).parent.parent
+HOSTS = tuple(f"h{number:02}" for number in range(7, 17))
+FIRST_PORT = 22000  # of the slow lines, on 127.0.0.1
+SSH_DATA = {
+    "ssh_user": "debian",
+    "ssh_key": str(hosts.USER_KEY),
+    "ssh_strict_host_key_checking": "yes",
+    "ssh_config_file": "/dev/null",
+}
+POOL = {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"], "peers": "internet"}
+
+
+class BenchError(Exception):
+    """Something did not run, so its time is worth nothing."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The way to some hosts: the first `count` of the world's, `rtt` ms away."""
+
+    world: "World"
+    count: int
+    rtt: int
+
+    @property
+    def hosts(self) -> list[Host]:
+        """Who is at the other end."""
+        return self.world.hosts[: self.count]
+
+    @property
+    def inventory(self) -> Path:
+        """For pyinfra."""
+        return self.world.folder / f"hosts-{self.count}-{self.rtt}"
+
+    @property
+    def ssh(self) -> list[str]:
+        """The ssh command but for host and command."""
+        return ["ssh", "-F", str(self.world.folder / f"ssh-{self.rtt}")]
+
+    def run(self, script: str, names: Sequence[str] = ()) -> dict[str, str]:
+        """Run a script as root on every host at once over one ssh each; what each printed.
+
+        Raises BenchError with the words of the first that failed.
+        """
+        jobs = {
+            host.fqdn: subprocess.Popen(
+                [*self.ssh, host.fqdn, "sudo -n sh -s"], text=True, stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for host in self.hosts
+        }  # fmt: skip
+        for job in jobs.values():
+            assert job.stdin
+            job.stdin.write(script)
+            job.stdin.close()
+            job.stdin = None
+        printed = {}
+        for name, job in jobs.items():
+            out, err = job.communicate()
+            if job.returncode:
+                raise BenchError(f"ssh {name}: exit {job.returncode}: {(err or out)[-1000:]}")
+            printed[name] = out
+        return printed
+
+
+@dataclass
+class World:
+    """Hosts, and in `folder` everything that leads to them.
+
+    There are two sets of the same resources on every host, so that whoever is measured finds them
+    as it left them: callready's own, and under other names and ports those that plain pyinfra,
+    Ansible and the script take turns with. The `quotas` are the value that a run changes.
+    """
+
+    folder: Path
+    hosts: list[Host]
+    rtts: Sequence[int]
+    quotas: dict[str, int] = field(default_factory=lambda: {"callready": 100, "bench": 100})
+    declared: dict[str, Here] = field(default_factory=dict)
+
+    def prepare(self, counts: Sequence[int]) -> None:
+        """Write inventories and files."""
+        os.environ["CALLREADY_SECRET_TURN_CALLS"] = secrets.token_urlsafe(32)
+        known = [
+            f"{name} {key}\n"
+            for host in self.hosts
+            for key in [(hosts.HOST_KEYS / f"{host.name}.pub").read_text().rsplit(" ", 1)[0]]
+            for name in (host.ipv4, f"[127.0.0.1]:{port(host)}")
+        ]
+        (self.folder / "known_hosts").write_text("".join(known))
+        (self.folder / "empty.py").write_text("")
+        (self.folder / "group_data").mkdir()
+        self.write_settings()
+        for rtt in self.rtts:
+            (self.folder / f"ssh-{rtt}").write_text(self._ssh_config(rtt))
+            for count in counts:
+                line = Line(self, count, rtt)
+                names = [(host.fqdn, self._host_data(host, rtt)) for host in line.hosts]
+                line.inventory.write_text(f"turn = {names!r}\n")
+                ansible = "".join(f"{host.fqdn}\n" for host in line.hosts)
+                line.inventory.with_suffix(".ini").write_text(ansible)
+        fleet = Fleet.load(str(Line(self, max(counts), self.rtts[0]).inventory))
+        self.declared = {name: declare(fleet, name, (22,)) for name in fleet.hosts}
+        for here in self.declared.values():
+            (self.folder / "files" / here.name).mkdir(parents=True)
+        self.write_files()
+
+    def change(self, side: str) -> None:
+        """Give the files of one side another value."""
+        self.quotas[side] += 1
+        self.write_settings() if side == "callready" else self.write_files()
+
+    def write_settings(self) -> None:
+        """The inventories' group data."""
+        data = {
+            **SSH_DATA,
+            "ssh_known_hosts_file": str(self.folder / "known_hosts"),
+            "turn": {"pools": {"calls": {**POOL, "user_quota": self.quotas["callready"]}}},
+            "tls": {
+                "certificate": f"{ca.CERTIFICATES}/{{host}}.pem",
+                "key": f"{ca.CERTIFICATES}/{{host}}.key",
+            },
+        }
+        text = "".join(f"{key} = {value!r}\n" for key, value in data.items())
+        (self.folder / "group_data" / "turn.py").write_text(text)
+
+    def write_files(self) -> None:
+        """The other side's files, as callready renders them but for names and ports."""
+        for here in self.declared.values():
+            for name, content in bench_files(here, self.quotas["bench"]).items():
+                (self.folder / "files" / here.name / name).write_bytes(content)
+
+    def variables(self) -> dict[str, str]:
+        """What the other side knows besides its files; the same for every host."""
+        release = next(iter(self.declared.values())).release
+        return {
+            "bench_files": str(self.folder / "files"),
+            "bench_packages": " ".join(packages(release.packages)),
+            "bench_reserved_ports": release.sysctls["net.ipv4.ip_local_reserved_ports"],
+        }
+
+    def _host_data(self, host: Host, rtt: int) -> dict[str, object]:
+        where = {"ssh_hostname": host.ipv4}
+        slow = {"ssh_hostname": "127.0.0.1", "ssh_port": port(host)}
+        return {
+            "address": host.ipv4, "address6": host.ipv6, "pools": ["calls"],
+            **(slow if rtt else where),
+        }  # fmt: skip
+
+    def _ssh_config(self, rtt: int) -> str:
+        blocks = [
+            f"Host {host.fqdn}\n  HostName {'127.0.0.1' if rtt else host.ipv4}\n"
+            f"  Port {port(host) if rtt else 22}\n"
+            for host in self.hosts
+        ]
+        return "".join(blocks) + (
+            f"Host *\n  User debian\n  BatchMode yes\n  IdentitiesOnly yes\n  ConnectTimeout 10\n"
+            f"  StrictHostKeyChecking yes\n  IdentityFile {hosts.USER_KEY}\n"
+            f"  UserKnownHostsFile {self.folder}/known_hosts\n  GlobalKnownHostsFile /dev/null\n"
+        )
+
+    @contextmanager
+    def slow_lines(self) -> Iterator[None]:
+        """Run the forwarders of every round-trip time but 0."""
+        rtt = max(self.rtts)
+        ways = [f"{port(host)}={host.ipv4}:22" for host in self.hosts]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.delay", str(rtt), *ways], cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdin and process.stdout
+        try:
+            if not process.stdout.readline():
+                raise BenchError(f"the forwarder does not listen on 127.0.0.1:{FIRST_PORT}-")
+            yield
+        finally:
+            process.stdin.close()
+            process.wait()
+
+
+def port(host: Host) -> int:
+    """The local port that leads to the host over the slow line."""
+    return FIRST_PORT + host.number
+
+
+def packages(wanted: dict[str, str]) -> list[str]:
+    """A release's packages; of alternatives the first."""
+    return [names.partition(" | ")[0] for names in wanted]
+
+
+def bench_files(here: Here, quota: int) -> dict[str, bytes]:
+    """The files of callready's release under other names; coturn listens on loopback only, on
+    other ports, so that both can run on one host."""
+    own = {
+        "/etc/sysctl.d/60-callready.conf": "60-bench.conf",
+        "/etc/callready/nftables.conf": "nftables.conf",
+        "/usr/local/lib/callready/load-firewall": "load-firewall",
+        "/etc/systemd/system/callready-firewall.service": "bench-firewall.service",
+        "/etc/coturn/calls.conf": "calls.conf",
+        "/etc/systemd/system/turnserver@.service": "benchturn@.service",
+    }
+    swaps = {
+        "/usr/local/lib/callready/": "/usr/local/lib/bench-", "/etc/coturn/": "/etc/bench/",
+        "/tls/current/": "/tls/", "callready": "bench", "listening-port=3478": "listening-port=4478",
+        "listening-port=5349": "listening-port=6349", "user-quota=100": f"user-quota={quota}",
+        f"listening-ip={here.settings.address}": "listening-ip=127.0.0.1",
+        f"listening-ip={here.settings.address6}": "",
+    }  # fmt: skip
+    made = {}
+    for path, name in own.items():
+        text = here.release.files[path].content.decode()
+        for old, new in swaps.items():
+            text = text.replace(old, new)
+        made[name] = text.encode()
+    assert here.release.certificate
+    return {
+        **made,
+        "fullchain.pem": here.release.certificate.chain,
+        "privkey.pem": here.release.certificate.key,
+    }
+
+
+def bundle(members: dict[str, bytes]) -> str:
+    """A compressed tar archive in base64."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(content), 0o600
+            tar.addfile(info, io.BytesIO(content))
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@contextmanager
+def borrowed(names: Sequence[str]) -> Iterator[list[Host]]:
+    """Bare lab hosts; thrown away afterwards unless they were there before, and the lab with them
+    unless it was there."""
+    lab, lab_was_there = Lab(), STATE.exists()
+    made = [name for name in names if lab.state(name) == "absent"]
+    try:
+        lab.up(names)
+        yield [find_host(name) for name in names]
+    finally:
+        for name in made:
+            with suppress(KeyboardInterrupt):
+                lab.destroy(name)
+        if not lab_was_there:
+            lab.down()
