@@ -25,13 +25,21 @@ def publish(version: str = VERSION) -> Path:
     archive = folder / f"livekit_{version}_linux_{arch}.tar.gz"
     if (folder / "checksums.txt").exists() and archive.exists():
         return archive
-    folder.mkdir(parents=True, exist_ok=True)
     build = plan.CACHE / f"build-{version}"
     remove_tree(build)  # of a run that was killed
     build.mkdir(parents=True)
-    server = _compile(version, build)
+    try:
+        server = _compile(version, build)
+        folder.mkdir(parents=True, exist_ok=True)
+        _pack(server, version, archive)
+    finally:
+        remove_tree(build)
+    return archive
+
+
+def _pack(server: Path, version: str, archive: Path) -> None:
     say(f"packing {archive.name}")
-    partial = build / archive.name
+    partial = server.parent / archive.name
     with tarfile.open(partial, "w:gz", compresslevel=6) as tar:
         tar.add(server, "livekit-server", filter=_as_root)
         licence = _module_cache() / f"{MODULE}@v{version}" / "LICENSE"
@@ -39,11 +47,10 @@ def publish(version: str = VERSION) -> Path:
             tar.add(licence, "LICENSE", filter=_as_root)
     with partial.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    checksums = server.parent / "checksums.txt"
+    checksums.write_text(f"{digest}  {archive.name}\n")
     partial.rename(archive)
-    (build / "checksums.txt").write_text(f"{digest}  {archive.name}\n")
-    (build / "checksums.txt").rename(folder / "checksums.txt")
-    remove_tree(build)
-    return archive
+    checksums.rename(archive.with_name("checksums.txt"))  # last: publish() takes it for the end
 
 
 def _compile(version: str, folder: Path) -> Path:

@@ -75,9 +75,10 @@ def issue(
 
 
 def issue_for_host(host: plan.Host) -> None:
-    """A certificate for the host's name and addresses, unless there is one of this authority."""
-    if not (CERTIFICATES / f"{host.fqdn}.pem").exists():
-        issue(host.fqdn, (host.ipv4, host.ipv6))
+    """Certificates for the host's names and addresses, unless there are of this authority."""
+    for name in (host.fqdn, host.turn_name):
+        if not (CERTIFICATES / f"{name}.pem").exists():
+            issue(name, (host.ipv4, host.ipv6))
 
 
 def _builder(

@@ -38,8 +38,8 @@ class Lab:
             suite: ``bookworm`` or ``trixie`` for hosts not made yet, instead of the plan's.
         """
         wanted = [self._host(name) for name in names]
-        _check_machine()
         with locked():
+            _check_machine()
             _clear_leftovers()
             for folder in (plan.STATE, plan.CACHE):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,6 @@ class Lab:
 
     def down(self) -> None:
         """Remove every trace but the cache, also what a killed run left behind."""
-        _check_root()
         with locked():
             for group in groups():
                 say(f"ending {group.name}")
@@ -229,13 +228,7 @@ def _clear_leftovers() -> None:
             hosts.destroy(host)
 
 
-def _check_root() -> None:
-    if os.geteuid():
-        raise LabError("the lab needs root: start it with sudo")
-
-
 def _check_machine() -> None:
-    _check_root()
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     missing = sorted({p for name, p in PROGRAMS.items() if not shutil.which(name, path=path)})
     if missing:

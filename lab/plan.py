@@ -39,6 +39,11 @@ class Host:
         return f"{self.name}.{DOMAIN}"
 
     @property
+    def turn_name(self) -> str:
+        """A second name of the same addresses, for hosts where TURN and HTTPS share port 443."""
+        return f"turn.{self.fqdn}"
+
+    @property
     def ipv4(self) -> str:
         return f"{IPV4_PREFIX}{self.number}"
 
@@ -72,7 +77,7 @@ def hosts_lines() -> str:
     """All names of the plan, as lines of an /etc/hosts file."""
     everyone = (MACHINE, CALLER, *HOSTS.values())
     return "".join(
-        f"{address} {host.fqdn} {host.name}\n"
+        f"{address} {host.fqdn} {host.name} {host.turn_name}\n"
         for host in everyone
         for address in (host.ipv4, host.ipv6)
     )

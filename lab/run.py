@@ -21,7 +21,8 @@ class LabError(Exception):
 
 def say(message: str) -> None:
     """Print one line of progress with the seconds since this command began."""
-    print(f"[lab {time.monotonic() - STARTED:5.1f} s] {message}", flush=True)
+    line = f"[lab {time.monotonic() - STARTED:5.1f} s] {message}\n"
+    print(line, end="", flush=True)  # one write: several threads report at once
 
 
 def run(*argv: str | Path, input: str | None = None, check: bool = True) -> str:
@@ -62,7 +63,13 @@ def remove_tree(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked() -> Iterator[None]:
-    """Hold the machine-wide lab lock, which dies with its holder; wait for another's command."""
+    """Hold the machine-wide lab lock, which dies with its holder; wait for another's command.
+
+    Raises:
+        LabError: not root, or the other command has not ended after five minutes.
+    """
+    if os.geteuid():
+        raise LabError("the lab needs root: start it with sudo")
     if _held.count:
         yield  # this process holds it already
         return
@@ -125,9 +132,11 @@ class Group:
         with (plan.LOGS / f"{self.name}.log").open("ab") as log:
             # The fork comes after entering the group: whoever asks next finds it running.
             command = self._entering("setsid", "--fork", *argv)
-            subprocess.run(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", check=True
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", check=False
             )
+        if done.returncode:
+            raise LabError(f"{self.name}: cannot be started; see {log.name}")
 
     def stream(self, *argv: str | Path, env: dict[str, str] | None = None) -> None:
         """Run a long command in this group and show its latest line every four seconds.
@@ -153,7 +162,7 @@ class Group:
         status = process.wait()
         self.kill()
         if status:
-            tail = "".join(lines[-15:])
+            tail = "".join(lines[-6:])
             raise LabError(f"{self.name}: `{argv[0]}` failed ({status}); it said last:\n{tail}")
 
     def _entering(self, *argv: str | Path) -> list[str]:
