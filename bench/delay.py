@@ -7,7 +7,9 @@ kernel has. Ends with its standard input, and so with whoever started it.
 
 import asyncio
 import contextlib
+import os
 import sys
+from functools import partial
 
 Chunks = asyncio.Queue[tuple[float, bytes]]
 
@@ -24,16 +26,12 @@ async def forward(
     except OSError:
         writer.transport.abort()
         return
-    await asyncio.gather(
-        one_way(reader, far_writer, rtt / 2), one_way(far_reader, writer, rtt / 2)
-    )
+    await asyncio.gather(one_way(reader, far_writer, rtt / 2), one_way(far_reader, writer, rtt / 2))
     for side in (writer, far_writer):
         side.close()
 
 
-async def one_way(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float
-) -> None:
+async def one_way(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay: float) -> None:
     """Hand on what is read, `delay` seconds later; an empty chunk is the end."""
     chunks: Chunks = asyncio.Queue()
     clock = asyncio.get_running_loop().time
@@ -61,12 +59,11 @@ async def main(rtt_ms: float, ways: list[str]) -> None:
     """Listen until standard input ends."""
     for way in ways:
         port, _, address = way.partition("=")
-        await asyncio.start_server(
-            lambda r, w, address=address: forward(r, w, address, rtt_ms / 1000),
-            "127.0.0.1", int(port),
-        )  # fmt: skip
+        serve = partial(forward, address=address, rtt=rtt_ms / 1000)
+        await asyncio.start_server(serve, "127.0.0.1", int(port))
     print("listening", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    os._exit(0)  # connections still open are of no use to anybody
 
 
 if __name__ == "__main__":

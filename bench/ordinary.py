@@ -43,8 +43,8 @@ rules = files.put(
     user="root", group="root", mode="644",
 )  # fmt: skip
 loader = files.put(
-    name="Firewall loader", src=f"{source}/load-firewall", dest="/usr/local/lib/bench-load-firewall",
-    user="root", group="root", mode="755",
+    name="Firewall loader", src=f"{source}/load-firewall",
+    dest="/usr/local/lib/bench-load-firewall", user="root", group="root", mode="755",
 )  # fmt: skip
 firewall_unit = files.put(
     name="Firewall unit", src=f"{source}/bench-firewall.service",
@@ -59,9 +59,7 @@ turn_unit = files.put(
     dest="/etc/systemd/system/benchturn@.service", user="root", group="root", mode="644",
 )  # fmt: skip
 systemd.daemon_reload(name="Reload systemd", _if=any_changed(firewall_unit, turn_unit))
-systemd.service(
-    name="Firewall runs", service="bench-firewall.service", running=True, enabled=True
-)
+systemd.service(name="Firewall runs", service="bench-firewall.service", running=True, enabled=True)
 systemd.service(
     name="Firewall loads again", service="bench-firewall.service", restarted=True,
     _if=any_changed(rules, loader, firewall_unit),

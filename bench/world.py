@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,8 +57,8 @@ class Line:
         """The ssh command but for host and command."""
         return ["ssh", "-F", str(self.world.folder / f"ssh-{self.rtt}")]
 
-    def run(self, script: str, names: Sequence[str] = ()) -> dict[str, str]:
-        """Run a script as root on every host at once over one ssh each; what each printed.
+    def run(self, scripts: Mapping[str, str]) -> dict[str, str]:
+        """Run each host's script as root, all at once over one ssh each; what each printed.
 
         Raises BenchError with the words of the first that failed.
         """
@@ -69,11 +69,12 @@ class Line:
             )
             for host in self.hosts
         }  # fmt: skip
-        for job in jobs.values():
+        for name, job in jobs.items():
             assert job.stdin
-            job.stdin.write(script)
-            job.stdin.close()
-            job.stdin = None
+            with suppress(BrokenPipeError):  # ssh has failed and says why below
+                job.stdin.write(scripts[name])
+                job.stdin.close()
+            job.stdin = None  # or communicate() would close it again
         printed = {}
         for name, job in jobs.items():
             out, err = job.communicate()
@@ -221,8 +222,9 @@ def bench_files(here: Here, quota: int) -> dict[str, bytes]:
     }
     swaps = {
         "/usr/local/lib/callready/": "/usr/local/lib/bench-", "/etc/coturn/": "/etc/bench/",
-        "/tls/current/": "/tls/", "callready": "bench", "listening-port=3478": "listening-port=4478",
-        "listening-port=5349": "listening-port=6349", "user-quota=100": f"user-quota={quota}",
+        "/tls/current/": "/tls/", "callready": "bench",
+        "listening-port=3478": "listening-port=4478", "listening-port=5349": "listening-port=6349",
+        "user-quota=100": f"user-quota={quota}",
         f"listening-ip={here.settings.address}": "listening-ip=127.0.0.1",
         f"listening-ip={here.settings.address6}": "",
     }  # fmt: skip

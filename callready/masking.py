@@ -1,22 +1,25 @@
 """Secrets out of text that is shown to people."""
 
 import re
+from collections.abc import Iterable
 
 HIDDEN = "••••••"
 
-# Values of keys that hold secrets, in YAML, turnserver.conf and environment files, and everything
-# in a `keys:` mapping or a file that is one long word.
+# Values of keys that hold secrets, in YAML, turnserver.conf and environment files; everything in
+# livekit.yaml's `keys:`; long random words.
 _KEY = re.compile(
-    r"(?im)^(?P<key>[\s#-]*['\"]?[\w.-]*(?:secret|password|credential|passwd|token|pkey_pwd|"
-    r"api_key|user)['\"]?\s*[:=]\s*)(?P<value>\S.*)$"
+    r"(?im)^(?P<key>[^:=\n]*(?:secret|password|(?<!Load)credential|passwd|pwd|token|api_key|"
+    r"(?-i:user))['\"]?\s*[:=]\s*)(?P<value>\S.*)$"
 )
+_KEYS = re.compile(r"(?m)^keys:\n(?:[ \t]+\S.*\n?)+")
 _LONG = re.compile(r"(?<![\w/.@-])[A-Za-z0-9_+=-]{32,}(?![\w/.@-])")
 
 
-def mask(text: str) -> str:
-    """`text` with the values of secret-bearing keys and every long random word hidden.
+def mask(text: str, known: Iterable[str] = ()) -> str:
+    """`text` without the `known` secrets, the values of secret-bearing keys and every long random
+    word; a file of one word is taken for a secret.
 
-    The host's old secrets are unknown to the controller, so this goes by shape, not by value;
+    The host's old secrets are unknown to the controller, so these go by shape, not by value;
     paths such as `secret_file: /run/…` stay readable.
     """
 
@@ -24,4 +27,11 @@ def mask(text: str) -> str:
         value = match["value"]
         return match[0] if value.startswith("/") else match["key"] + HIDDEN
 
-    return _LONG.sub(HIDDEN, _KEY.sub(hide, text))
+    def hide_values(match: re.Match[str]) -> str:
+        return re.sub(r"(?m)(?<=:)[ \t]+\S.*$", f" {HIDDEN}", match[0])
+
+    if len(text.split()) == 1:
+        return HIDDEN
+    for secret in sorted(known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _LONG.sub(HIDDEN, _KEY.sub(hide, _KEYS.sub(hide_values, text)))

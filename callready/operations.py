@@ -13,9 +13,10 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import gevent
+from paramiko import SSHException
 from pyinfra import logger
 from pyinfra.api.command import FunctionCommand, StringCommand
-from pyinfra.api.exceptions import DeployError, OperationError
+from pyinfra.api.exceptions import DeployError
 from pyinfra.api.host import Host
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import operation
@@ -39,7 +40,8 @@ _deployments: dict[int, dict[str, Deployment]] = {}
 class Refused(DeployError):
     """Something for the operator to mend; shown without a line of our code."""
 
-    __traceback__ = None
+    # gevent sets it when it raises the error again, and pyinfra prints where that was.
+    __traceback__ = property(lambda self: None, lambda self, value: None)
 
 
 class Deployment:
@@ -183,8 +185,10 @@ def diff(host: Host, deployment: Deployment) -> Iterable[str]:
         for path, _, text in (part.partition("\n") for part in output.stdout.split("\0")[1:])
     }
     for path in paths:
-        before = mask(old.get(path, ""))
-        after = mask(release.files[path].content.decode(errors="replace"))
+        content = release.files[path].content.decode(errors="replace")
+        before, after = (
+            mask(text, deployment.here.fleet.secrets) for text in (old.get(path, ""), content)
+        )
         lines = difflib.unified_diff(
             before.splitlines(), after.splitlines(), path, path, lineterm="", n=2
         )
@@ -198,19 +202,23 @@ def release(deployment: Deployment) -> Generator[Any, None, None]:
         yield FunctionCommand(_apply, (), {"deployment": deployment})
 
 
-def _apply(state: Any, host: Host, deployment: Deployment) -> None:
+def _apply(state: Any, host: Host, deployment: Deployment) -> bool:
     unpack = (
         "umask 077; mkdir -p /var/lib/callready"
         " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
         ' && base64 -d | tar -xz -C "$d" && exec sh "$d/apply.sh" "$d"'
     )
     bundle = deployment.here.release.bundle(deployment.plan)
-    ok, output = as_root(
-        host, deployment.here, bundle, f"sh -c {shlex.quote(unpack)}", print_output=True
-    )
-    if not ok:
-        words = [line.removeprefix("callready: ") for line in output.stderr_lines if line.strip()]
-        raise OperationError("\n".join(words) or "the connection broke; run the deploy again")
+    try:
+        ok, output = as_root(
+            host, deployment.here, bundle, f"sh -c {shlex.quote(unpack)}", print_output=True
+        )
+        words = output.stderr  # printed already
+    except (OSError, EOFError, SSHException):
+        ok, words = False, ""
+    if not ok and not words.strip():
+        logger.error(f"{host.print_prefix}the connection broke; run the deploy again")
+    return ok
 
 
 class Checkout(NamedTuple):

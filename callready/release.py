@@ -230,7 +230,7 @@ class Release:
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
             "CANDIDATES": [name for name, version in self.packages.items() if version],
             "USERS": self.users,
-            "UNITS": [*self.services, "ufw.service", "firewalld.service"],
+            "UNITS": [*self.services, *self.masks, "ufw.service", "firewalld.service"],
             "SYSCTLS": self.sysctls,
             "DATABASES": self.databases,
             "TLS_ENDPOINTS": endpoints,
@@ -255,12 +255,16 @@ class Release:
             for names, version in self.packages.items()
             if not any(name in facts.packages for name in names.split(" | "))
         }
-        if missing and self.masks:
-            plan.step("mask", *self.masks)
+        if missing:
+            plan.step("candidates", *(f"{n}={v}" if v else n for n, v in missing.items()))
+        for unit in self.masks:
+            if unit not in facts.units or facts.units[unit].load != "masked":
+                plan.add("+", "mask", unit)
+                plan.step("mask", unit)
         for name, version in missing.items():
             plan.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
         if missing:
-            plan.step("packages", *(f"{n}={v}" if v else n for n, v in missing.items()))
+            plan.step("packages", *missing)
         for user in self.users:
             if user not in facts.users:
                 plan.add("+", "user", user)
@@ -303,11 +307,15 @@ class Release:
         if changed or gone or (self.manifest and facts.current != self.id):
             changed = True
             plan.step("stage", self.id)
+            # Before the manifest that names them is replaced: a run cut short is taken up again.
             if units_gone:
                 plan.step("stop", *units_gone)
-            plan.step("activate", self.id)
+            if f"{ROOT}/nftables.conf" in gone:
+                plan.add("-", "firewall", "table inet callready")
+                plan.step("unload_firewall")
             if gone:
                 plan.step("withdraw", *gone)
+            plan.step("activate", self.id)
             plan.step("reload_manager")
         return changed
 

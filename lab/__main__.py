@@ -1,6 +1,7 @@
 """Command line of the lab: ``python -m lab --help``."""
 
 import argparse
+import itertools
 import os
 import shlex
 import sys
@@ -14,7 +15,16 @@ from lab.run import LabError, locked, say
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    # argparse would take every further "--" out of a command that is not ours to read
+    own, dashes, words = _partition(arguments)
+    parser = _parser()
+    options = parser.parse_args(own)
+    if dashes and "words" not in options:
+        parser.error(f"{options.command} takes no command after --")
+    if dashes:
+        options.words = [*options.words, *words]
+    if options.command == "client" and not options.words:
+        parser.error("client needs a command: python -m lab client -- CMD ...")
     try:
         return _run(options)
     except LabError as error:
@@ -22,6 +32,11 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _partition(arguments: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    own = list(itertools.takewhile(lambda word: word != "--", arguments))
+    return own, len(own) < len(arguments), list(arguments[len(own) + 1 :])
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -114,7 +129,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(name, text).add_argument("hosts", nargs="+", metavar="HOST")
     add("status", "list the hosts")
-    add("client", "run a program where the callers are").add_argument("words", nargs="+")
+    add("client", "run a program where the callers are").add_argument(
+        "words", nargs="*", metavar="CMD"
+    )
     for name, text in (("ssh", "a shell or command in a host"), ("root", "the same as root")):
         command = add(name, text)
         command.add_argument("host")

@@ -73,8 +73,9 @@ def suite(host: plan.Host) -> str:
 def destroy(host: plan.Host) -> None:
     """Cut the power and throw the overlay away."""
     group(host).kill()
-    _remove_nspawn_remains(host)
-    remove_tree(folder(host))
+    if folder(host).exists():
+        _remove_nspawn_remains(host)
+        remove_tree(folder(host))
 
 
 def power_on(host: plan.Host) -> None:

@@ -70,8 +70,8 @@ class Lab:
             for group in groups():
                 say(f"ending {group.name}")
             remove_groups()
-            for name in plan.HOSTS:
-                hosts.destroy(plan.HOSTS[name])
+            for host in plan.HOSTS.values():
+                hosts.destroy(host)
             hosts.remove_nspawn_folders()
             network.withdraw_names()
             network.down()

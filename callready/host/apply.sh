@@ -31,19 +31,19 @@ lock() {
 mask() {
     for unit; do
         mkdir -p /etc/systemd/system
-        [ -e "/etc/systemd/system/$unit" ] || ln -s /dev/null "/etc/systemd/system/$unit"
+        ln -s /dev/null "/etc/systemd/system/$unit" || fail "remove your own /etc/systemd/system/$unit"
     done
+    systemctl daemon-reload
 }
 
-# packages NAME[=VERSION]...: install what is missing; VERSION is the upstream version wanted.
-packages() {
-    names= log=$here/apt.log
+# candidates NAME[=VERSION]...: fetch package lists and refuse another upstream VERSION.
+candidates() {
+    log=$here/apt.log
     say "apt-get update"
     apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 update > "$log" 2>&1 ||
         fail "apt-get update failed: $(grep '^[EW]:' "$log" | tail -n 3); mend the host's package sources"
     for item; do
         name=${item%%=*}
-        names="$names $name"
         [ "$name" = "$item" ] && continue
         candidate=$(apt-cache policy "$name" | awk '$1 == "Candidate:" { print $2 }')
         case ${candidate#*:} in
@@ -51,12 +51,17 @@ packages() {
             *) fail "$name ${item#*=} is wanted, this host would install ${candidate:-nothing}: set its version in the inventory or mend the package sources" ;;
         esac
     done
-    say "installing$names"
+}
+
+# packages NAME...: install what is missing.
+packages() {
+    log=$here/apt.log
+    say "installing $*"
     { apt-get -y -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 \
-        -o Dpkg::Options::=--force-confold --no-install-recommends install $names 2>&1 < /dev/null &&
+        -o Dpkg::Options::=--force-confold --no-install-recommends install "$@" 2>&1 < /dev/null &&
         : > "$here/installed"; } | tee "$log" | sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p'
     [ -e "$here/installed" ] ||
-        fail "apt-get install$names failed: $(grep '^E:' "$log" | tail -n 3)"
+        fail "apt-get install $* failed: $(grep '^E:' "$log" | tail -n 3)"
 }
 
 users() {
@@ -158,13 +163,16 @@ live() {
     mv -T "$1.callready-new" "$1"
 }
 
-# withdraw PATH...: live paths that the release no longer has.
+# withdraw PATH...: live paths that the release no longer has; what stood there before callready
+# comes back, what somebody put there since stays.
 withdraw() {
     for path; do
-        rm -f "$path"
         if [ -e "$root/before$path" ]; then
-            mv "$root/before$path" "$path"
+            mv -T "$root/before$path" "$path"
+        elif [ -L "$path" ]; then
+            rm "$path"
         fi
+        case $path in *.d/callready.conf) rmdir "${path%/*}" 2> /dev/null || : ;; esac
     done
 }
 
@@ -248,6 +256,13 @@ firewall() {
     say "loading the firewall"
     systemctl restart callready-firewall.service ||
         fail "the firewall does not load: $(last_words callready-firewall.service)"
+}
+
+unload_firewall() {
+    say "removing the firewall"
+    systemctl stop callready-firewall.service
+    rm -f /run/callready-firewall
+    nft delete table inet callready 2> /dev/null || :
 }
 
 restart() {

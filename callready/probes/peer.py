@@ -1,4 +1,7 @@
-"""A peer-to-peer call in which both sides relay: ICE, then data both ways (RFC 8445)."""
+"""A peer-to-peer call in which both sides relay: ICE, then data both ways (RFC 8445).
+
+The relayed addresses are IPv4, as with browsers; `turn.relay_between` covers IPv6.
+"""
 
 from __future__ import annotations
 

@@ -52,9 +52,7 @@ def _addresses(here: HostSettings) -> Iterator[Problem]:
             "address too" if here.address6 else "is missing: the host's public IPv4 address",
         )  # fmt: skip
     # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
-    elif _unreachable(here.address) and not (
-        here.livekit and here.livekit.url.startswith("ws://")
-    ):
+    elif _unreachable(here.address) and not (here.livekit and here.livekit.url.startswith("ws://")):
         yield _error(
             "address",
             f"{here.address} is not reachable from the Internet: set the public address, and "

@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -29,11 +30,13 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True)
 class Fleet:
-    """The hosts of one inventory by inventory name, and the warnings about their settings."""
+    """The hosts of one inventory by inventory name, the warnings about their settings, and every
+    secret they refer to."""
 
     source: str
     hosts: Mapping[str, HostSettings]
     warnings: list[str] = field(default_factory=list)
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     def __getitem__(self, name: str) -> HostSettings:
         return self.hosts[name]
@@ -66,6 +69,7 @@ class Fleet:
             raise SettingsError(f"{source}: no hosts: is it the right file?")
         report.placeholders(data)
         hosts: dict[str, HostSettings] = {}
+        known: set[str] = set()
         for name, raw in data.items():
             values: dict[str, str] = {}
             for path, reference in secrets.references(raw):
@@ -76,6 +80,7 @@ class Fleet:
                         f"run make secrets ENV={Path(source).name}",
                     )  # fmt: skip
                 values[reference] = value or "-" * 32
+            known.update(values.values())
             own = {
                 key: value
                 for key, value in raw.items()
@@ -92,7 +97,7 @@ class Fleet:
                 report.add(host_names, problem)
         if report.errors:
             raise SettingsError("\n".join(report.lines("error")))
-        return cls(source, hosts, list(report.lines("warning")))
+        return cls(source, hosts, list(report.lines("warning")), frozenset(known))
 
 
 # pydantic's types of errors in words that an operator needs no Python for.
@@ -181,13 +186,13 @@ def _words(data: Any) -> Iterable[str]:
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:
-    from callready.settings import models
+    from callready.settings import android, models
 
     sections: dict[str, Any] = {
         "livekit": models.LiveKit, "rtc": models.Rtc, "turn": models.Turn, "pools": models.Pool,
         "firewall": models.Firewall, "app": models.App, "host": models.Host, "tls": models.Tls,
         "logging": models.Logging, "redis": models.Redis, "prometheus": models.Prometheus,
-        "webhook": models.Webhook, "android": models.Android,
+        "webhook": models.Webhook, "android": android.Android,
     }  # fmt: skip
     model = next(
         (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings
@@ -210,6 +215,13 @@ def inventory_data(inventory: str) -> dict[str, dict[str, Any]]:
     try:
         hosts = json.loads(run.stdout)
     except json.JSONDecodeError:
-        words = run.stderr.strip().splitlines()
-        raise SettingsError(f"{inventory}: {words[-1] if words else 'unreadable'}") from None
+        raise SettingsError(f"{inventory}: {_complaint(run.stderr)}") from None
     return {host["name"]: {**host["data"], "groups": host["groups"]} for host in hosts}
+
+
+def _complaint(output: str) -> str:
+    """What pyinfra stumbled over and where, without its traceback and its hints."""
+    what = re.findall(r"^(?:\w+(?:Error|Exception):.*|--> pyinfra error: .*)", output, re.MULTILINE)
+    where = re.findall(r'^  File "(.*)", line (\d+)', output, re.MULTILINE)
+    message = what[-1].removeprefix("--> pyinfra error: ") if what else "pyinfra cannot read it"
+    return f"{where[-1][0]}, line {where[-1][1]}: {message}" if where else message

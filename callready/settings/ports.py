@@ -93,41 +93,61 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
 
 def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
     """The conflicts of a plan as (setting, message); each message names ports that work."""
+    for crowd in _crowds(plan):
+        uses = " and ".join(f"{use.service} ({use.purpose} {use.ports})" for use in crowd)
+        setting, split = _split(crowd)
+        yield setting, f"{uses} overlap on the same host; {split}"
     for a, b in combinations(plan, 2):
         if (
             a.proto != b.proto
             or a.last < b.first
             or b.last < a.first
+            or (a.relay and b.relay)
             or a.service == b.service == "extra"
         ):
             continue
-        if a.relay and b.relay:
-            yield (
-                b.setting,
-                (
-                    f"{b.service} ({b.purpose} {b.ports}/{b.proto}) overlaps {a.service} "
-                    f"({a.purpose} {a.ports}/{a.proto}) on the same host; {_split(a, b)}"
-                ),
-            )
+        low, high = max(a.first, b.first), min(a.last, b.last)
+        port = str(low) if low == high else f"{low}-{high}"
+        yield (
+            b.setting,
+            (
+                f"port {port}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
+                f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port"
+            ),
+        )
+
+
+def _crowds(plan: list[Use]) -> Iterator[list[Use]]:
+    """Relay ranges that overlap, those that hang together in one list. A service's TCP range is
+    its UDP range, so that looking at UDP is enough."""
+    crowds: list[list[Use]] = []
+    for use in sorted(plan, key=lambda use: use.first):
+        if not use.relay or use.proto != "udp":
+            continue
+        if crowds and use.first <= max(other.last for other in crowds[-1]):
+            crowds[-1].append(use)
         else:
-            low, high = max(a.first, b.first), min(a.last, b.last)
-            port = str(low) if low == high else f"{low}-{high}"
-            yield (
-                b.setting,
-                (
-                    f"port {port}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
-                    f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port"
-                ),
-            )
+            crowds.append([use])
+    for crowd in crowds:
+        if len(crowd) > 1:
+            yield sorted(crowd, key=plan.index)
 
 
-def _split(a: Use, b: Use) -> str:
-    """Ranges for `a` and `b` that do not overlap: the smaller one keeps its place."""
-    small, large = sorted((a, b), key=lambda use: use.last - use.first)
-    keep = f"keep {small.ports} for {small.service} and give {large.service}"
-    if large.last - small.last >= 1000:
-        return f"{keep} {small.last + 1}-{large.last}"
-    if small.first - large.first >= 1000:
-        return f"{keep} {large.first}-{small.first - 1}"
-    middle = (large.first + large.last) // 2
-    return f"give {a.service} {large.first}-{middle} and {b.service} {middle + 1}-{large.last}"
+def _split(crowd: list[Use]) -> tuple[str, str]:
+    """Ranges that do not overlap: the smallest one keeps its place if that leaves the others
+    1000 ports each, else all share alike. Returns the last setting to change, and what to do."""
+    first, last = min(use.first for use in crowd), max(use.last for use in crowd)
+    kept = min(crowd, key=lambda use: use.last - use.first)
+    others = [use for use in crowd if use is not kept]
+    start = f"keep {kept.ports} for {kept.service}, "
+    low, high = max((kept.last + 1, last), (first, kept.first - 1), key=lambda gap: gap[1] - gap[0])
+    if high - low < 1000 * len(others):
+        others, start, low, high = crowd, "", first, last
+    size = (high - low + 1) // len(others)
+    if size <= 100:
+        return others[-1].setting, f"{first}-{last} is too little for all: use other ranges too"
+    ends = [low + size * n for n in range(len(others))] + [high + 1]
+    shares = [
+        f"{a}-{b - 1} to {use.service}" for use, a, b in zip(others, ends, ends[1:], strict=False)
+    ]
+    return others[-1].setting, f"{start}give {' and '.join(shares)}"

@@ -40,6 +40,9 @@ tls = {
 
 app = {"env_file": "/srv/app/.env", "owner": "debian"}
 
+# systemd-resolved's LLMNR: Debian starts it on every address, the firewall covers it.
+host = {"other_listeners": ["5355/tcp", "5355/udp"]}
+
 android = {
     "checkout": f"{_state}/android",
     # ws:// is for debug builds only: Android refuses cleartext in release builds, as it should.

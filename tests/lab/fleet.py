@@ -23,7 +23,6 @@ from lab import Lab, hosts, plan
 
 REPOSITORY = Path(__file__).parents[2]
 PYINFRA = Path(sys.executable).with_name("pyinfra")
-STATE = "/var/lib/callready-lab"
 
 # Everything of a host that a deploy may change, and that nothing else changes.
 SNAPSHOT = """
@@ -37,6 +36,22 @@ systemctl show -p Id,ActiveState,UnitFileState,MainPID coturn.service livekit-se
     callready-firewall.service 'turnserver@*.service'
 nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//'
 sysctl -n net.ipv4.ip_local_reserved_ports
+"""
+
+# What a bare Debian can listen with; says when it does.
+LISTENER = """
+use Socket qw(:all);
+my ($proto, $port) = @ARGV;
+my $tcp = $proto eq "tcp";
+socket(my $s, AF_INET6, $tcp ? SOCK_STREAM : SOCK_DGRAM, 0) or die;
+setsockopt($s, IPPROTO_IPV6, IPV6_V6ONLY, 0) or die;
+bind($s, pack_sockaddr_in6($port, Socket::IN6ADDR_ANY)) or die $!;
+listen($s, 9) or die if $tcp;
+system("systemd-notify", "--ready");
+while (1) {
+    if ($tcp) { accept(my $c, $s); close $c }
+    else { my $from = recv($s, my $data, 1500, 0); send($s, $data, 0, $from) }
+}
 """
 
 
@@ -83,6 +98,17 @@ class Host:
                 for unit, pair in found.items()}  # fmt: skip
         return {unit: pid for unit, pid in pids.items() if pid}
 
+    @contextmanager
+    def listening(self, proto: str, port: int) -> Iterator[None]:
+        """Another program of the host on a port of all its addresses: over UDP it echoes."""
+        unit = f"foreign-{proto}-{port}.service"
+        self.root(
+            f"systemd-run -q --unit={unit} --property=Type=notify --property=NotifyAccess=all "
+            f"perl -e '{LISTENER}' {proto} {port}"
+        )
+        yield
+        self.root(f"systemctl stop {unit}")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -98,14 +124,15 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """pyinfra's JSON, of the one operation a deploy is made of."""
-        document = json.loads(self.stdout)
-        return {**document["results"]["operations"][0], **document["results"]["totals"]}
+        """pyinfra's JSON: the totals and the hosts that failed."""
+        results = json.loads(self.stdout)["results"]
+        return {**results["totals"], "failed_hosts": results["failed_hosts"]}
 
     @property
     def changed(self) -> list[str]:
-        """The short names of the hosts that something was changed on."""
-        return [name.partition(".")[0] for name in self.results["success"]]
+        """The short names of the hosts that something was changed on, by pyinfra's JSON."""
+        operations = json.loads(self.stdout)["results"]["operations"]
+        return sorted(host.partition(".")[0] for op in operations for host in op["success"])
 
     @property
     def message(self) -> list[str]:
@@ -133,8 +160,9 @@ class Fleet:
         self.groups, self.data = groups, data
         self.marker = "Planted" + secrets.token_hex(8)
         self.secrets = {name: f"{self.marker}-{name}-{secrets.token_hex(8)}" for name in names}
-        self.arguments: list[str] = []
         self._original = copy.deepcopy((groups, data, self.secrets))
+        self.first: Run | None = None
+        self.seen: set[bytes] = set()
         # Whether hosts may be other than the original inventory says.
         self.unsettled = True
 
@@ -177,6 +205,14 @@ class Fleet:
         run = self.run("--json", *arguments)
         assert run.status == 0, run.text
         return run
+
+    def ice_servers(self) -> dict[str, Any]:
+        """What LiveKit hands out to callers, each asked: URI -> data, or `suffers` for a bad one."""
+        return probe(
+            "webrtc", f"ws://{SFU.fqdn}:7880", "--ice-servers", "--ca-file",
+            str(plan.STATE / "ca.pem"), secret=self.secrets["livekit/api_secret"],
+            LIVEKIT_API_KEY="APIfleet",
+        )  # fmt: skip
 
     def refused(self, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
         """A deploy that must be refused: exit 1, one message, nothing changed on any host."""
@@ -228,8 +264,8 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     }
     data = {
         "ssh_user": "debian",
-        "ssh_key": f"{STATE}/id_ed25519",
-        "ssh_known_hosts_file": f"{STATE}/known_hosts",
+        "ssh_key": f"{plan.STATE}/id_ed25519",
+        "ssh_known_hosts_file": f"{plan.STATE}/known_hosts",
         "ssh_config_file": "/dev/null",
         "livekit": {
             "base_url": "http://198.51.100.1:8080",
@@ -256,9 +292,9 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
             },
         },
         "tls": {
-            "certificate": f"{STATE}/certs/{{host}}.pem",
-            "key": f"{STATE}/certs/{{host}}.key",
-            "ca": f"{STATE}/ca.pem",
+            "certificate": f"{plan.STATE}/certs/{{host}}.pem",
+            "key": f"{plan.STATE}/certs/{{host}}.key",
+            "ca": f"{plan.STATE}/ca.pem",
         },
         "app": {
             "env_file": "/srv/app/.env",

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from callready.probes import ProbeError
-from verify.targets import Site
+from verify.targets import Server, Site
+
+CHECK = pytest.StashKey["Check"]()
 
 
 class Check:
@@ -17,6 +19,7 @@ class Check:
 
     def __init__(self) -> None:
         self.figures: list[str] = []
+        self.seconds = 0.0
         self._wrong: list[ProbeError] = []
 
     def figure(self, text: str) -> None:
@@ -44,9 +47,20 @@ class Check:
             raise ProbeError("; ".join(suffers), "; ".join(look_at))
 
 
+def params_of(item: pytest.Item) -> dict[str, Any]:
+    """What a check was made for, by the name of its argument."""
+    callspec = getattr(item, "callspec", None)
+    return callspec.params if callspec else {}
+
+
 def each(source: Callable[[Site], Sequence[Any]]) -> pytest.MarkDecorator:
     """One check for each thing that `source` finds in the inventory; none if it finds nothing."""
     return pytest.mark.each.with_args(source)
+
+
+def having(condition: Callable[[Server], object]) -> Callable[[Site], list[Server]]:
+    """A source for `each`: the hosts that this is true of."""
+    return lambda site: [server for server in site.hosts() if condition(server)]
 
 
 def ms(seconds: float) -> str:

@@ -8,6 +8,8 @@ arguments are `check`, `site` and the thing that `each` names.
 
 from __future__ import annotations
 
+import inspect
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -15,15 +17,18 @@ from pathlib import Path
 import pytest
 
 from callready.settings.fleet import SettingsError
-from verify.check import Check
+from verify.check import CHECK, Check, params_of
 from verify.report import Report
 from verify.targets import Site
 
 # Threads a lane. Calls need a processor; side by side they would measure each other.
 LANES = {"checks": 6, "calls": 1, "attempts": 1}
 
+# From the host outwards; calls need all the rest.
+ORDER = ["test_hosts", "test_ports", "test_turn", "test_livekit", "test_calls", "test_app"]
+
+NOTHING = pytest.mark.nothing
 SITE = pytest.StashKey[Site]()
-CHECK = pytest.StashKey[Check]()
 RUNNING = pytest.StashKey[Future[None]]()
 
 
@@ -40,6 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "each(source): one check for each thing it finds")
+    config.addinivalue_line("markers", "nothing: there is no such thing in the inventory")
     config.addinivalue_line("markers", "lane(name): the threads a check runs in")
     inventory = config.getoption("--inventory")
     if not inventory:
@@ -61,20 +67,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if marker := metafunc.definition.get_closest_marker("each"):
-        argument = metafunc.fixturenames[0]
-        metafunc.parametrize(argument, marker.args[0](metafunc.config.stash[SITE]), ids=str)
+        found = marker.args[0](metafunc.config.stash[SITE])
+        argument = next(iter(inspect.signature(metafunc.function).parameters))
+        metafunc.parametrize(argument, found or [pytest.param(None, marks=NOTHING)], ids=str)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An inventory without TURN has no TURN checks: they are not there, rather than skipped."""
-    items[:] = [item for item in items if not _is_for_nothing(item)]
+    items[:] = [item for item in items if not item.get_closest_marker(NOTHING.name)]
+    items.sort(key=lambda item: ORDER.index(item.path.stem))
     for item in items:
         item.stash[CHECK] = Check()
-
-
-def _is_for_nothing(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and pytest.HIDDEN_PARAM in callspec.params.values()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,10 +101,13 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
 
 def _run(item: pytest.Item, site: Site) -> None:
     assert isinstance(item, pytest.Function)
-    known = {"check": item.stash[CHECK], "site": site}
-    params = item.callspec.params if hasattr(item, "callspec") else {}
-    item.obj(**{name: {**known, **params}[name] for name in item._fixtureinfo.argnames})
-    item.stash[CHECK].conclude()
+    check, started = item.stash[CHECK], time.monotonic()
+    known = {"check": check, "site": site, **params_of(item)}
+    try:
+        item.obj(**{name: known[name] for name in inspect.signature(item.function).parameters})
+        check.conclude()
+    finally:
+        check.seconds = time.monotonic() - started
 
 
 @pytest.hookimpl(tryfirst=True)

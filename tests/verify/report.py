@@ -16,9 +16,8 @@ import pytest
 
 from callready import __version__
 from callready.probes import ProbeError
+from verify.check import CHECK, params_of
 from verify.targets import Site
-
-ROW = pytest.StashKey["Row"]()
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,6 @@ class Row:
     figure: str
     suffers: str = ""
     look_at: str = ""
-    seconds: float = 0.0
 
 
 class Report:
@@ -53,11 +51,10 @@ class Report:
             # Short, the same everywhere, and without the values that a traceback would show.
             report.longrepr = f"{suffers}\nLook at: {look_at}"
         if report.when == "call" or error:
+            report.duration = item.stash[CHECK].seconds
             host, title = describe(item, self.site)
             figure = dict(item.user_properties).get("figure", "")
-            self.rows.append(
-                Row(host, title, error is None, str(figure), suffers, look_at, report.duration)
-            )
+            self.rows.append(Row(host, title, error is None, str(figure), suffers, look_at))
         return report  # type: ignore[return-value]
 
     def _said(self, error: BaseException) -> tuple[str, str]:
@@ -67,7 +64,7 @@ class Report:
             last = error.__traceback__
             while last and last.tb_next:
                 last = last.tb_next
-            where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}" if last else ""
+            where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last else ""
             said = (
                 f"the check itself failed: {type(error).__name__}: {error}",
                 f"{where}; run it alone with --tb=short and tell callready's authors",
@@ -95,14 +92,18 @@ class Report:
         titles = max(len(row.title) for row in self.rows)
         out.line()
         out.line(f"{'HOST':<{hosts}}  {'CHECK':<{titles}}  RESULT  FIGURE", bold=True)
+        said = set()
         for host, rows in self.by_host():
             for row in rows:
                 out.write(f"{host:<{hosts}}  {row.title:<{titles}}  ")
                 out.write("ok      " if row.ok else "FAILED  ", green=row.ok, red=not row.ok)
                 out.line(row.figure)
-                if not row.ok:
+                if not row.ok and row.suffers in said:
+                    out.line("    as above", red=True)
+                elif not row.ok:
                     out.line(f"    {row.suffers}", red=True)
                     out.line(f"    Look at: {row.look_at}")
+                said.add(row.suffers)
         out.line()
         passed = len(self.rows) - self.failed
         verdict = f"{passed} passed, {self.failed} failed in {time.time() - self.started:.0f} s"
@@ -127,7 +128,7 @@ class Report:
 
 def describe(item: pytest.Function, site: Site) -> tuple[str, str]:
     """The host and the title of a check."""
-    params = item.callspec.params if hasattr(item, "callspec") else {}
+    params = params_of(item)
     doc = (item.function.__doc__ or item.name).strip().splitlines()[0].rstrip(".")
-    host = next((value.name for value in params.values()), site.inventory)
+    host = next((str(getattr(value, "name", value)) for value in params.values()), site.inventory)
     return host, doc.format(**params)

@@ -12,10 +12,12 @@ from threading import Lock
 from typing import Any, Literal
 
 from paramiko import SSHException
-from pyinfra.api import Config, Inventory, State
+from pydantic import SecretStr
+from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host as Connection
-from pydantic import SecretStr
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
@@ -58,10 +60,11 @@ class RootShell(BaseBackend):
 class Server:
     """A host of the inventory. What it is now is read in one survey, when first asked for."""
 
-    def __init__(self, fleet: Fleet, name: str, connection: Connection) -> None:
-        self.name = name
-        self.settings: HostSettings = fleet[name]
-        self._fleet, self._connection = fleet, connection
+    def __init__(self, planned: Here, connection: Connection) -> None:
+        self.name = planned.name
+        self.settings: HostSettings = planned.settings
+        self.planned: Release = planned.release  # before the survey told sshd's ports
+        self._fleet, self._connection = planned.fleet, connection
         self._lock = Lock()
         self._seen: tuple[Here, Facts] | ProbeError | None = None
 
@@ -252,21 +255,17 @@ class Site:
         """Read the settings as the deploy reads them; raises SettingsError."""
         data = inventory_data(inventory)
         fleet = Fleet.from_data(inventory, data)
-        managed = [
-            name
-            for name in fleet.hosts
-            if (release := declare(fleet, name).release).files or release.environments
-        ]
+        declared = [declare(fleet, name) for name in fleet.hosts]
+        managed = [here for here in declared if here.release.files or here.release.environments]
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
-        connections = _connections(data, managed)
-        servers = {name: Server(fleet, name, connections[name]) for name in managed}
+        connections = _connections(data, [here.name for here in managed])
+        servers = {here.name: Server(here, connections[here.name]) for here in managed}
         return cls(inventory, fleet, servers, secrets=tuple(_secrets(fleet)))
 
-    def hosts(self, *groups: str) -> list[Server]:
-        """The hosts that are in any of these groups; all of them without one."""
-        everyone = self.servers.values()
-        return [s for s in everyone if not groups or s.settings.groups & set(groups)]
+    def hosts(self) -> list[Server]:
+        """The hosts that the deploy manages."""
+        return list(self.servers.values())
 
     def turns(self, *transports: Transport) -> list[Turn]:
         """Every pool on every host, once for each of these transports that it has."""
@@ -291,6 +290,14 @@ class Site:
             if turn.pool_name == sfu.livekit.turn_pool
         ]
 
+    def rivals(self, turn: Turn) -> dict[str, Pool]:
+        """The other pools of the fleet: their credentials must be worthless at this one."""
+        return {
+            other.pool_name: other.pool
+            for other in self.turns()
+            if other.pool_name != turn.pool_name
+        }
+
     def neighbours(self) -> list[Pair]:
         """Each SFU with the pools that are not its own: both must work at the same time."""
         return [
@@ -306,17 +313,21 @@ class Site:
         for server in self.servers.values():
             if server.settings.is_sfu and server.settings.livekit:
                 urls.setdefault(server.settings.livekit.url, server)
-        addresses = frozenset(
+        return [
+            Sfu(server, server.settings.livekit, self.sfu_addresses)
+            for server in urls.values()
+            if server.settings.livekit
+        ]
+
+    @property
+    def sfu_addresses(self) -> frozenset[str]:
+        """The public addresses of all SFUs."""
+        return frozenset(
             address
             for here in self.fleet.group("livekit").values()
             for address in (here.address, here.address6)
             if address
         )
-        return [
-            Sfu(server, server.settings.livekit, addresses)
-            for server in urls.values()
-            if server.settings.livekit
-        ]
 
     def hide(self, text: str) -> str:
         """`text` without any secret of the inventory."""

@@ -1,0 +1,167 @@
+"""The measurements as a page of Markdown, with what was to be reached."""
+
+import os
+import platform
+import re
+import statistics
+import subprocess
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+CONTENDERS = ("callready", "empty.py", "floor", "pyinfra's operations", "Ansible")
+TITLES = {"fresh": "bare host", "nothing": "nothing to change", "change": "one file changed"}
+
+
+class Case(NamedTuple):
+    """What was measured: `what` is fresh, nothing or change; `rtt` in ms."""
+
+    what: str
+    hosts: int
+    rtt: int
+
+
+@dataclass
+class Table:
+    """Wall seconds of every run, by case and contender; `many` is the larger number of hosts."""
+
+    many: int
+    rounds: int
+    machine: str
+    seconds: dict[Case, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, case: Case, name: str, seconds: float) -> None:
+        """Note one run."""
+        self.seconds.setdefault(case, {}).setdefault(name, []).append(seconds)
+
+    def median(self, case: Case, name: str) -> float | None:
+        """In seconds; None if it was not measured."""
+        runs = self.seconds.get(case, {}).get(name)
+        return statistics.median(runs) if runs else None
+
+    def ratio(self, case: Case, over: str, under: str) -> float | None:
+        """Of two medians."""
+        a, b = self.median(case, over), self.median(case, under)
+        return a / b if a and b else None
+
+    def difference(self, case: Case, more: str, less: str) -> float | None:
+        """Of two medians, in seconds."""
+        a, b = self.median(case, more), self.median(case, less)
+        return a - b if a and b else None
+
+
+INTRODUCTION = """# How long a deploy takes
+
+Wall seconds, medians, of the same work on the same hosts: the resources of one TURN host (six
+packages, a user, a masked unit, kernel settings, two folders, certificate and key, coturn's
+configuration, the firewall's rules and loader, two units that run). "One file changed" is another
+`user-quota` in coturn's configuration, which means a restart.
+
+- **callready**: `pyinfra INVENTORY deploy.py`.
+- **empty.py**: `pyinfra INVENTORY empty.py` with an empty file: what pyinfra itself takes to start
+  and to connect.
+- **floor**: one `ssh` a host, all at once, running one script that does it all (`bench/floor.sh`).
+- **pyinfra's operations**: the same as a usual pyinfra deploy (`bench/ordinary.py`).
+- **Ansible**: the same as a playbook (`bench/playbook.yml`), pipelining on, a fork a host.
+"""
+METHOD = """Repeat it with `make bench`; `python -m bench --quick` is a short run with two hosts.
+
+The hosts are booted for the run (`python -m lab`). With 0 ms they are reached directly; with
+50 ms through a forwarder that holds every packet back for 25 ms each way and limits no throughput
+(`bench/delay.py`). Every run is checked: hosts reached, changes made, and after a change the file
+and the unit on each host. callready also does what the others leave out: it compares secret rows
+and the certificate that is served, refuses hosts it must not touch, and waits after a restart
+until every port is open.
+"""
+
+
+def markdown(table: Table) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION, times(table), "## Targets\n", targets(table), spread(table)]
+    setting = (
+        f"{table.machine} {table.rounds} rounds, Ansible in every second one; the contenders take "
+        "turns in random order.\n"
+    )
+    return "\n".join([*parts, "## Where this was measured\n", setting, METHOD])
+
+
+def times(table: Table) -> str:
+    """Medians and ratios, a line a case."""
+    head = ["", "hosts", "RTT", *CONTENDERS, "callready / empty.py", "callready / floor",
+            "Ansible / callready"]  # fmt: skip
+    rows = []
+    for case in sorted(table.seconds, key=lambda case: list(TITLES).index(case.what)):
+        if case.what == "fresh":
+            continue
+        medians = [number(table.median(case, name), 2) for name in CONTENDERS]
+        ratios = [
+            number(table.ratio(case, "callready", "empty.py"), 2),
+            number(table.ratio(case, "callready", "floor"), 2),
+            number(table.ratio(case, "Ansible", "callready"), 1),
+        ]
+        rows.append([TITLES[case.what], str(case.hosts), f"{case.rtt} ms", *medians, *ratios])
+    return rows_of(head, rows)
+
+
+def targets(table: Table) -> str:
+    """What was to be reached, and whether it was."""
+    far = Case("nothing", table.many, 50)
+    bare = Case("fresh", 1, 0)
+    judged: list[tuple[str, str, float, float | None]] = [
+        *(
+            (f"callready / empty.py, nothing to change, 1 host, {rtt} ms", "at most", 1.3,
+             table.ratio(Case("nothing", 1, rtt), "callready", "empty.py"))
+            for rtt in (0, 50)
+        ),
+        (f"callready / floor, nothing to change, {far.hosts} hosts, 50 ms", "at most", 1.5,
+         table.ratio(far, "callready", "floor")),
+        (f"Ansible / callready, nothing to change, {far.hosts} hosts, 50 ms", "at least", 15,
+         table.ratio(far, "Ansible", "callready")),
+        ("fresh deploy, seconds more than installing its packages and copying its files",
+         "at most", 5, table.difference(bare, "callready", "bare")),
+    ]  # fmt: skip
+    rows = []
+    for words, side, limit, value in judged:
+        reached = value is not None and (value <= limit if side == "at most" else value >= limit)
+        verdict = "not measured" if value is None else "PASS" if reached else "MISS"
+        rows.append([words, f"{side} {limit:g}", number(value, 2), verdict])
+    return rows_of(["", "target", "measured", ""], rows)
+
+
+def spread(table: Table) -> str:
+    """Fastest and slowest runs: how far the medians can be trusted."""
+    rows = [
+        [TITLES[case.what], str(case.hosts), f"{case.rtt} ms", name,
+         f"{min(runs):.2f}", f"{statistics.median(runs):.2f}", f"{max(runs):.2f}", str(len(runs))]
+        for case, by_name in table.seconds.items() for name, runs in sorted(by_name.items())
+    ]  # fmt: skip
+    head = ["", "hosts", "RTT", "", "fastest", "median", "slowest", "runs"]
+    return f"## All runs, seconds\n\n{rows_of(head, rows)}"
+
+
+def rows_of(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def number(value: float | None, digits: int) -> str:
+    """For people; a dash for what was not measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def machine(ansible: Path) -> str:
+    """What it runs on, with versions; `ansible` is ansible-playbook."""
+    shown = subprocess.run([ansible, "--version"], capture_output=True, text=True, check=True)
+    core = re.search(r"core (\S+)\]", shown.stdout)
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
+    return (
+        f"{os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), {memory:.0f} GiB, "
+        f"Linux {platform.release()}, load average at the start {os.getloadavg()[0]:.1f}; "
+        f"Python {platform.python_version()}, pyinfra {version('pyinfra')}, "
+        f"paramiko {version('paramiko')}, ansible-core {core[1] if core else '?'}, "
+        f"{ssh.split(',')[0]}; the hosts are the lab's Debian 12 and 13 in turn, on the same cores."
+    )

@@ -1,0 +1,348 @@
+"""The generated pages of docs/: the settings from their models, the ports from the port plan.
+
+python -m callready.docs                   write them (make docs)
+python -m callready.docs inventories/prod  print ports and edge firewall rules of your own hosts
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import annotated_types
+from pydantic import BaseModel, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from callready.settings import models
+from callready.settings.fleet import Fleet, SettingsError
+from callready.settings.models import HostSettings
+from callready.settings.ports import Use, overlaps, port_plan
+
+ROOT = Path(__file__).parent.parent
+GENERATED = "<!-- Made by `make docs` from the code: change callready/, not this page. -->\n"
+HOST_DATA = ("name", "address", "address6", "private_address", "pools", "ssh_port", "sudo_password")
+
+# What everything on one host needs beside the example's settings: ports of its own for each part.
+ONE_HOST: dict[str, dict[str, object]] = {
+    "calls": {"min_port": 60001, "max_port": 65535},
+    "avatar": {
+        "listening_port": 3479, "tls_listening_port": 5350, "min_port": 40000, "max_port": 49999,
+    },
+}  # fmt: skip
+
+
+def pages() -> dict[Path, str]:
+    """Every page that is generated, whole or in part, with its text as it should be."""
+    fleet = example()
+    sfu, turn = edge_table(fleet["sfu1.example.com"]), edge_table(fleet["turn1.example.com"])
+    guide = ROOT / "docs/getting-started.md"
+    head, _, rest = guide.read_text().partition("<!-- edge rules -->\n")
+    _, _, tail = rest.partition("<!-- end of edge rules -->\n")
+    rules = f"\nFor the SFU:\n\n{sfu}\nFor a TURN host:\n\n{turn}"
+    return {
+        ROOT / "docs/settings.md": settings_page(),
+        ROOT / "docs/ports.md": ports_page(fleet),
+        guide: f"{head}<!-- edge rules -->\n{rules}\n<!-- end of edge rules -->\n{tail}",
+    }
+
+
+# ---- settings ----
+
+
+def settings_page() -> str:
+    """docs/settings.md: every section of the models with its keys, types and defaults."""
+    parts = [GENERATED, SETTINGS_HEAD, _table(HostSettings, "", HOST_DATA)]
+    for path, model in _sections(HostSettings, ""):
+        parts += [f"## {path}\n", f"{model.__doc__}".replace("\n    ", "\n") + "\n"]
+        if model is models.Pool:
+            parts.append(POOL_NOTE)
+        parts.append(_table(model, path))
+    return "\n".join(parts)
+
+
+SETTINGS_HEAD = """\
+# Settings
+
+Every key an inventory may set, with its type and default. For operators who edit
+`inventories/group_data/ENV.py`; the port table is in [ports.md](ports.md).
+
+A section below is a variable of that file, a dotted name is a nested key:
+`livekit = {"url": "wss://livekit.example.com", "rtc": {"tcp_port": 7881}}` sets `livekit.url` and
+`livekit.rtc.tcp_port`. A key that is not listed is an error. Everything is checked for all hosts
+before any connection is made; all errors are shown at once.
+
+**Secrets** are references: `"secret:turn/calls"` stands for the entry `turn/calls` of
+`inventories/ENV.secrets.yaml` (mode 0600, not in version control), or for the environment variable
+`CALLREADY_SECRET_TURN_CALLS`, which comes first. A secret written into the inventory is an error.
+
+**How this machine reaches the hosts** is pyinfra's own data and may stand beside these keys:
+`ssh_user`, `ssh_key`, `ssh_hostname`, `ssh_known_hosts_file`, `ssh_config_file` and the other names
+that begin with `ssh_`. Unknown host keys are refused unless `ssh_strict_host_key_checking` says
+otherwise.
+
+## A host's own data
+
+In `inventories/ENV`, beside the host's name. Its groups decide what it is: `livekit` (the SFU),
+`turn` (coturn), `app` (the application's `.env`), `android` (a checkout of the app).
+"""
+
+POOL_NOTE = """\
+`NAME` is the pool's name, a word of your own. Besides these keys a pool takes every key of `turn`
+except `version` and `pools`; what it does not set is taken from there.
+"""
+
+
+def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        inner, is_list, is_map = _model_in(field.annotation)
+        if inner:
+            key = f"{path}.{field.alias or name}".removeprefix(".")
+            key += "[]" if is_list else ".NAME" if is_map else ""
+            yield key, inner
+            yield from _sections(inner, key)
+
+
+def _model_in(hint: Any) -> tuple[type[BaseModel] | None, bool, bool]:
+    """The model that a type leads to, and whether through a list or a mapping."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return hint, False, False
+    for argument in get_args(hint):
+        inner, is_list, is_map = _model_in(argument)
+        if inner:
+            origin = get_origin(hint)
+            return inner, is_list or origin in (list, tuple), is_map or origin is dict
+    return None, False, False
+
+
+def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str:
+    hints = get_type_hints(model, include_extras=True)
+    inherited = models.PoolKeys.model_fields if model is models.Pool else {}
+    lines = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    for name, field in model.model_fields.items():
+        if name in inherited or (only and name not in only):
+            continue
+        cells = [
+            f"`{field.alias or name}`",
+            "; ".join([_type(hints[name]), *_limits(field)]),
+            "the inventory name" if field is HostSettings.model_fields["name"] else _default(field),
+            field.description or "",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+_WORDS: dict[Any, str] = {
+    models.Port: "port", models.IPv4: "IPv4 address", models.IPv6: "IPv6 address",
+    models.PeerRange: "address or range", models.Secret: "secret reference",
+    models.StrongSecret: "secret reference; 32 characters or more", models.Username: "name",
+    models.Unit: "systemd unit", models.Path: "absolute path", models.Name: "host name",
+    models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range", Any: "any",
+}  # fmt: skip
+
+
+def _type(hint: Any) -> str:
+    if hint in _WORDS:
+        return _WORDS[hint]
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return " or ".join(f'`"{value}"`' for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(item) for item in arguments if item is not NoneType)
+    if origin in (list, tuple):
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return "section, see below"
+    return f"{hint.__name__}"
+
+
+def _limits(field: FieldInfo) -> Iterator[str]:
+    for item in field.metadata:
+        if isinstance(item, annotated_types.Ge):
+            yield f"{item.ge} or more"
+        elif isinstance(item, annotated_types.Gt):
+            yield f"more than {item.gt}"
+        elif isinstance(item, annotated_types.Le):
+            yield f"{item.le} or less"
+        elif isinstance(item, annotated_types.MinLen):
+            yield "not empty"
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "**required**"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
+    if field.default in (None, [], {}, (), frozenset()):
+        return "none"
+    text = f'"{field.default}"' if isinstance(field.default, str) else f"{field.default}"
+    return f"`{text}`"
+
+
+# ---- ports ----
+
+
+def example() -> dict[str, HostSettings]:
+    """An SFU and a host for each TURN pool, all with the settings' defaults."""
+    pools: list[dict[str, dict[str, object]]] = [{name: {}} for name in ONE_HOST]
+    return {
+        "sfu1.example.com": _host("sfu1.example.com", {"livekit"}, {}),
+        "turn1.example.com": _host("turn1.example.com", {"turn"}, pools[0]),
+        "turn2.example.com": _host("turn2.example.com", {"turn"}, pools[1]),
+    }
+
+
+def one_host() -> HostSettings:
+    """The same services on one host, with ports that do not meet."""
+    here = _host("one.example.com", {"livekit", "turn"}, ONE_HOST)
+    if clash := list(overlaps(port_plan(here))):
+        raise ValueError(f"ONE_HOST of callready/docs.py: {clash}")
+    return here
+
+
+def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]) -> HostSettings:
+    secret = SecretStr("-" * 32)
+    same = {"realm": "example.com", "secrets": [secret]}
+    return HostSettings.model_validate(
+        {
+            "name": name, "groups": groups, "pools": list(pools),
+            "livekit": {"url": "wss://livekit.example.com", "keys": {"APIexample": secret}},
+            "turn": {"pools": {pool: {**same, **own} for pool, own in pools.items()}},
+        }
+    )  # fmt: skip
+
+
+def ports_page(fleet: Mapping[str, HostSettings]) -> str:
+    """docs/ports.md: what each host of the example opens, and to whom."""
+    alone = one_host()
+    pools = "".join(f'        "{name}": {json.dumps(own)},\n' for name, own in ONE_HOST.items())
+    parts = [GENERATED, PORTS_HEAD]
+    for name, here in fleet.items():
+        parts += [f"## {name}\n", port_table(here)]
+    parts += [
+        "## Everything on one host\n", ONE_HOST_TEXT,
+        f'```python\nturn = {{\n    "pools": {{\n{pools}    }},\n}}\n```\n',
+        port_table(alone), "The rules for OVHcloud's edge firewall:\n", edge_table(alone),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+PORTS_HEAD = """\
+# Ports
+
+Which ports each host opens, to whom and for what. For operators who set up a firewall in front of
+the hosts, or who look for a port that is taken. The tables come from the port plan, which
+also makes the hosts' own packet filter, for an example fleet with the default ports. For your own
+hosts:
+
+```sh
+python -m callready.docs inventories/prod
+```
+
+"Anyone" is the whole Internet, over IPv4 and IPv6. "This host" is closed to the outside. ICMP that
+path MTU discovery and neighbour discovery need is always let in; everything else is dropped. sshd's
+port is the one it really listens on, read from the host at each deploy.
+"""
+
+ONE_HOST_TEXT = """\
+LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools cannot both listen on
+3478. On one host give each part ports of its own, beside `realm` and `secrets` as before:
+"""
+
+
+def port_table(here: HostSettings) -> str:
+    """The port plan of a host."""
+    lines = ["| port | over | service | for | open to | setting |", "|---|---|---|---|---|---|"]
+    for use in port_plan(here):
+        cells = [use.ports, use.proto.upper(), use.service, use.purpose,
+                 "anyone" if use.public else "this host", f"`{use.setting}`"]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+class EdgeRule(NamedTuple):
+    """A rule of OVHcloud's edge firewall as its form asks for it."""
+
+    action: str
+    protocol: str
+    source_port: str
+    destination_port: str
+    state: str
+    purpose: str
+
+
+def edge_rules(plan: list[Use]) -> list[EdgeRule]:
+    """The rules that let a port plan through OVHcloud's Edge Network Firewall.
+
+    It is stateless and knows 20 rules an address, IPv4 only; the last one denies. Source:
+    OVHcloud, "Enabling and configuring the Edge Network Firewall" (KB0043448).
+    """
+    opened = [use for use in plan if use.public]
+    rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
+    for use in sorted(opened, key=lambda use: use.proto):
+        rules.append(
+            EdgeRule("Accept", use.proto.upper(), "", use.ports, "",
+                     f"{use.service}: {use.purpose}")
+        )  # fmt: skip
+    return [
+        *dict.fromkeys(rules),
+        EdgeRule("Accept", "UDP", "53", "", "", "answers of DNS resolvers outside OVHcloud"),
+        EdgeRule("Accept", "UDP", "123", "", "", "answers of NTP servers outside OVHcloud"),
+        EdgeRule("Accept", "ICMP", "", "", "", "path MTU discovery, ping"),
+        EdgeRule("Deny", "IPv4", "", "", "", "everything else"),
+    ]
+
+
+def edge_table(here: HostSettings) -> str:
+    """The edge firewall's rules of a host, with their priorities."""
+    rules = edge_rules(port_plan(here))
+    lines = [
+        "| priority | action | protocol | source port | destination port | TCP state | for |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for priority, rule in enumerate(rules):
+        # The last priority is 19, whatever is added in between.
+        last = max(19, len(rules) - 1) if rule is rules[-1] else priority
+        lines.append("| " + " | ".join([str(last), *rule]) + " |")
+    if len(rules) > 20:
+        lines += ["", f"These are {len(rules)} rules and it takes 20: join neighbouring ports."]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the pages, or print the ports of an inventory; returns the exit status."""
+    if not arguments:
+        for path, text in pages().items():
+            path.write_text(text)
+            print(f"wrote {path.relative_to(ROOT)}")
+        return 0
+    try:
+        fleet = Fleet.load(arguments[0]).hosts
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, here in fleet.items():
+        if here.groups & {"livekit", "turn"}:
+            print(f"# {name}\n\n{port_table(here)}\n{edge_table(here)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,186 @@
+"""Verification fails on each of ten sabotages of a good deploy, and says what is wrong where.
+
+The hosts are the lab's three; a deploy mends what it is meant to see.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from fleet import PYINFRA, REPOSITORY, Host
+
+from lab import Lab, ca, hosts, plan
+
+INVENTORY = "inventories/lab"
+SFU, CALLS, AVATAR = Host("sfu1"), Host("turn1"), Host("turn2")
+EDIT = "sed -i --follow-symlinks"
+TLS = "/etc/callready/tls"
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """What is done to a host, the check that must fail (`pytest -k`), and what it must say."""
+
+    name: str
+    host: Host
+    script: str
+    check: str
+    says: tuple[str, ...]
+    undo: str = ""  # where a deploy rightly does not look
+
+
+SABOTAGES = [
+    Sabotage(
+        "port closed", CALLS,
+        "nft insert rule inet callready input iif != lo tcp dport 5349 drop",
+        "test_sweep[turn1.lab.test]",
+        ("coturn calls", "5349/tcp on 198.51.100.21", "a firewall drops it", "nft list table"),
+    ),
+    Sabotage(
+        "secret differing", AVATAR,
+        "sqlite3 /var/lib/turn/avatar.db \"update turn_secret set value = 'a' || value\"",
+        "test_allocation[turn2.lab.test-avatar-udp]",
+        ("turn:198.51.100.22:3478?transport=udp", "401", "userdb"),
+    ),
+    Sabotage(
+        "certificate of another name", CALLS,
+        f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current; "
+        "systemctl reload turnserver@calls",
+        "test_certificate[turn1.lab.test-calls-tls]",
+        ("its name is not turn1.lab.test", "it names turn2.lab.test"),
+    ),
+    Sabotage(
+        "relay range shifted", CALLS,
+        f"{EDIT} 's/^min-port=.*/min-port=40000/; s/^max-port=.*/max-port=41000/' "
+        "/etc/coturn/calls.conf; systemctl restart turnserver@calls",
+        "test_allocation[turn1.lab.test-calls-tcp]",
+        ("a relay that nobody reaches", "instead of 198.51.100.21 port 49152-65535", "min-port"),
+    ),
+    Sabotage(
+        "service stopped", SFU,
+        "systemctl stop livekit-server",
+        "test_health[sfu1.lab.test]",
+        ("no answer from http://sfu1.lab.test:7880", "Connection refused"),
+    ),
+    Sabotage(
+        ".env edited", SFU,
+        f"{EDIT} 's/^LIVEKIT_API_SECRET=./&x/' /srv/app/.env",
+        "test_environment[sfu1.lab.test]",
+        ("callers get 401", "LIVEKIT_API_SECRET in /srv/app/.env"),
+    ),
+    Sabotage(
+        "deny-list emptied", AVATAR,
+        f"{EDIT} /denied-peer-ip/d /etc/coturn/avatar.conf; systemctl restart turnserver@avatar",
+        "test_forbidden_peers[turn2.lab.test-avatar-udp]",
+        ("169.254.169.254", "10.0.0.1", "fd00::1", "denied-peer-ip", "/etc/coturn/avatar.conf"),
+    ),
+    Sabotage(
+        "STUN unreachable", AVATAR,
+        "nft 'table inet stray { chain input { type filter hook input priority -10; "
+        "meta nfproto ipv4 udp dport 3478 drop; }; }'",
+        "test_stun[turn2.lab.test-avatar-udp]",
+        ("no srflx candidate", "stun:198.51.100.22:3478", "3478/udp in nftables"),
+        undo="nft delete table inet stray",
+    ),
+    Sabotage(
+        "wrong node_ip", SFU,
+        f"{EDIT} 's/node_ip: .*/node_ip: 198.51.100.99/' /etc/livekit/livekit.yaml; "
+        "systemctl restart livekit-server",
+        "test_relayed[sfu1.lab.test-turn1.lab.test-calls-udp]",
+        ("calls do not connect", "rtc.node_ip"),
+    ),
+    Sabotage(
+        "unplanned listener", AVATAR,
+        "systemd-run -q --unit=stray systemd-socket-activate -l 8081 /bin/cat",
+        "test_listeners[turn2.lab.test]",
+        ("8081/tcp (systemd-socket- of stray.service)", "host.other_listeners"),
+        undo="systemctl stop stray",
+    ),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good() -> Iterator[None]:
+    """The lab as `make demo` leaves it; hosts that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in plan.DEFAULT_HOSTS if lab.state(name) == "absent"]
+    lab.up()
+    subprocess.run(
+        [sys.executable, "-m", "callready.secrets", INVENTORY], cwd=REPOSITORY, check=True
+    )
+    deploy()
+    yield
+    for name in made:
+        lab.destroy(name)
+
+
+def put_certificate(of: Host, on: Host) -> None:
+    """A valid certificate of the same authority, of another host, beside the current one."""
+    leader = hosts.leader(plan.find_host(on.name))
+    folder = Path(f"/proc/{leader}/root{TLS}/other")
+    folder.mkdir()
+    for source, target in (("pem", "fullchain.pem"), ("key", "privkey.pem")):
+        (folder / target).write_bytes((ca.CERTIFICATES / f"{of.fqdn}.{source}").read_bytes())
+        (folder / target).chmod(0o640)
+
+
+def deploy() -> None:
+    """The literal command, which must succeed."""
+    done = subprocess.run(
+        [PYINFRA, INVENTORY, "deploy.py"], cwd=REPOSITORY, env={**os.environ, "PYINFRA_YES": "1"},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def verify(report: Path, *checks: str) -> dict[str, str]:
+    """Run these checks where the callers are; what each says that fails, "" of one that passes."""
+    done = subprocess.run(
+        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", INVENTORY,
+         "-k", " or ".join(checks), "--attempts", "1", "--report", report],
+        cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    cases = ElementTree.parse(report / "verify.xml").iter("testcase")
+    found = {
+        case.attrib["name"]: "".join(failure.text or "" for failure in case.iter("failure"))
+        for case in cases
+    }
+    assert found, done.stdout + done.stderr
+    assert bool(done.returncode) == any(found.values()), done.stdout
+    for text in filter(None, found.values()):
+        assert text.split("\n")[0] in done.stdout and "Traceback" not in done.stdout
+    return found
+
+
+def test_a_good_deploy_passes(good: None, tmp_path: Path) -> None:
+    found = verify(tmp_path, *(sabotage.check for sabotage in SABOTAGES))
+    assert {sabotage.check for sabotage in SABOTAGES} <= found.keys()
+    assert not any(found.values()), found
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
+def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> None:
+    if "other/" in sabotage.script:
+        put_certificate(AVATAR, CALLS)
+    sabotage.host.root(sabotage.script)
+    try:
+        said = verify(tmp_path, sabotage.check)[sabotage.check]
+    finally:
+        if sabotage.undo:
+            sabotage.host.root(sabotage.undo)
+        else:
+            deploy()
+    for words in sabotage.says:
+        assert words in said
+
+
+def test_nothing_is_left_of_it(good: None, tmp_path: Path) -> None:
+    found = verify(tmp_path, *(sabotage.check for sabotage in SABOTAGES), "test_hosts")
+    assert not any(found.values()), found

@@ -1,0 +1,88 @@
+"""What is shown to people has no secret in it, known or not, and is still worth reading."""
+
+import pytest
+from fleets import SECRETS, SFU1, TURN1, load
+
+from callready.masking import HIDDEN, mask
+from tasks import declare
+
+PLANTED = "planted poison, not to be seen"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "password: {}", "  password: '{}'", "- secret: {}", '"api_secret": "{}"',
+        "credential: {}", "static-auth-secret={}", "cli-password={}", "pkey-pwd={}",
+        "pkey_pwd = {}", "user=bob:{}", "TURN_SECRET={}", "LIVEKIT_API_SECRET={}",
+        "DB_PASSWORD={}", "SESSION_TOKEN={}", "api_key: {}", "# old password = {}",
+    ],
+)  # fmt: skip
+def test_a_value_is_hidden_by_its_key(line: str) -> None:
+    masked = mask("before: 1\n" + line.format(PLANTED) + "\nafter: 2\n")
+    assert "planted" not in masked and "poison" not in masked
+    assert HIDDEN in masked
+    assert masked.startswith("before: 1\n") and masked.endswith("\nafter: 2\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "keys:\n  APIold: planted short\n  \"APInew\": 'planted'\nlogging:\n  level: info\n",
+        "port: 7880\nkeys:\n    API: planted\n",
+    ],
+)
+def test_every_value_of_livekits_keys_is_hidden_whatever_its_length(text: str) -> None:
+    masked = mask(text)
+    assert "planted" not in masked and "API" in masked
+    assert ("level: info" in masked) == ("level: info" in text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x: 0123456789abcdefghijklmnopqrstuv", "Zm9vYmFyZm9vYmFyZm9vYmFyZm9vYmFyZm9v", "one-word\n"],
+)
+def test_long_random_words_and_files_of_one_word_are_hidden(text: str) -> None:
+    assert mask(text) in (HIDDEN, f"x: {HIDDEN}")
+
+
+def test_known_secrets_are_hidden_wherever_they_are() -> None:
+    masked = mask(
+        "redis://:short@10.0.0.5/0\nExecStart=/x --with short-and-longer\n",
+        ["short", "short-and-longer"],
+    )
+    assert masked == f"redis://:{HIDDEN}@10.0.0.5/0\nExecStart=/x --with {HIDDEN}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "secret_file: /run/credentials/livekit-server.service/turn_secret",
+        "cert=/etc/callready/tls/current/fullchain.pem",
+        "denied-peer-ip=2001:db8::-2001:db8:ffff:ffff:ffff:ffff:ffff:ffff",
+        "use-auth-secret",
+        "user-quota=12",
+        "ExecStart=/usr/bin/turnserver -c ${CREDENTIALS_DIRECTORY}/turnserver.conf --pidfile=",
+        "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK",
+        "SystemCallFilter=~@privileged @resources @obsolete",
+    ],
+)
+def test_what_is_no_secret_stays_readable(line: str) -> None:
+    assert mask(f"{line}\nmore: 1\n") == f"{line}\nmore: 1\n"
+
+
+@pytest.mark.usefixtures("project")
+def test_no_secret_survives_in_any_file_that_a_diff_would_show() -> None:
+    fleet = load(
+        ("*", "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+        ("*", "livekit.redis", {"address": "10.0.0.5:6379", "password": "secret:redis/password"}),
+        ("*", "turn.pools.avatar.secrets", ...),
+        ("*", "turn.pools.avatar.users", {"bob": "secret:turn/user"}),
+    )
+    for host in (SFU1, TURN1):
+        for path, file in declare(fleet, host).release.files.items():
+            # As if it were an old file, whose secrets are not known here.
+            masked = mask(file.content.decode())
+            assert not [value for value in SECRETS.values() if value in masked], path
+            if path.endswith(".service"):
+                assert masked == file.content.decode()

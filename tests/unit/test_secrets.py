@@ -1,0 +1,210 @@
+"""The store of secrets: what it reads, what it refuses, and what `make secrets` writes."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from fleets import GROUP, HOSTS, SECRETS, SOURCE, write_store
+from pydantic import SecretStr
+
+from callready import secrets
+from callready.secrets import SecretsError, Store, complete, references, resolve
+
+FILE = Path(f"{SOURCE}.secrets.yaml")
+WANTED = {"livekit/api_secret", "turn/calls", "turn/avatar", "redis/password", "sudo/prod"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "inventories").mkdir()
+    return tmp_path
+
+
+def write_inventory() -> None:
+    """The hosts of fleets.py as an inventory file, with two secrets of other people's programs."""
+    group = {
+        **GROUP,
+        "sudo_password": "secret:sudo/prod",
+        "livekit": {
+            **GROUP["livekit"],  # type: ignore[dict-item]
+            "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},
+        },
+    }
+    Path("inventories/group_data").mkdir()
+    Path("inventories/group_data/test.py").write_text(
+        "".join(f"{key} = {value!r}\n" for key, value in group.items())
+    )
+    Path(SOURCE).write_text(f"hosts = {list(HOSTS)!r}\n")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# Reading
+
+
+def test_entries_are_read_and_none_without_a_file() -> None:
+    assert Store(SOURCE).read() == {}
+    write_store({"turn/calls": "value"})
+    assert Store(SOURCE).read() == {"turn/calls": "value"}
+
+
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o610])
+def test_a_store_that_others_may_read_is_refused(bits: int) -> None:
+    write_store(SECRETS).chmod(bits)
+    with pytest.raises(SecretsError, match=rf"^{FILE}: others may read it; run chmod 600 {FILE}$"):
+        Store(SOURCE).read()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"turn/calls: 'planted-poison", "not valid YAML"),
+        (b"turn/calls: \xff planted-poison", "not valid YAML"),
+        (b"- planted-poison\n", "must be a mapping of names to quoted strings"),
+        (b"planted-poison", "must be a mapping of names to quoted strings"),
+        (b"turn/calls: 12345678901234567890123456789012\n",
+         "must be a mapping of names to quoted strings"),
+        (b"turn/calls: {planted: poison}\n", "must be a mapping of names to quoted strings"),
+    ],
+)  # fmt: skip
+def test_a_broken_store_is_named_and_not_quoted(text: bytes, message: str) -> None:
+    write_store({}).write_bytes(text)
+    with pytest.raises(SecretsError) as error:
+        Store(SOURCE).read()
+    assert str(error.value) == f"{FILE}: {message}"
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__ or error.value.__context__ is None
+
+
+def test_the_environment_goes_before_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, entries = Store(SOURCE), {"turn/calls": "from the file", "sudo/my-prod": "file too"}
+    assert store.lookup(entries, "turn/calls") == "from the file"
+    monkeypatch.setenv("CALLREADY_SECRET_TURN_CALLS", "from the environment")
+    monkeypatch.setenv("CALLREADY_SECRET_SUDO_MY_PROD", "the environment too")
+    assert store.lookup(entries, "turn/calls") == "from the environment"
+    assert store.lookup(entries, "sudo/my-prod") == "the environment too"
+    assert store.lookup(entries, "turn/avatar") is None
+
+
+# References
+
+
+def test_references_are_found_wherever_they_are() -> None:
+    data = {
+        "sudo_password": "secret:sudo/prod",
+        "livekit": {"keys": {"APIunit": "secret:livekit/api_secret"}, "version": "1.13.5"},
+        "turn": {"pools": {"calls": {"secrets": ["secret:turn/new", "secret:turn/old"]}}},
+        "pools": ("calls",),
+        "ssh_port": 22,
+    }
+    assert list(references(data)) == [
+        ("sudo_password", "sudo/prod"),
+        ("livekit.keys.APIunit", "livekit/api_secret"),
+        ("turn.pools.calls.secrets.0", "turn/new"),
+        ("turn.pools.calls.secrets.1", "turn/old"),
+    ]
+
+
+def test_references_become_values_and_the_rest_stays() -> None:
+    found = resolve({"a": ["secret:x", 5], "b": {"c": "secret:y"}, "d": "secretly"}, {"x": "X"})
+    assert found == {"a": [SecretStr("X"), 5], "b": {"c": SecretStr("")}, "d": "secretly"}
+    assert "X" not in repr(found)
+
+
+# Writing
+
+
+def test_the_store_is_written_for_its_owner_alone_whatever_the_umask() -> None:
+    before = os.umask(0)
+    try:
+        Store(SOURCE).write({"turn/calls": "value"})
+    finally:
+        os.umask(before)
+    assert mode(FILE) == 0o600
+    assert Store(SOURCE).read() == {"turn/calls": "value"}
+
+
+def test_a_write_that_fails_leaves_the_old_store_and_nothing_else() -> None:
+    write_store({"turn/calls": "old"})
+    with pytest.raises(yaml.YAMLError):
+        Store(SOURCE).write({"turn/calls": "new", "turn/avatar": object()})  # type: ignore[dict-item]
+    assert Store(SOURCE).read() == {"turn/calls": "old"}
+    assert os.listdir("inventories") == [FILE.name]
+
+
+def test_the_store_is_replaced_by_a_rename_and_never_open_half_written() -> None:
+    path = write_store({"turn/calls": "old"})
+    with path.open() as reader:
+        Store(SOURCE).write({"turn/calls": "new"})
+        assert yaml.safe_load(reader) == {"turn/calls": "old"}
+    assert Store(SOURCE).read() == {"turn/calls": "new"}
+
+
+# make secrets
+
+
+def test_make_secrets_generates_what_is_missing_and_keeps_what_is_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_inventory()
+    write_store({"turn/calls": "kept as it is", "of/no/use": "kept too"})
+    assert complete(SOURCE) == ["redis/password", "sudo/prod"]
+    entries = Store(SOURCE).read()
+    assert entries.keys() == {"turn/calls", "of/no/use", "livekit/api_secret", "turn/avatar"}
+    assert (entries["turn/calls"], entries["of/no/use"]) == ("kept as it is", "kept too")
+    made = [entries["livekit/api_secret"], entries["turn/avatar"]]
+    assert made[0] != made[1] and all(len(value) >= 32 for value in made)
+    assert mode(FILE) == 0o600
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == ["generated livekit/api_secret", "generated turn/avatar"]
+
+
+def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    write_inventory()
+    for name in WANTED - {"turn/avatar"}:
+        variable = "CALLREADY_SECRET_" + name.upper().replace("/", "_")
+        monkeypatch.setenv(variable, "a value of the environment's own")
+    assert complete(SOURCE) == []
+    assert Store(SOURCE).read().keys() == {"turn/avatar"}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "callready.secrets", *arguments], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(secrets.__file__).parents[1])},
+    )  # fmt: skip
+
+
+def test_the_command_says_what_is_left_to_do_and_exits_1_until_it_is_done() -> None:
+    write_inventory()
+    first = run(SOURCE)
+    assert (first.returncode, first.stderr) == (1, "")
+    assert first.stdout.splitlines()[-3:] == [
+        f"{FILE}: add redis/password by hand, it belongs to something that exists",
+        f"{FILE}: add sudo/prod by hand, it belongs to something that exists",
+        "not complete yet",
+    ]
+    entries = Store(SOURCE).read()
+    write_store({**entries, "redis/password": "theirs", "sudo/prod": "theirs"})
+    second = run(SOURCE)
+    assert (second.returncode, second.stdout) == (0, f"{FILE} is complete\n")
+    assert Store(SOURCE).read() == {**entries, "redis/password": "theirs", "sudo/prod": "theirs"}
+
+
+def test_the_command_ends_with_a_sentence_where_it_cannot_work() -> None:
+    absent = run("inventories/absent")
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr == "inventories/absent: no such inventory file\n"
+    write_inventory()
+    write_store(SECRETS).chmod(0o644)
+    open_to_all = run(SOURCE)
+    assert open_to_all.returncode == 1
+    assert open_to_all.stderr == f"{FILE}: others may read it; run chmod 600 {FILE}\n"
+    assert run().returncode == 2

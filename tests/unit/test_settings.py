@@ -1,0 +1,458 @@
+"""What an operator is told about an inventory: every error as it is printed, all of them at once,
+and no value of a secret in any."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+from cryptography.x509 import DNSName
+from fleets import SECRETS, SFU1, SOURCE, TURN1, TURN2, Authority, Edit, load, merged, write_store
+
+from callready.settings.fleet import Fleet, SettingsError, inventory_data
+
+pytestmark = pytest.mark.usefixtures("project")
+
+ALL = f"{SFU1}, {TURN1}, {TURN2}"
+INLINE = (
+    'is written in the inventory; write a reference such as "secret:turn/calls" and keep the value '
+    "in the store (make secrets ENV=…)"
+)
+NO_LIVEKIT = "not a key of livekit.yaml in any version; livekit-server 1.13.5 would not start"
+RANGE = "is not an address or a range first-last"
+
+
+def said(*edits: Edit) -> list[str]:
+    """The lines of the error, each without the inventory it starts with."""
+    with pytest.raises(SettingsError) as error:
+        load(*edits)
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{SOURCE}: ") for line in lines)
+    return [line.removeprefix(f"{SOURCE}: ") for line in lines]
+
+
+def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
+    fleet = load()
+    assert fleet.warnings == []
+    assert fleet.group("turn").keys() == {TURN1, TURN2}
+    assert fleet.pool("calls").keys() == {TURN1}
+    assert fleet[TURN1].name == TURN1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("turn.min_port", 70000, "turn.min_port: 70000 is not a port (1-65535)"),
+        ("turn.min_port", 0, "turn.min_port: 0 is not a port (1-65535)"),
+        ("turn.min_port", "49152", "turn.min_port: '49152' is not a port (1-65535)"),
+        ("turn.min_port", True, "turn.min_port: True is not a port (1-65535)"),
+        ("turn.pools.calls.listening_port", 65536,
+         "turn.pools.calls.listening_port: 65536 is not a port (1-65535)"),
+        ("ssh_port", 0, "ssh_port: 0 is not a port (1-65535)"),
+        ("address", "192.0.2", "address: '192.0.2' is not an IPv4 address"),
+        ("address", "2001:db8::1", "address: '2001:db8::1' is not an IPv4 address"),
+        ("address", 5, "address: must be text in quotes"),
+        ("address6", "192.0.2.1", "address6: '192.0.2.1' is not an IPv6 address"),
+        ("private_address", "eth0", "private_address: 'eth0' is not an IPv4 address"),
+        ("name", "a b", "name: 'a b' is not a host name"),
+        ("pools", "calls", "pools: must be a list in [ ]"),
+        ("pools", ["a b"], "pools.0: 'a b' is not a Unix user or group name"),
+        ("livekit", 5, "livekit: must be a mapping in { }"),
+        ("livekit.url", "https://x.test",
+         "livekit.url: 'https://x.test' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
+        ("livekit.url", "wss://x.test/rtc",
+         "livekit.url: 'wss://x.test/rtc' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
+        ("livekit.version", "latest",
+         "livekit.version: 'latest' is not a version such as 1.13.5"),
+        ("livekit.keys", ..., "livekit.keys: is missing"),
+        ("livekit.keys", {}, "livekit.keys: is empty"),
+        ("livekit.webhook", {"urls": [], "api_key": "APIunit"}, "livekit.webhook.urls: is empty"),
+        ("livekit.webhook", {"urls": ["https://x.test"], "api_key": "other"},
+         "livekit: webhook.api_key 'other' is not one of keys: APIunit"),
+        ("livekit.rtc.port_range_end", 50010,
+         "livekit.rtc: 50000-50010 is less than 100 ports, too few for media: set port_range_start "
+         "and port_range_end"),
+        ("livekit.rtc.turn_ttl", 59,
+         "livekit.rtc.turn_ttl: Input should be greater than or equal to 60"),
+        ("livekit.rtc.turn_ttl", 86401,
+         "livekit.rtc.turn_ttl: Input should be less than or equal to 86400"),
+        ("livekit.logging.level", "loud",
+         "livekit.logging.level: Input should be 'debug', 'info', 'warn' or 'error'"),
+        ("turn.version", "4.6", "turn.version: '4.6' is not a version such as 1.13.5"),
+        ("turn.peers", "everyone", "turn.peers: Input should be 'sfu' or 'internet'"),
+        ("turn.tls", "perhaps", "turn.tls: must be True or False"),
+        ("turn.pools.calls.realm", ..., "turn.pools.calls.realm: is missing"),
+        ("turn.pools.calls.realm", "a realm # comment",
+         "turn.pools.calls.realm: 'a realm # comment' is not a host name"),
+        ("turn.pools.calls.max_port", 1000,
+         "turn.pools.calls: min_port 49152 is above max_port 1000; coturn would start and crash at "
+         "the first allocation"),
+        ("turn.pools.calls.max_port", 49200,
+         "turn.pools.calls: 49152-49200 is less than 100 relay ports: set min_port and max_port"),
+        ("turn.pools.calls.secrets", [],
+         "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
+        ("turn.pools.calls.users", {"bob": "secret:turn/user"},
+         "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
+        ("firewall.extra_ports", ["443"],
+         "firewall.extra_ports.0: '443' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
+        ("firewall.extra_ports", ["443/tcp", "60010-60000/udp"],
+         "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
+        ("host.other_listeners", ["0/tcp"],
+         "host.other_listeners.0: '0/tcp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
+        ("tls.certificate", "/certs/{name}.pem",
+         "tls.certificate: '/certs/{name}.pem': only {host} may stand in braces"),
+        ("app.env_file", "srv/.env", "app.env_file: 'srv/.env' is not an absolute path without "
+         "spaces"),
+        ("app", {"env_file": "/srv/../etc/passwd"},
+         "app.env_file: '/srv/../etc/passwd' is not an absolute path without spaces"),
+        ("app", {"env_file": "/srv/.env", "owner": "Root"},
+         "app.owner: 'Root' is not a Unix user or group name"),
+        ("app", {"env_file": "/srv/.env", "restart": ["backend"]},
+         "app.restart.0: 'backend' is not a systemd unit name such as backend.service"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_host_and_key(
+    path: str, value: object, message: str
+) -> None:
+    assert said((TURN1, path, value)) == [f"{TURN1}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("fierwall", "is not a setting; did you mean firewall?"),
+        ("turn.pols", "is not a setting; did you mean pools?"),
+        ("turn.pools.calls.relm", "is not a setting; did you mean realm?"),
+        ("livekit.rtc.turn_tll", "is not a setting; did you mean turn_ttl?"),
+        ("livekit.logging.pion_levle", "is not a setting; did you mean pion_level?"),
+        ("host.udp_bufer", "is not a setting; did you mean udp_buffer?"),
+        ("tls.certificat", "is not a setting; did you mean certificate?"),
+        ("xyzzy", "is not a setting"),
+    ],
+)
+def test_a_misspelt_key_gets_a_suggestion(path: str, message: str) -> None:
+    assert said((TURN1, path, 1)) == [f"{TURN1}: {path}: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("peers", "message"),
+    [
+        ("10.0.0.0/8", "'10.0.0.0/8' is a CIDR; coturn wants a range and would run without the "
+         "rule: write 10.0.0.0-10.255.255.255"),
+        ("10.0.0.0/99", f"'10.0.0.0/99' {RANGE}"),
+        ("everyone", f"'everyone' {RANGE}"),
+        ("10.0.0.9-10.0.0.1",
+         "'10.0.0.9-10.0.0.1' does not run from a lower to a higher address of one family"),
+        ("10.0.0.9-::1",
+         "'10.0.0.9-::1' does not run from a lower to a higher address of one family"),
+        ("::-2001:db8::ffff",
+         "'::-2001:db8::ffff': from :: on coturn matches every IPv4 peer too: start at ::1"),
+        *((peers, f"'{peers}': coturn before 4.16 compares IPv6 byte by byte (CVE-2026-73213) and "
+           "would leave addresses out; write ranges that end in 00… and ff… after the first "
+           "difference")
+          for peers in ("2001:db8::1-2001:db9::2", "2001:db8::5-2001:db8:1::5",
+                        "2001:db8::-2001:db8:1::")),
+    ],
+)  # fmt: skip
+def test_a_peer_range_that_coturn_would_misread_is_refused(peers: str, message: str) -> None:
+    assert said((TURN2, "turn.pools.avatar.allowed_peers", [peers])) == [
+        f"{TURN2}: turn.pools.avatar.allowed_peers.0: {message}"
+    ]
+
+
+def test_peer_ranges_that_coturn_reads_are_taken() -> None:
+    peers = ["192.0.2.1", "10.0.0.0-10.0.255.255", "2001:db8::1", "2001:db8::-2001:db8::ffff"]
+    load(("*", "turn.pools.avatar.allowed_peers", peers))
+
+
+def test_all_errors_of_all_hosts_come_at_once_and_shared_ones_are_said_once() -> None:
+    assert said(
+        (SFU1, "address", "nowhere"),
+        (TURN1, "turn.min_port", 70000),
+        (TURN1, "pools", "calls"),
+        ("*", "livekit.rtc.turn_ttl", 5),
+        ("*", "turn.user_quota", -1),
+        (TURN2, "fierwall", {}),
+    ) == [
+        f"{SFU1}: address: 'nowhere' is not an IPv4 address",
+        f"{ALL}: livekit.rtc.turn_ttl: Input should be greater than or equal to 60",
+        f"{ALL}: turn.user_quota: Input should be greater than or equal to 0",
+        f"{TURN1}: pools: must be a list in [ ]",
+        f"{TURN1}: turn.min_port: 70000 is not a port (1-65535)",
+        f"{TURN2}: fierwall: is not a setting; did you mean firewall?",
+    ]
+
+
+def test_two_errors_at_one_key_are_both_said() -> None:
+    assert said((TURN1, "turn.pools.Calls!", {"realm": "callready.test"})) == [
+        f"{TURN1}: turn.pools.Calls!: 'Calls!' is not a Unix user or group name",
+        f"{TURN1}: turn.pools.Calls!: set either secrets (TURN REST credentials) or users "
+        "(fixed ones)",
+    ]
+
+
+# Placeholders of the shipped examples
+
+
+def test_the_names_of_the_examples_are_refused_with_where_to_edit() -> None:
+    lines = said(
+        ("turn9.example.com", "groups", ["turn"]),
+        ("*", "livekit.url", "wss://livekit.example.com"),
+        ("*", "android", {"checkout": "/CHANGE-ME/app"}),
+    )
+    assert lines[0] == (
+        "still has the example's /CHANGE-ME/app, turn9.example.com, wss://livekit.example.com: "
+        f"edit {SOURCE} and inventories/group_data/test.py to name your own hosts"
+    )
+
+
+# Secrets
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("livekit.keys.APIunit", "written-here-and-long-enough-to-be-one", INLINE),
+        ("turn.pools.calls.secrets", ["written-here-and-long-enough-to-be-one"], INLINE),
+        ("livekit.redis", {"address": "10.0.0.5:6379", "password": "written-here"}, INLINE),
+        ("sudo_password", "written-here", INLINE),
+        ("livekit.keys.APIunit", "secret:short",
+         "is shorter than 32 characters; generate one with make secrets ENV=…"),
+        ("livekit.keys.APIunit", "secret:no/such",
+         f"{SOURCE}.secrets.yaml has no entry no/such: run make secrets ENV=test"),
+        ("livekit.keys.APIunit", "secret:empty",
+         f"{SOURCE}.secrets.yaml has no entry empty: run make secrets ENV=test"),
+        ("livekit.keys.APIunit", "secret:broken",
+         "has a line break or a blank at its end; programs differ in reading that"),
+    ],
+)  # fmt: skip
+def test_a_secret_that_cannot_be_used_is_named_and_not_shown(
+    path: str, value: object, message: str
+) -> None:
+    write_store({**SECRETS, "empty": "", "broken": "long-enough-but-ends-in-a-line-break-\n"})
+    (line,) = said((TURN1, path, value))
+    host, key, text = line.split(": ", 2)
+    assert (host, text) == (TURN1, message)
+    assert key.startswith(path)
+    assert "written-here" not in line
+
+
+@pytest.mark.parametrize(
+    ("edits", "line"),
+    [
+        ([("*", "turn.pools.calls.secrets", ["secret:turn/avatar"])],
+         "turn.pools.avatar.secrets.0: is the same secret as turn.pools.calls.secrets.0: "
+         "use different ones"),
+        ([("*", "livekit.keys.APIunit", "secret:turn/calls")],
+         "livekit.keys.APIunit: is the same secret as turn.pools.calls.secrets.0: use different "
+         "ones"),
+        ([("*", "turn.pools.calls.secrets", ["secret:turn/calls", "secret:turn/calls"])],
+         "turn.pools.calls.secrets.0: is the same secret as turn.pools.calls.secrets.1: use "
+         "different ones"),
+        ([("*", "turn.pools.avatar.secrets", ...),
+          ("*", "turn.pools.avatar.users", {"bob": "secret:turn/calls"})],
+         "turn.pools.avatar.users.bob: is the same secret as turn.pools.calls.secrets.0: use "
+         "different ones"),
+    ],
+)  # fmt: skip
+def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> None:
+    assert said(*edits) == [line]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "turn.min_port", "turn.pools.calls.realm", "turn.pools.calls.allowed_peers", "address6",
+        "livekit.url", "livekit.bind_addresses", "livekit.version", "firewall.extra_ports", "name",
+        "app.owner", "livekit.config", "turn.pools.calls.extra", "pools", "groups", "xyzzy",
+        "livekit.webhook.api_key", "tls.certificate", "turn.tls", "host.max_clock_skew",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrap", [lambda text: text, lambda text: [text], lambda text: {"x": text}])
+def test_a_secret_at_the_wrong_place_is_in_no_message(path: str, wrap: object) -> None:
+    assert callable(wrap)
+    lines = said(("*", path, wrap("secret:turn/user")), (TURN2, "ssh_port", 0))
+    assert not [line for line in lines if SECRETS["turn/user"] in line]
+
+
+def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
+    fleet = load(
+        ("*", "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+        ("*", "livekit.redis", {"address": "10.0.0.5:6379", "password": "secret:redis/password"}),
+        ("*", "sudo_password", "secret:sudo/prod"),
+        ("*", "turn.pools.calls.secrets", ...),
+        ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}),
+    )
+    shown = repr(fleet) + str([here.model_dump_json() for here in fleet.hosts.values()])
+    assert "bob" in shown
+    assert not [value for value in SECRETS.values() if value in shown]
+
+
+# Rules that need more than one section or more than one host
+
+
+@pytest.mark.parametrize(
+    ("edits", "lines"),
+    [
+        ([(TURN1, "address", ...)],
+         [f"{TURN1}: address: IPv6-only hosts are not supported, many callers have no IPv6: give "
+          "the host an IPv4 address too"]),
+        ([(TURN2, "address", ...)],
+         [f"{TURN2}: address: is missing: the host's public IPv4 address"]),
+        *(([(TURN1, "address", address)],
+           [f"{TURN1}: address: {address} is not reachable from the Internet: set the public "
+            "address, and private_address to the one on the interface"])
+          for address in ("10.0.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "127.0.0.1",
+                          "169.254.1.1", "0.0.0.0", "224.0.0.1")),
+        *(([(TURN1, "address6", address)],
+           [f"{TURN1}: address6: {address} is not reachable from the Internet"])
+          for address in ("fd00::1", "fe80::1", "::1", "ff02::1", "::ffff:c000:201")),
+        ([(SFU1, "livekit", ...)],
+         [f"{SFU1}: livekit: is missing: the host is in group livekit"]),
+        ([(TURN1, "pools", ...)],
+         [f"{TURN1}: pools: is missing: which TURN pools this host of group turn runs",
+          "turn.pools.calls: no host of group turn has it in its pools"]),
+        ([(TURN1, "groups", ["livekit"]), (TURN2, "pools", ["avatar", "calls"]),
+          (TURN2, "turn.pools.calls", {"listening_port": 3479, "tls_listening_port": 5350,
+           "realm": "callready.test", "secrets": ["secret:turn/calls"], "max_port": 57343}),
+          (TURN2, "turn.pools.avatar.min_port", 57344)],
+         [f"{TURN1}: pools: needs the host in group turn"]),
+        ([(TURN1, "pools", ["calls", "other"])],
+         [f"{TURN1}: pools: 'other' is not one of turn.pools (calls, avatar)"]),
+        ([("*", "livekit.turn_pool", "other")],
+         [f"{SFU1}: livekit.turn_pool: 'other' is not one of turn.pools"]),
+        ([("*", "livekit.turn_pool", None)],
+         [f"{SFU1}: livekit.rtc.stun_servers: is empty and there is no turn_pool: LiveKit would "
+          "send its clients to public STUN servers; name one"]),
+        ([("*", "turn.pools.spare", {"realm": "x.test", "secrets": ["secret:livekit/second"]})],
+         ["turn.pools.spare: no host of group turn has it in its pools"]),
+        ([(TURN2, "pools", ["calls"]), (TURN2, "turn.pools.calls.realm", "other.test"),
+          ("*", "turn.pools.avatar", ...)],
+         [f"{TURN1}, {TURN2}: turn.pools.calls: realm, secrets or users differ between its hosts; "
+          "callers are sent to any of them: set them once for the group"]),
+        ([(TURN1, "groups", ["turn", "app"]), (TURN1, "app.env_file", "/srv/.env"),
+          (TURN1, "livekit.keys.APIunit", "secret:livekit/second")],
+         ["livekit.keys: differ between hosts; the app's tokens would be refused with 401: set "
+          "them once"]),
+        ([(TURN1, "groups", ["turn", "app"])],
+         [f"{TURN1}: app: is missing: the host is in group app"]),
+        ([(TURN1, "groups", ["turn", "app"]), (TURN1, "app.env_file", "/srv/.env"),
+          (TURN1, "livekit", ...)],
+         [f"{TURN1}: livekit: is missing: the app's .env needs the key and the URL"]),
+        ([("*", "tls", ...)],
+         [f"{TURN1}, {TURN2}: tls: is missing: TURN over TLS needs certificate and key (or set "
+          "turn.tls to False, which shuts out callers behind strict firewalls)"]),
+        ([("*", "tls.key", "certificates/{host}.key")],
+         [f"{name}: tls: key certificates/{name}.key: No such file or directory"
+          for name in (TURN1, TURN2)]),
+        ([("*", "livekit.config", {"rooms": {}})],
+         [f"{SFU1}: livekit.config.rooms: {NO_LIVEKIT}; did you mean room?"]),
+        ([("*", "livekit.config", {"rtc": {"port_range_start": 5}})],
+         [f"{SFU1}: livekit.config.rtc.port_range_start: callready writes it: set "
+          "livekit.rtc.port_range_start instead"]),
+        ([("*", "turn.pools.calls.extra", {"no-udp-relay-bandwidth-limit": True})],
+         [f"{TURN1}: turn.pools.calls.extra.no-udp-relay-bandwidth-limit: not a coturn key in any "
+          "version: bandwidth is unlimited by default; to limit it use max-bps (bytes/s per "
+          "session) or bps-capacity (bytes/s for the server)"]),
+        ([(name, "groups", []) for name in (SFU1, TURN1, TURN2)]
+         + [(name, "pools", ...) for name in (TURN1, TURN2)] + [("*", "turn", ...)],
+         ["no host in group livekit or turn: nothing to deploy"]),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_together_is_refused(edits: list[Edit], lines: list[str]) -> None:
+    assert said(*edits) == lines
+
+
+def test_the_ports_of_one_host_are_checked_with_the_rest() -> None:
+    (line,) = said((SFU1, "groups", ["livekit", "turn"]), (SFU1, "pools", ["calls"]))
+    assert line == (
+        f"{SFU1}: turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls (relay "
+        "range 49152-65535) overlap on the same host; keep 50000-60000 for LiveKit, give "
+        "60001-65535 to coturn calls"
+    )
+
+
+def test_a_private_address_is_fine_on_a_lan_without_tls() -> None:
+    load(("*", "livekit.url", "ws://sfu1.callready.test:7880"), (SFU1, "address", "10.0.0.11"))
+
+
+def test_a_certificate_for_another_name_is_refused_host_by_host(authority: Authority) -> None:
+    chain, key = authority.issue(DNSName(TURN1))
+    (line,) = said(("*", "tls", {"certificate": chain, "key": key}))
+    assert line == f"{TURN2}: tls: certificate {chain} is for {TURN1}, not for {TURN2}"
+
+
+def test_what_is_only_unwise_is_a_warning() -> None:
+    (warning,) = load(
+        ("*", "turn.pools.calls.extra", {"max-allocate-lifetime": 7200})
+    ).warnings
+    assert warning == (
+        f"{SOURCE}: {TURN1}: turn.pools.calls.extra.max-allocate-lifetime: 7200 is taken, but RFC "
+        "8656, section 7.2: no more than 3600 s is recommended, coturn's default; allocations of "
+        "callers who vanished hold their ports for as long"
+    )
+
+
+def test_keys_of_all_pools_are_defaults_of_each() -> None:
+    fleet = load(("*", "turn.user_quota", 3), ("*", "turn.pools.avatar.user_quota", 4))
+    assert fleet[TURN1].turn_pools["calls"].user_quota == 3
+    assert fleet[TURN2].turn_pools["avatar"].user_quota == 4
+
+
+def test_pyinfras_own_host_data_is_no_setting() -> None:
+    load(("*", "ssh_key", "~/.ssh/id_ed25519"), ("*", "_sudo", True))
+
+
+def test_an_empty_inventory_is_refused() -> None:
+    with pytest.raises(SettingsError, match=f"^{SOURCE}: no hosts: is it the right file"):
+        Fleet.from_data(SOURCE, {})
+
+
+# Through pyinfra
+
+
+def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
+    data = merged()
+    folder = project / "inventories" / "group_data"
+    folder.mkdir()
+    (project / SOURCE).write_text(dedent(f"""
+        livekit = [({SFU1!r}, {{"address": "192.0.2.11"}})]
+        turn = [({TURN1!r}, {{"address": "192.0.2.21", "pools": ["calls"], "ssh_port": 2222}}),
+                ({TURN2!r}, {{"address": "192.0.2.22", "pools": ["avatar"],
+                              "host": {{"udp_buffer": 9000000}}}})]
+    """))
+    common = "".join(
+        f"{key} = {value!r}\n" for key, value in data[SFU1].items() if key in ("turn", "tls")
+    )
+    (folder / "all.py").write_text(f'{common}host = {{"udp_buffer": 6000000}}\nssh_port = 22\n')
+    (folder / "test.py").write_text(f"livekit = {data[SFU1]['livekit']!r}\n")
+    (folder / "turn.py").write_text('host = {"udp_buffer": 7000000}\n')
+    fleet = Fleet.load(SOURCE)
+    assert {name: here.host.udp_buffer for name, here in fleet.hosts.items()} == {
+        SFU1: 6000000, TURN1: 7000000, TURN2: 9000000,
+    }  # fmt: skip
+    assert fleet[TURN1].ssh_port == 2222
+    assert fleet[SFU1].groups == {"livekit", "test"}
+    assert fleet[SFU1].livekit is not None
+    assert fleet[SFU1].livekit.keys["APIunit"].get_secret_value() == SECRETS["livekit/api_secret"]
+    # What pyinfra prints, and verification reads, has the references and no values.
+    printed = subprocess.run(
+        [sys.executable, "-m", "pyinfra", SOURCE, "debug-inventory", "--json"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert {host["name"] for host in json.loads(printed)} == {SFU1, TURN1, TURN2}
+    assert "secret:livekit/api_secret" in printed
+    assert not [value for value in SECRETS.values() if value in printed]
+
+
+def test_an_inventory_that_is_not_there_or_not_python_is_named(project: Path) -> None:
+    with pytest.raises(SettingsError, match=f"^{SOURCE}: no such inventory file$"):
+        inventory_data(SOURCE)
+    (project / SOURCE).write_text("livekit = [\n")
+    with pytest.raises(
+        SettingsError,
+        match=rf"^{SOURCE}: {SOURCE}, line 1: SyntaxError: '\[' was never closed$",
+    ):
+        inventory_data(SOURCE)

@@ -1,0 +1,372 @@
+"""What each host is, against what the inventory says: one survey a host, and testinfra for what
+the survey has not."""
+
+import re
+from hashlib import sha256
+
+from callready.facts import Listener
+from callready.refusals import is_version
+from callready.release import ROOT
+from callready.settings.models import Workers
+from callready.settings.ports import parse_port
+from tasks.firewall import UNIT as FIREWALL
+from verify.check import Check, each, having
+from verify.targets import Server, Site
+
+NFTABLES = f"{ROOT}/nftables.conf"
+DEPLOY = "whether the last deploy of this host ended well; `pyinfra INVENTORY deploy.py --dry` "
+DEPLOY += "says what it would change"
+
+# What servers print at the start while systemd shows them active; what a caller suffers.
+STARTUP_ERRORS = {
+    "turnserver@": {
+        r"Bad configuration format|Unknown argument|unrecognized option": (
+            "coturn ignores a key of its configuration"
+        ),
+        r"Wrong address format": "coturn runs without one of its peer rules",
+        r"cannot (find|load) (certificate|private key)|bad certificate": (
+            "there is no TURN over TLS: callers behind strict firewalls get no relay"
+        ),
+        r"[Cc]annot (bind|open|create|start)|already in use": "a listener or relay is missing",
+        r"\bERROR\b|FATAL": "coturn reports an error",
+    },
+    "livekit-server": {
+        r'"level":"(error|fatal|panic|dpanic)"': "LiveKit reports an error",
+        r"secret is too short": "a LiveKit secret can be guessed",
+        r"UDP receive buffer is too small": "LiveKit drops packets under load",
+        r"could not|unable to|panic:": "LiveKit reports an error",
+    },
+}
+READY = re.compile(r"^Started turnserver@|starting LiveKit server")
+
+
+def test_inventory(site: Site, check: Check) -> None:
+    """Every host can be looked at"""
+    for server in site.hosts():
+        with check.probing():
+            assert server.facts.os
+    check.figure(f"{len(site.servers)} hosts")
+
+
+@each(Site.hosts)
+def test_system(server: Server, check: Check) -> None:
+    """System and clock"""
+    facts, limit = server.facts, server.settings.host.max_clock_skew
+    check.figure(f"{facts.os} {facts.os_version} {facts.arch}, clock {facts.skew:+.2f} s")
+    check.expect(
+        abs(facts.skew) <= limit,
+        f"callers get 401 from TURN: the host's clock is {facts.skew:+.0f} s off this machine's, "
+        "and TURN credentials and tokens carry an expiry time",
+        "timedatectl on the host and here",
+    )
+
+
+@each(having(lambda server: server.planned.packages))
+def test_packages(server: Server, check: Check) -> None:
+    """Packages at their versions"""
+    missing = server.changes("package", "user")
+    check.expect(not missing, f"not installed: {', '.join(missing)}", DEPLOY)
+    for name, wanted in server.release.packages.items():
+        found = server.facts.packages.get(name, "")
+        if wanted and found:
+            check.figure(f"{name} {found}")
+            check.expect(
+                is_version(found, wanted),
+                f"{name} is {found}, the inventory says {wanted}: its configuration was made for "
+                "another version",
+                "apt history on the host (/var/log/apt/history.log) and turn.version",
+            )
+    check.figure(f"{len(server.release.packages)} packages")
+
+
+@each(having(lambda server: server.planned.archive))
+def test_binary(server: Server, check: Check) -> None:
+    """livekit-server is the pinned release"""
+    archive, unit = server.release.archive, server.facts.units.get("livekit-server.service")
+    assert archive
+    said = server.host.run("%s --version", archive.binary).stdout.strip()
+    check.figure(said.removeprefix("livekit-server version "))
+    check.expect(
+        said.endswith(archive.version),
+        f"{archive.binary} says {said or 'nothing'} instead of {archive.version}",
+        DEPLOY,
+    )
+    check.expect(
+        unit and unit.binary == archive.binary,
+        f"callers talk to another build: the running process is {unit.binary if unit else 'none'}",
+        "livekit-server.service and a drop-in that changes it",
+    )
+
+
+@each(having(lambda server: server.planned.files))
+def test_files(server: Server, check: Check) -> None:
+    """Managed files as rendered"""
+    wrong = server.changes("file", "link")
+    check.figure(f"{len(server.release.files)} files, {len(server.release.links)} links")
+    check.expect(
+        not wrong,
+        f"callers get something else than the inventory says: {', '.join(wrong)} "
+        "is not as rendered",
+        "who edited it (journalctl, /etc/callready/history); deploy again",
+    )
+
+
+@each(having(lambda server: server.planned.services))
+def test_units(server: Server, check: Check) -> None:
+    """Units run with their configuration"""
+    for unit, wanted in server.release.services.items():
+        found = server.facts.units.get(unit)
+        look_at = f"systemctl status {unit} and journalctl -u {unit}"
+        check.expect(
+            found and found.is_running,
+            f"{unit} is {found.active if found else 'not there'}: nothing it serves works",
+            look_at,
+        )
+        if not found or not found.is_running:
+            continue
+        check.expect(
+            found.enabled == "enabled",
+            f"{unit} is {found.enabled}: after a reboot nothing it serves works",
+            look_at,
+        )
+        check.expect(
+            found.fingerprint == wanted.fingerprint,
+            f"the process of {unit} is older than its configuration: callers get the old one",
+            f"deploy again, which restarts it; {look_at}",
+        )
+        check.expect(
+            not found.needs_reload and not found.binary.endswith("(deleted)"),
+            f"{unit} runs with another unit file or binary than the host has",
+            f"systemctl daemon-reload and a restart; {look_at}",
+        )
+        _check_credentials(server, unit, check)
+        shown = server.host.check_output(
+            "systemctl show -p NRestarts -p ActiveEnterTimestamp %s", unit
+        )
+        state = dict(line.split("=", 1) for line in shown.splitlines())
+        restarts = int(state["NRestarts"])
+        since = " ".join(state["ActiveEnterTimestamp"].split()[1:3])
+        check.figure(f"since {since}" + f", {restarts} restarts by itself" * bool(restarts))
+
+
+def _check_credentials(server: Server, unit: str, check: Check) -> None:
+    """A file edited by hand, a restart, and the file put right again: the process has the edit."""
+    rendered = {file.sha256 for file in server.release.files.values()}
+    for line in server.host.run("sha256sum /run/credentials/%s/*", unit).stdout.splitlines():
+        digest, path = line.split(maxsplit=1)
+        check.expect(
+            digest in rendered,
+            f"{unit} was started with another {path.rpartition('/')[2]} than the rendered one",
+            f"systemctl restart {unit}, which gives it what its file says now",
+        )
+
+
+@each(having(lambda server: server.planned.services))
+def test_listening(server: Server, check: Check) -> None:
+    """Planned ports have their listeners"""
+    open_ports = {f"{item.proto}/{item.port}" for item in server.facts.listeners}
+    count = 0
+    for unit, service in server.release.services.items():
+        count += len(service.listens)
+        missing = [port for port in service.listens if port not in open_ports]
+        check.expect(
+            not missing,
+            f"{unit} does not listen on {', '.join(missing)}: callers who are told that port "
+            "get nothing",
+            f"journalctl -u {unit}; another program on that port (ss -lntup)",
+        )
+    check.figure(f"{count} listeners")
+
+
+@each(having(lambda server: server.planned.packages))
+def test_listeners(server: Server, check: Check) -> None:
+    """No unplanned listener"""
+    others = [parse_port(value) for value in server.settings.host.other_listeners]
+    allowed = [(use.proto, use.first, use.last) for use in server.here.ports] + others
+    unplanned = {
+        f"{item.port}/{item.proto} ({_who(item)})"
+        for item in server.facts.listeners
+        if not item.is_loopback
+        and not any(item.proto == p and a <= item.port <= b for p, a, b in allowed)
+    }
+    check.figure(f"{len(server.facts.listeners)} sockets")
+    check.expect(
+        not unplanned,
+        f"strangers may talk to {', '.join(sorted(unplanned))}, which no role opened",
+        "what that program is for (ss -lntup); stop it, or list the port in host.other_listeners",
+    )
+
+
+def _who(item: Listener) -> str:
+    return item.process if item.unit == "-" else f"{item.process} of {item.unit}"
+
+
+@each(having(lambda server: NFTABLES in server.planned.files))
+def test_firewall(server: Server, check: Check) -> None:
+    """Firewall as rendered"""
+    check.expect(
+        not server.changes("firewall"),
+        "the packet filter is not the rendered one: callers may be shut out, strangers let in",
+        f"nft list table inet callready against {NFTABLES}, and who changed it; deploy again",
+    )
+    unit = server.host.service(FIREWALL)
+    check.expect(
+        unit.is_running and unit.is_enabled,
+        "after a reboot the host stands open to strangers: its packet filter is not loaded then",
+        f"systemctl status {FIREWALL}",
+    )
+    table, droppers = "", []
+    for line in server.host.check_output("nft list ruleset").splitlines():
+        if line.startswith("table "):
+            table = " ".join(line.split()[1:3])
+        elif re.search(r"hook (prerouting|input|output) .*policy drop", line):
+            droppers.append(table)
+    others = [name for name in droppers if name != "inet callready"]
+    check.figure(f"next to {len(server.facts.tables) - 1} other tables")
+    check.expect(
+        not others,
+        f"table {', '.join(others)} drops what callready's own lets in: an accept in one table "
+        "does not override another",
+        "which program made it (nft list ruleset); open the planned ports there or remove it",
+    )
+
+
+@each(having(lambda server: server.planned.sysctls))
+def test_kernel(server: Server, check: Check) -> None:
+    """Kernel settings for media"""
+    wrong = server.changes("sysctl")
+    keys = server.release.sysctls
+    fixed = [key for key in keys if server.facts.sysctls.get(key) == "-"]
+    check.figure(f"{len(keys) - len(fixed)} set")
+    if fixed:
+        check.figure(f"{len(fixed)} not settable here")
+    check.expect(
+        not wrong,
+        f"calls stutter under load, or lose their port to another program: {', '.join(wrong)} "
+        "is not in force",
+        "/etc/sysctl.d: a file that sorts after 60-callready.conf",
+    )
+
+
+@each(having(lambda server: server.planned.services))
+def test_exposure(server: Server, check: Check) -> None:
+    """Services are confined"""
+    for unit in server.release.services:
+        said = server.host.run("systemd-analyze security --no-pager %s | tail -n 1", unit).stdout
+        score = re.search(r": ([\d.]+) ", said)
+        check.figure(f"exposure {score[1]}" if score else "no score")
+        check.expect(
+            score and float(score[1]) <= 2.0,
+            f"a break-in through {unit} reaches the rest of the host (exposure {said.strip()})",
+            f"drop-ins of {unit} (systemctl cat), which loosen it",
+        )
+
+
+@each(having(lambda server: server.planned.services))
+def test_journal(server: Server, check: Check) -> None:
+    """No start-up error in the journal"""
+    for unit in server.release.services:
+        lines = server.host.check_output(
+            "id=$(systemctl show -P InvocationID %s); journalctl --no-pager -q -o cat "
+            '_SYSTEMD_INVOCATION_ID="$id" + INVOCATION_ID="$id" | head -n 400',
+            unit,
+        ).splitlines()
+        ready = next((i for i, line in enumerate(lines) if READY.search(line)), len(lines))
+        check.figure(f"{ready} lines")
+        patterns = next(found for name, found in STARTUP_ERRORS.items() if unit.startswith(name))
+        for line in lines[: ready + 1]:
+            known = (text for pattern, text in patterns.items() if re.search(pattern, line))
+            if suffers := next(known, None):
+                check.expect(
+                    False, f"{suffers}: {unit} said at its start: {line[:160]}",
+                    f"journalctl -u {unit}, and the setting it names",
+                )  # fmt: skip
+
+
+@each(having(lambda server: server.planned.databases))
+def test_secrets(server: Server, check: Check) -> None:
+    """TURN secrets as in the inventory"""
+    wrong = server.changes("row")
+    count = sum(len(item.rows) for item in server.release.databases.values())
+    check.figure(f"{count} rows")
+    check.expect(
+        not wrong,
+        f"callers get 401 from TURN and no relay: {', '.join(wrong)} is not as the inventory says",
+        "sqlite3 on the pool's userdb, and a rotation that was not deployed everywhere",
+    )
+
+
+@each(having(lambda server: server.planned.certificate))
+def test_certificate_file(server: Server, check: Check) -> None:
+    """Certificate on the host is served"""
+    pair = server.release.certificate
+    assert pair
+    check.figure(f"serial …{pair.serial[-8:]}")
+    check.expect(
+        not server.changes("certificate"),
+        "the certificate on the host is not the one that the inventory names",
+        "/etc/callready/tls/current, and who renewed it; deploy again",
+    )
+    for endpoint, unit in pair.endpoints:
+        served = server.facts.served.get(endpoint, "")
+        check.expect(
+            served == pair.serial,
+            f"callers on {endpoint} get certificate {served or 'none'}, not the renewed one",
+            f"systemctl reload {unit}, which reads it again without touching a call",
+        )
+
+
+@each(having(lambda server: server.planned.environments))
+def test_environment(server: Server, check: Check) -> None:
+    """The app's .env has LiveKit's keys"""
+    for path, wanted in server.release.environments.items():
+        found = server.facts.environments.get(path)
+        look_at = f"{path} on {server.name}, and who edited it; deploy again"
+        check.expect(found, f"the app has no {path}: it mints no tokens", look_at)
+        if not found:
+            continue
+        check.figure(f"{len(wanted.keys)} keys, mode {found.mode:04o}")
+        differing = _differing_keys(server, path, dict(zip(wanted.keys, wanted.lines, strict=True)))
+        check.expect(
+            not differing,
+            f"callers get 401: {', '.join(differing)} in {path} is not LiveKit's and coturn's",
+            look_at,
+        )
+        check.expect(
+            (found.mode, found.owner) == (0o600, wanted.owner),
+            f"others may read the API secret: {path} is {found.mode:04o} of {found.owner}",
+            look_at,
+        )
+
+
+def _differing_keys(server: Server, path: str, lines: dict[str, str]) -> list[str]:
+    """The keys whose lines in the file have another fingerprint than livekit.yaml's values."""
+    command = "while IFS= read -r line; do printf '%%s ' \"${line%%%%=*}\"; "
+    command += 'printf %%s "$line" | sha256sum; done < %s'
+    found = dict(
+        line.split()[:2]
+        for line in server.host.check_output(command, path).splitlines()
+        if len(line.split()) == 3
+    )
+    return [
+        key for key, line in lines.items() if found.get(key) != sha256(line.encode()).hexdigest()
+    ]
+
+
+def _workers(server: Server) -> list[Workers]:
+    return server.settings.app.workers if server.settings.app else []
+
+
+@each(having(lambda server: server.planned.environments and _workers(server)))
+def test_workers(server: Server, check: Check) -> None:
+    """The app's worker processes"""
+    for item in _workers(server):
+        main = server.host.check_output("systemctl show -P MainPID %s", item.unit)
+        children = server.host.run("pgrep -P %s", main).stdout.split() if main != "0" else []
+        check.figure(f"{item.unit} {len(children)}")
+        check.expect(
+            len(children) == item.count,
+            f"the app is slow or down: {item.unit} has {len(children)} workers instead of "
+            f"{item.count}",
+            f"systemctl status {item.unit} and its log",
+        )
