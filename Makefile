@@ -1,6 +1,6 @@
 # callready. `make demo` shows it on lab hosts, `make test` proves it; both install what they need.
 
-SHELL := /bin/bash
+SHELL := /bin/bash -o pipefail
 ENV ?= prod
 PYTHON := .venv/bin/python
 PYINFRA := .venv/bin/pyinfra
@@ -32,7 +32,8 @@ install: .venv/installed
 	@echo "--> Python environment"
 	@python3 -c 'import venv, ensurepip' 2>/dev/null || (apt-get -qq update && apt-get -qq -y install python3-venv)
 	@python3 -m venv .venv
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(PYTHON) -m pip install --disable-pip-version-check --require-hashes --no-deps -r requirements.txt \
+		| sed -n -u -E 's/^(Collecting|Installing) ([^ ]*).*/    \2/p'
 	@touch $@
 
 lab-install: install .venv/lab-installed
@@ -41,9 +42,9 @@ lab-install: install .venv/lab-installed
 	@echo "--> packages of the lab: $(LAB_PACKAGES)"
 	@# The lab starts its own package cache; the machine need not run one.
 	@[ -e /lib/systemd/system/apt-cacher-ng.service ] || ln -sf /dev/null /etc/systemd/system/apt-cacher-ng.service
-	@dpkg-query -W -f '' $(LAB_PACKAGES) 2>/dev/null || { apt-get -qq update && \
+	@dpkg-query -W $(LAB_PACKAGES) > /dev/null 2>&1 || { apt-get -qq update && \
 		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(LAB_PACKAGES) \
-		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W -f '' $(LAB_PACKAGES); }
+		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W $(LAB_PACKAGES) > /dev/null; }
 	@touch $@
 
 lab-up: lab-install

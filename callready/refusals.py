@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 from callready.facts import Facts
 from callready.here import Here
+from callready.release import ROOT
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
 FIREWALLS = ("ufw", "firewalld")
+RULES = f"{ROOT}/nftables.conf"
 OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd", "session-")
 
 
@@ -30,7 +32,8 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             "host.max_clock_skew): TURN credentials carry an expiry time; check timedatectl on both"
         )
     for name in FIREWALLS:
-        if not facts.units[f"{name}.service"].is_running:
+        running = f"{name}.service" in facts.units and facts.units[f"{name}.service"].is_running
+        if not running or RULES not in here.release.files:
             continue
         yield (
             f"{name} is active and would drop what callready opens: disable it "

@@ -31,7 +31,8 @@ lock() {
 mask() {
     for unit; do
         mkdir -p /etc/systemd/system
-        ln -s /dev/null "/etc/systemd/system/$unit" || fail "remove your own /etc/systemd/system/$unit"
+        [ "$(readlink "/etc/systemd/system/$unit")" = /dev/null ] ||
+            ln -s /dev/null "/etc/systemd/system/$unit" || fail "remove this host's own unit file"
     done
     systemctl daemon-reload
 }

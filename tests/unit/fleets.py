@@ -1,5 +1,5 @@
-"""An inventory's host data as pyinfra merges it: three hosts as production has them, to which
-tests make one change at a time."""
+"""An inventory's host data as pyinfra merges it, three hosts as production has them, and what a
+survey finds on a host: tests make one change at a time to either."""
 
 import copy
 import os
@@ -12,6 +12,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from callready.facts import EnvironmentFact, Facts, FileFact, UnitFact
+from callready.release import ROOT, Release, row_hash
 from callready.settings.fleet import Fleet
 
 SOURCE = "inventories/test"
@@ -137,3 +139,62 @@ class Authority:
         )
         os.chmod(stem.with_suffix(".key"), 0o600)
         return str(stem.with_suffix(".pem")), str(stem.with_suffix(".key"))
+
+
+def box(*edits: Edit) -> Fleet:
+    """All on one host: the SFU, both pools and the app that reads its keys."""
+    return load(
+        (SFU1, "groups", ["livekit", "turn", "app"]),
+        (SFU1, "pools", ["calls", "avatar"]),
+        (SFU1, "turn.pools.calls.min_port", 60001),
+        (SFU1, "turn.pools.calls.max_port", 62767),
+        (SFU1, "turn.pools.avatar.min_port", 62768),
+        (SFU1, "turn.pools.avatar.listening_port", 3479),
+        (SFU1, "turn.pools.avatar.tls_listening_port", 5350),
+        (SFU1, "app", {"env_file": "/srv/app/.env", "owner": "app", "restart": ["app.service"]}),
+        *edits,
+    )
+
+
+def bare() -> Facts:
+    """A Debian host that nothing was deployed to."""
+    return Facts(
+        os="debian", os_version="13", arch="amd64",
+        candidates={"coturn": "4.6.1-2"}, ssh_ports={22},
+    )  # fmt: skip
+
+
+def deployed(release: Release) -> Facts:
+    """What the survey finds on a host that is exactly what `release` says."""
+    facts = bare()
+    facts.current = release.id
+    facts.manifest = [tuple(line.split("\t")) for line in release.manifest.splitlines()]
+    facts.packages = {name.partition(" | ")[0]: "4.6.1-2" for name in release.packages}
+    facts.users = set(release.users)
+    for path, file in release.files.items():
+        facts.files[path] = FileFact(
+            f"{ROOT}/current/files{path}", file.mode, file.owner, file.group, file.sha256
+        )
+    for path, target in release.links.items():
+        facts.files[path] = FileFact(link=target)
+    for unit, service in release.services.items():
+        facts.units[unit] = UnitFact(
+            "loaded", "active", "enabled", 4711, False, service.fingerprint, "/usr/bin/daemon"
+        )
+    for unit in release.masks:
+        facts.units[unit] = UnitFact("masked", "inactive", "masked", 0, False, "-", "-")
+    facts.ruleset = release.files[f"{ROOT}/nftables.conf"].sha256
+    facts.sysctls = dict(release.sysctls)
+    facts.databases = set(release.databases)
+    for path, item in release.databases.items():
+        facts.rows[path] = {row_hash(row) for row in item.rows}
+    if release.certificate:
+        facts.pair = release.certificate.digest
+        facts.served = dict.fromkeys(
+            (endpoint for endpoint, _ in release.certificate.endpoints), release.certificate.serial
+        )
+    for path, env in release.environments.items():
+        facts.environments[path] = EnvironmentFact(0o600, env.owner, env.sha256, env.sha256)
+    if release.archive:
+        facts.binaries = {release.archive.binary}
+    return facts

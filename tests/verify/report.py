@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,8 @@ from callready import __version__
 from callready.probes import ProbeError
 from verify.check import CHECK, params_of
 from verify.targets import Site
+
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,11 @@ class Report:
     def __init__(self, site: Site, page: Path) -> None:
         self.site, self.page = site, page
         self.rows: list[Row] = []
+        self.selected = 0
         self.started = time.time()
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        self.selected = len(session.items)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -47,7 +54,7 @@ class Report:
         report: pytest.TestReport = yield  # type: ignore[assignment]
         error = call.excinfo.value if call.excinfo else None
         suffers, look_at = self._said(error) if error else ("", "")
-        if error:
+        if isinstance(error, ProbeError) or (error and item.config.option.tbstyle == "no"):
             # Short, the same everywhere, and without the values that a traceback would show.
             report.longrepr = f"{suffers}\nLook at: {look_at}"
         if report.when == "call" or error:
@@ -61,13 +68,12 @@ class Report:
         if isinstance(error, ProbeError):
             said = error.suffers, error.look_at
         else:
-            last = error.__traceback__
-            while last and last.tb_next:
-                last = last.tb_next
-            where = f"{last.tb_frame.f_code.co_filename}:{last.tb_lineno}" if last else ""
+            frames = traceback.extract_tb(error.__traceback__)
+            ours = [frame for frame in frames if Path(frame.filename).parent == FOLDER] or frames
             said = (
                 f"the check itself failed: {type(error).__name__}: {error}",
-                f"{where}; run it alone with --tb=short and tell callready's authors",
+                f"{ours[-1].filename}:{ours[-1].lineno}; run it alone with --tb=short and tell "
+                "callready's authors",
             )
         return self.site.hide(said[0]), self.site.hide(said[1])
 
@@ -82,6 +88,18 @@ class Report:
     def failed(self) -> int:
         """How many checks failed."""
         return sum(not row.ok for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        """How it went, in one line."""
+        counts = f"{len(self.rows) - self.failed} passed, {self.failed} failed"
+        missing = self.selected - len(self.rows)
+        return counts + (f", {missing} did not run" if missing else "")
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every check ran and passed."""
+        return not self.failed and len(self.rows) == self.selected
 
     def by_host(self) -> list[tuple[str, list[Row]]]:
         """The rows in the inventory's order of hosts."""
@@ -105,15 +123,16 @@ class Report:
                     out.line(f"    Look at: {row.look_at}")
                 said.add(row.suffers)
         out.line()
-        passed = len(self.rows) - self.failed
-        verdict = f"{passed} passed, {self.failed} failed in {time.time() - self.started:.0f} s"
-        out.write(verdict, green=not self.failed, red=bool(self.failed), bold=True)
+        verdict = f"{self.verdict} in {time.time() - self.started:.0f} s"
+        out.write(verdict, green=self.is_good, red=not self.is_good, bold=True)
         out.line(f"; report: {self.page}")
 
     def _write_page(self) -> None:
-        folder = jinja2.FileSystemLoader(Path(__file__).parent)
         environment = jinja2.Environment(
-            loader=folder, autoescape=True, trim_blocks=True, lstrip_blocks=True
+            loader=jinja2.FileSystemLoader(FOLDER),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
         )
         page = environment.get_template("report.html.j2").render(
             report=self,

@@ -155,7 +155,11 @@ def test_tcp_relaying(pool: Turn, check: Check) -> None:
     code = turn.tcp_allocation_code(pool.at(pool.server.settings.name, "tcp"), pool.credentials())
     check.figure("granted" if code is None else f"{code}")
     if pool.pool.tcp_relay:
-        check.expect(code is None, f"no TCP relay: {code}", "no-tcp-relay and tcp_relay")
+        check.expect(
+            code is None,
+            f"callers who need a TCP relay get none from {pool.name} ({code})",
+            "tcp_relay in the inventory, no-tcp-relay in the pool's configuration",
+        )
     else:
         check.expect(
             code == 442,
