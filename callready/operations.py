@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import difflib
 import shlex
-import sys
 import time
 from collections.abc import Callable, Generator, Iterable
-from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
+import click
 import gevent
 from paramiko import SSHException
 from pyinfra import logger
@@ -111,14 +110,7 @@ def load_fleet(inventory: Inventory) -> Fleet:
 
 def inventory_path() -> str:
     """The inventory file named on pyinfra's command line."""
-    for argument in sys.argv[1:]:
-        if (
-            not argument.startswith("-")
-            and not argument.endswith(".py")
-            and Path(argument).is_file()
-        ):
-            return argument
-    return sys.argv[1]
+    return str(click.get_current_context().params["inventory"])
 
 
 def survey(host: Host, here: Here) -> facts.Facts:

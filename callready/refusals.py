@@ -13,7 +13,7 @@ SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
 FIREWALLS = ("ufw", "firewalld")
 RULES = f"{ROOT}/nftables.conf"
-OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd", "session-")
+OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd")
 
 
 def of(here: Here, facts: Facts) -> Iterator[str]:
@@ -39,9 +39,10 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             f"{name} is active and would drop what callready opens: disable it "
             f"(systemctl disable --now {name}) or set firewall.enabled to False"
         )
-    if here.settings.firewall.notrack and facts.nat_tables - {"inet callready"}:
+    nat = sorted(facts.nat_tables - {"inet callready"})
+    if here.settings.firewall.notrack and nat:
         yield (
-            f"firewall.notrack would break the NAT of {', '.join(sorted(facts.nat_tables))}: "
+            f"firewall.notrack would break the NAT of {', '.join(nat)}: "
             "replies to untracked source ports are lost; leave it off"
         )
     yield from _versions(here, facts)

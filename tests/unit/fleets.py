@@ -124,9 +124,7 @@ class Authority:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self.key, hashes.SHA256())
         stem = self.folder / f"{certificate.serial_number:x}"
-        stem.with_suffix(".pem").write_bytes(
-            certificate.public_bytes(serialization.Encoding.PEM)
-        )
+        stem.with_suffix(".pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         encryption = (
             serialization.BestAvailableEncryption(password)
             if password

@@ -385,9 +385,7 @@ def test_a_certificate_for_another_name_is_refused_host_by_host(authority: Autho
 
 
 def test_what_is_only_unwise_is_a_warning() -> None:
-    (warning,) = load(
-        ("*", "turn.pools.calls.extra", {"max-allocate-lifetime": 7200})
-    ).warnings
+    (warning,) = load(("*", "turn.pools.calls.extra", {"max-allocate-lifetime": 7200})).warnings
     assert warning == (
         f"{SOURCE}: {TURN1}: turn.pools.calls.extra.max-allocate-lifetime: 7200 is taken, but RFC "
         "8656, section 7.2: no more than 3600 s is recommended, coturn's default; allocations of "
@@ -417,12 +415,14 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     data = merged()
     folder = project / "inventories" / "group_data"
     folder.mkdir()
-    (project / SOURCE).write_text(dedent(f"""
+    (project / SOURCE).write_text(
+        dedent(f"""
         livekit = [({SFU1!r}, {{"address": "192.0.2.11"}})]
         turn = [({TURN1!r}, {{"address": "192.0.2.21", "pools": ["calls"], "ssh_port": 2222}}),
                 ({TURN2!r}, {{"address": "192.0.2.22", "pools": ["avatar"],
                               "host": {{"udp_buffer": 9000000}}}})]
-    """))
+    """)
+    )
     common = "".join(
         f"{key} = {value!r}\n" for key, value in data[SFU1].items() if key in ("turn", "tls")
     )
