@@ -25,7 +25,8 @@ class FileFact:
 
 @dataclass(frozen=True)
 class UnitFact:
-    """A unit and its main process; `fingerprint` names what the process was started with."""
+    """A unit and its main process; `fingerprint` names what the process was started with, `given`
+    are the SHA-256 of the credentials that systemd gave it (sorted)."""
 
     load: str
     active: str
@@ -34,6 +35,7 @@ class UnitFact:
     needs_reload: bool
     fingerprint: str
     binary: str
+    given: tuple[str, ...] = ()
 
     @property
     def is_running(self) -> bool:
@@ -143,7 +145,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "sha":
                 raw[f[0]]["sha256"] = f[1]
             case "unit":
-                facts.units[f[0]] = UnitFact(f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7])
+                facts.units[f[0]] = UnitFact(
+                    f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7], tuple(f[8].split())
+                )
             case "listen":
                 facts.listeners.append(Listener(f[0], f[1], int(f[2]), f[3], f[4]))
                 if f[3] == "sshd" or f[4] in ("ssh.service", "ssh.socket"):

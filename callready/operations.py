@@ -32,6 +32,7 @@ PASSWORD_END = "--end-of-password--"
 Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
 
 _lock = Lock()
+# By run (its pyinfra State): deploy.py sees the inventory through a proxy object.
 _fleets: dict[int, Fleet] = {}
 _deployments: dict[int, dict[str, Deployment]] = {}
 
@@ -59,9 +60,9 @@ def deployments(inventory: Inventory, declare: Declare) -> dict[str, Deployment]
     pyinfra runs deploy.py once a host, concurrently: the first one here does the work for all.
     """
     with _lock:
-        known = _deployments.get(id(inventory))
+        known = _deployments.get(id(inventory.state))
         if known is None:
-            known = _deployments[id(inventory)] = _prepare(inventory, declare)
+            known = _deployments[id(inventory.state)] = _prepare(inventory, declare)
     return known
 
 
@@ -96,11 +97,11 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
 
 def load_fleet(inventory: Inventory) -> Fleet:
     """The settings of an inventory that pyinfra has loaded; raises Refused with every error."""
-    fleet = _fleets.get(id(inventory))
+    fleet = _fleets.get(id(inventory.state))
     if fleet is None:
         data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
         try:
-            fleet = _fleets[id(inventory)] = Fleet.from_data(inventory_path(), data)
+            fleet = _fleets[id(inventory.state)] = Fleet.from_data(inventory_path(), data)
         except SettingsError as error:
             raise Refused(f"nothing was connected to\n{error}") from None
         for warning in fleet.warnings:

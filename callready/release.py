@@ -36,11 +36,12 @@ class File(NamedTuple):
 
 
 class Service(NamedTuple):
-    """A unit that must run with exactly the inputs that `fingerprint` names and listen on
-    `listens` (`udp/3478`)."""
+    """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
+    the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`)."""
 
     unit: str
     fingerprint: str
+    given: tuple[str, ...]
     listens: tuple[str, ...]
 
 
@@ -175,9 +176,11 @@ class Release:
         """A unit that starts at boot and runs now with its unit file and `inputs` as declared.
 
         The process carries a fingerprint of all that in its environment, so "needs a restart" is
-        a fact of the process, whichever run changed its files.
+        a fact of the process, whichever run changed its files. `inputs` are its credentials:
+        the copies that systemd gave it tell whether somebody edited one and restarted it.
         """
-        parts = [self.files[path].sha256 for path in (unit_file, *inputs)]
+        given = [self.files[path].sha256 for path in inputs]
+        parts = [self.files[unit_file].sha256, *given]
         if self.archive and unit.startswith("livekit"):
             parts.append(self.archive.binary)
         fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
@@ -186,7 +189,7 @@ class Release:
             content=f"[Service]\nEnvironment=CALLREADY_FINGERPRINT={fingerprint}\n".encode(),
         )
         self.enable(unit, unit_file)
-        self.services[unit] = Service(unit, fingerprint, tuple(listens))
+        self.services[unit] = Service(unit, fingerprint, tuple(sorted(given)), tuple(listens))
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
         """Start `unit` at boot."""
@@ -377,6 +380,9 @@ class Release:
                 plan.add(
                     "!", "unit", f"{unit}: restart, its process is older than its configuration"
                 )
+                plan.step("restart", unit)
+            elif found.given != service.given:
+                plan.add("!", "unit", f"{unit}: restart, it was started with an edited configuration")
                 plan.step("restart", unit)
             elif found.binary.endswith("(deleted)"):
                 plan.add("!", "unit", f"{unit}: restart, its binary was replaced")

@@ -43,13 +43,14 @@ units() {
             split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
             print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"], p["NeedDaemonReload"]
         }' | while read -r id load active enabled pid reload; do
-            fingerprint=- binary=-
+            fingerprint=- binary=- given=
             if [ "$pid" -gt 0 ]; then
                 fingerprint=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^CALLREADY_FINGERPRINT=//p')
                 binary=$(readlink "/proc/$pid/exe")
+                given=$(sha256sum "/run/credentials/$id"/* 2>/dev/null | cut -c 1-64 | sort)
             fi
-            printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
-                "$pid" "$reload" "${fingerprint:--}" "${binary:--}"
+            printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
+                "$pid" "$reload" "${fingerprint:--}" "${binary:--}" "$(printf %s "$given" | tr '\n' ' ')"
         done
 }
 
@@ -113,7 +114,8 @@ state() {
                 printf 'row\t%s\t%s\n' "$database" "$(printf %s "$row" | sha256sum | cut -c1-16)"
             done
     done
-    [ -L /etc/callready/tls/current ] && printf 'pair\t%s\n' "$(readlink /etc/callready/tls/current)"
+    pair=/etc/callready/tls/current
+    [ -L $pair ] && printf 'pair\t%s\n' "$(cat $pair/fullchain.pem $pair/privkey.pem | sha256sum | cut -c1-16)"
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ -f "$path" ] || continue

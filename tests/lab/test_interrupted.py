@@ -1,0 +1,194 @@
+"""Deploys that do not reach their end, and hosts that go away: the next run completes it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from fleet import FLEET, HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, probe
+
+from lab import Lab
+
+CALLS, FIREWALL = "turnserver@calls.service", "callready-firewall.service"
+
+
+@contextmanager
+def held(host: Host, unit: str) -> Iterator[None]:
+    """Make the next start of a unit wait, so that a deploy stands still right there."""
+    folder = f"/run/systemd/system/{unit}.d"
+    wait = "while [ -e /run/hold ]; do sleep 0.1; done"
+    host.root(
+        f"mkdir -p {folder}; touch /run/hold; systemctl daemon-reload; printf '[Service]\\n"
+        f'ExecStartPre=+/bin/sh -c "{wait}"\\n\' > {folder}/hold.conf; systemctl daemon-reload'
+    )
+    try:
+        yield
+    finally:
+        host.root(f"rm -f /run/hold; rm -r {folder}; systemctl daemon-reload")
+
+
+def starting(host: Host, unit: str) -> bool:
+    return host.root(f"systemctl is-active {unit}", check=False) == "activating"
+
+
+def kill_script(host: Host) -> None:
+    """SIGKILL the deploy's script on a host and its children."""
+    host.root(
+        "kill -9 $(find /proc/[0-9]*/fd -lname /run/callready.lock 2>&- | cut -d/ -f3 | sort -u)"
+    )
+
+
+def idle(host: Host) -> bool:
+    """Whether no deploy works on the host any more."""
+    return host.root("flock -n /run/callready.lock true && echo idle", check=False) == "idle"
+
+
+def leftovers(host: Host) -> str:
+    return host.root("find /var/lib/callready/incoming.* /etc/callready/releases/.new-* "
+                     "-name '*.callready-new' -o -name '.current' 2>&-", check=False)  # fmt: skip
+
+
+def assert_completed(fleet: Fleet) -> None:
+    """The next run completes what was begun, the one after it changes nothing."""
+    for host in HOSTS:
+        eventually(lambda host=host: idle(host))  # type: ignore[misc]
+    fleet.deploy()
+    assert fleet.deploy().changed == []
+    for host in HOSTS:
+        assert leftovers(host) == ""
+
+
+@pytest.mark.parametrize(
+    ("unit", "dies"),
+    [(FIREWALL, "both"), (CALLS, "both"), (CALLS, "controller")],
+    ids=["both ends before the firewall loads", "both ends while coturn restarts",
+         "the controller while coturn restarts"],
+)  # fmt: skip
+def test_killed_deploy_is_completed_by_the_next(fleet: Fleet, unit: str, dies: str) -> None:
+    before = TURN12.pids()[CALLS]
+    fleet.data["turn"]["total_quota"] = 1300
+    fleet.data["firewall"] = {"extra_ports": ["8443/tcp"]}
+    with held(TURN12, unit), fleet.killed(when=lambda: starting(TURN12, unit)):
+        if dies == "both":
+            kill_script(TURN12)
+    if unit == FIREWALL:
+        # Its files are the new ones by now, but nothing was restarted: that must not be forgotten.
+        plan = fleet.run("--dry").plan("h03")
+        assert plan[-1] == f"! unit {CALLS}: restart, its process is older than its configuration"
+        assert not [line for line in plan if " file " in line]
+    assert_completed(fleet)
+    assert TURN12.pids()[CALLS] != before
+    with TURN12.listening("tcp", 8443):
+        assert probe("ports", TURN12.fqdn, "--ports", "8443")["open"] == [8443]
+
+
+def test_power_cut_while_packages_are_installed(fleet: Fleet) -> None:
+    Lab().reset("h06")
+
+    def unpacked() -> bool:
+        status = TURN13.root("dpkg-query -W -f '${db:Status-Status}' coturn", check=False)
+        return status in ("unpacked", "half-installed", "half-configured")
+
+    with fleet.killed(when=unpacked):
+        Lab().power_cut("h06")
+    Lab().boot("h06")
+    assert TURN13.root("systemctl is-active coturn.service", check=False) != "active"
+    assert_completed(fleet)
+    assert probe("turn", "allocate", TURN13.fqdn, secret=fleet.secrets["turn/calls"])["ok"]
+
+
+def test_control_c_says_so_and_is_no_success(fleet: Fleet) -> None:
+    fleet.data["turn"]["total_quota"] = 1300
+    with held(TURN12, CALLS):
+        process = fleet.start()
+        eventually(lambda: starting(TURN12, CALLS))
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "callready: interrupted; run the same command again to finish what was begun" in said
+    fleet.unsettled = True
+    assert_completed(fleet)
+
+
+def test_second_deploy_of_a_host_is_told_of_the_first(fleet: Fleet) -> None:
+    fleet.data["turn"]["total_quota"] = 1300
+    with held(TURN12, CALLS):
+        first = fleet.start()
+        eventually(lambda: starting(TURN12, CALLS))
+        fleet.data["turn"]["total_quota"] = 1400
+        second = fleet.run("--limit", TURN12.fqdn)
+    assert first.wait(timeout=60) == 0
+    assert second.status == 1
+    assert "another deploy is running on this host: debian since " in second.text
+    assert "total-quota=1300" in TURN12.root("cat /etc/coturn/calls.conf")
+    fleet.unsettled = True
+
+
+def test_replaced_binary_is_a_reason_to_restart(fleet: Fleet) -> None:
+    for host, binary in ((SFU, "/opt/livekit/1.13.5/livekit-server"), (TURN12, "/usr/bin/turnserver")):
+        host.root(f"cp -p {binary} {binary}.new; mv {binary}.new {binary}")
+    before = {host: host.pids() for host in HOSTS}
+    run = fleet.deploy()
+    assert run.plan("h04") == ["! unit livekit-server.service: restart, its binary was replaced"]
+    assert run.plan("h03") == [f"! unit {CALLS}: restart, its binary was replaced"]
+    assert {host for host in HOSTS if host.pids() != before[host]} == {SFU, TURN12}
+    assert fleet.deploy().changed == []
+
+
+def test_stopped_service_is_started(fleet: Fleet) -> None:
+    TURN13.root(f"systemctl stop {CALLS}")
+    run = fleet.deploy()
+    assert (run.changed, run.plan("h06")) == (["h06"], [f"+ unit {CALLS}: start"])
+
+
+def test_host_that_is_away_is_named_and_the_others_are_deployed(fleet: Fleet) -> None:
+    fleet.data["turn"]["total_quota"] = 1300
+    Lab().cut("h06")
+    try:
+        fleet.unsettled = True
+        run = fleet.run("--json")
+        assert "total-quota=1200" in TURN13.root("cat /etc/coturn/calls.conf")
+    finally:
+        Lab().mend("h06")
+    assert run.status == 1
+    assert "[h06.lab.test] Could not connect" in run.text
+    for host, pool in ((TURN12, "calls"), (TWO_POOLS, "avatar"), (TWO_POOLS, "gadget")):
+        assert "total-quota=1300" in host.root(f"cat /etc/coturn/{pool}.conf")
+    completed = fleet.deploy()
+    assert (completed.changed, completed.results["hosts"]) == (["h06"], len(FLEET))
+
+
+def test_line_cut_in_the_middle_is_told_and_completed_later(fleet: Fleet) -> None:
+    fleet.data["turn"]["total_quota"] = 1300
+    fleet.unsettled = True
+    with held(TURN13, CALLS):
+        process = fleet.start("--json")
+        eventually(lambda: starting(TURN13, CALLS))
+        Lab().cut("h06")
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            Lab().mend("h06")
+    assert process.returncode == 1
+    assert "[h06.lab.test] the connection broke; run the deploy again" in said
+    assert "Traceback" not in said
+    assert "total-quota=1300" in TURN12.root("cat /etc/coturn/calls.conf")
+    assert_completed(fleet)
+
+
+def test_calls_connect_after_a_reboot_without_a_deploy(fleet: Fleet) -> None:
+    for host in (SFU, TURN12, TWO_POOLS):
+        Lab().reboot(host.name)
+    for host in (SFU, TURN12, TWO_POOLS):
+        assert "policy drop" in host.root("nft list table inet callready")
+        before = "systemctl show -p ActiveEnterTimestampMonotonic --value "
+        loaded, network = (int(host.root(before + u)) for u in (FIREWALL, "systemd-networkd"))
+        assert loaded < network, "the network was up before its firewall"
+    secret = {"secret": fleet.secrets["livekit/api_secret"], "LIVEKIT_API_KEY": "APIfleet"}
+    call = probe("webrtc", f"ws://{SFU.fqdn}:7880", "--relay-only", **secret)
+    assert call["ok"], call
+    assert probe("turn", "allocate", TWO_POOLS.fqdn, secret=fleet.secrets["turn/avatar"])["ok"]
+    assert fleet.deploy().changed == []

@@ -1,0 +1,205 @@
+"""What a host may be like for a deploy to begin: each refusal as it is printed."""
+
+from collections.abc import Callable
+
+import pytest
+from fleets import SFU1, Edit, bare, box, load
+
+from callready import refusals
+from callready.facts import Facts, Listener, UnitFact
+from tasks import declare
+
+pytestmark = pytest.mark.usefixtures("project")
+
+
+def refused(edit: Callable[[Facts], object], *edits: Edit) -> list[str]:
+    facts = bare()
+    edit(facts)
+    here = declare(box(*edits), SFU1, tuple(sorted(facts.ssh_ports)))
+    return list(refusals.of(here, facts))
+
+
+def running(unit: str, state: str = "active") -> Callable[[Facts], None]:
+    def edit(facts: Facts) -> None:
+        facts.units[unit] = UnitFact("loaded", state, "enabled", 1, False, "-", "-")
+
+    return edit
+
+
+def listening(*listeners: Listener) -> Callable[[Facts], None]:
+    return lambda facts: facts.listeners.extend(listeners)
+
+
+def set_(**values: object) -> Callable[[Facts], None]:
+    def edit(facts: Facts) -> None:
+        for name, value in values.items():
+            setattr(facts, name, value)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        set_(),
+        set_(os_version="12", arch="arm64"),
+        set_(skew=30.0), set_(skew=-30.0),
+        set_(packages={"coturn": "4.6.1-1+b2"}),
+        set_(candidates={}), set_(candidates={"coturn": "(none)"}),
+        set_(nat_tables={"ip nat"}),
+        running("ufw.service", "inactive"), running("firewalld.service", "failed"),
+        # Ours, sshd's, on loopback, or of no interest to the plan.
+        listening(
+            Listener("udp", "192.0.2.11", 3478, "turnserver", "turnserver@calls.service"),
+            Listener("tcp", "*", 7880, "livekit-server", "livekit-server.service"),
+            Listener("tcp", "0.0.0.0", 22, "sshd", "ssh.service"),
+            Listener("tcp", "127.0.0.1", 7880, "docker-proxy", "docker.service"),
+            Listener("tcp", "::1", 7880, "docker-proxy", "docker.service"),
+            Listener("tcp", "0.0.0.0", 50000, "nginx", "nginx.service"),
+            Listener("udp", "0.0.0.0", 123, "chronyd", "chrony.service"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_host_that_can_be_deployed_is_not_refused(edit: Callable[[Facts], None]) -> None:
+    assert refused(edit) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "name"),
+    [
+        ({"os": "ubuntu", "os_version": "24.04"}, "ubuntu 24.04 on amd64"),
+        ({"os_version": "11"}, "debian 11 on amd64"),
+        ({"os_version": ""}, "debian  on amd64"),
+        ({"arch": "riscv64"}, "debian 13 on riscv64"),
+    ],
+)
+def test_an_unsupported_host_is_refused_for_that_alone(facts: dict[str, str], name: str) -> None:
+    assert refused(set_(**facts, skew=99.0)) == [
+        f"runs {name}; supported are Debian 12 and 13 on amd64 and arm64"
+    ]
+
+
+@pytest.mark.parametrize(("skew", "words"), [(31.4, "31 s ahead of"), (-95.0, "95 s behind")])
+def test_a_clock_that_is_off_is_refused(skew: float, words: str) -> None:
+    assert refused(set_(skew=skew)) == [
+        f"its clock is {words} this machine's (limit 30 s, host.max_clock_skew): TURN credentials "
+        "carry an expiry time; check timedatectl on both"
+    ]
+    assert refused(set_(skew=skew), (SFU1, "host.max_clock_skew", 100)) == []
+
+
+@pytest.mark.parametrize("name", ["ufw", "firewalld"])
+def test_another_firewall_is_refused_where_ours_would_be_loaded(name: str) -> None:
+    assert refused(running(f"{name}.service")) == [
+        f"{name} is active and would drop what callready opens: disable it (systemctl disable "
+        f"--now {name}) or set firewall.enabled to False"
+    ]
+    assert refused(running(f"{name}.service"), (SFU1, "firewall.enabled", False)) == []
+
+
+def test_notrack_is_refused_where_another_table_does_nat() -> None:
+    nat = set_(nat_tables={"ip nat", "ip6 nat", "inet callready"})
+    assert refused(nat, (SFU1, "firewall.notrack", True)) == [
+        "firewall.notrack would break the NAT of ip nat, ip6 nat: replies to "
+        "untracked source ports are lost; leave it off"
+    ]
+    assert refused(set_(nat_tables={"inet callready"}), (SFU1, "firewall.notrack", True)) == []
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"packages": {"coturn": "4.18.0-1"}}, "has coturn 4.18.0-1"),
+        ({"packages": {"coturn": "4.6.10-1"}}, "has coturn 4.6.10-1"),
+        ({"candidates": {"coturn": "1:4.6.2-1"}}, "would install coturn 1:4.6.2-1"),
+    ],
+)
+def test_another_version_of_coturn_is_refused(facts: dict[str, object], words: str) -> None:
+    assert refused(set_(**facts)) == [
+        f"{words}, the inventory says 4.6.1: set turn.version to what the host has (the keys are "
+        "then checked for that version)"
+    ]
+
+
+def test_the_version_that_the_inventory_says_is_the_one_wanted() -> None:
+    assert refused(set_(packages={"coturn": "4.18.0-1"}), (SFU1, "turn.version", "4.18.0")) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "upstream", "same"),
+    [
+        ("4.6.1-1", "4.6.1", True), ("4.6.1", "4.6.1", True), ("1:4.6.1-1+b2", "4.6.1", True),
+        ("4.6.1+dfsg-1", "4.6.1", True), ("4.6.1~rc1-1", "4.6.1", True),
+        ("4.6.10-1", "4.6.1", False), ("4.6.1.1-1", "4.6.1", False), ("4.6-1", "4.6.1", False),
+    ],
+)  # fmt: skip
+def test_a_debian_version_is_of_an_upstream_version(
+    version: str, upstream: str, same: bool
+) -> None:
+    assert refusals.is_version(version, upstream) is same
+
+
+@pytest.mark.parametrize(
+    ("listener", "message"),
+    [
+        (Listener("tcp", "0.0.0.0", 7880, "docker-proxy", "docker.service"),
+         "port 7880/tcp is taken by docker-proxy (docker.service), LiveKit needs it for "
+         "signalling: stop that program (a container?) or change livekit.port"),
+        (Listener("udp", "*", 3479, "turnserver", "coturn.service"),
+         "port 3479/udp is taken by turnserver (coturn.service), coturn avatar needs it for STUN "
+         "and TURN: stop that program (a container?) or change turn.pools.avatar.listening_port"),
+        (Listener("udp", "192.0.2.11", 50123, "livekit-server", "-"),
+         "port 50123/udp is taken by livekit-server, LiveKit needs it for media: stop that program "
+         "(a container?) or change livekit.rtc.port_range_start"),
+        (Listener("tcp", "*", 7880, "livekit-server", "session-3.scope"),
+         "port 7880/tcp is taken by livekit-server (session-3.scope), LiveKit needs it for "
+         "signalling: stop that program (a container?) or change livekit.port"),
+    ],
+)  # fmt: skip
+def test_a_planned_port_that_another_program_has_is_refused(
+    listener: Listener, message: str
+) -> None:
+    assert refused(listening(listener)) == [message]
+
+
+def test_a_program_on_both_families_is_named_once_and_each_port_once() -> None:
+    found = refused(
+        listening(
+            *(Listener(p, a, 3478, "turnserver", "coturn.service")
+              for p in ("udp", "tcp") for a in ("0.0.0.0", "::"))
+        )
+    )  # fmt: skip
+    assert [line.partition(" is taken")[0] for line in found] == [
+        "port 3478/udp", "port 3478/tcp",
+    ]  # fmt: skip
+
+
+def test_a_listener_that_is_meant_to_be_there_is_let_be() -> None:
+    other = listening(Listener("udp", "0.0.0.0", 50123, "game", "game.service"))
+    assert refused(other, (SFU1, "host.other_listeners", ["50100-50200/udp"])) == []
+    assert len(refused(other, (SFU1, "host.other_listeners", ["50100-50200/tcp"]))) == 1
+
+
+def test_an_extra_port_is_some_other_programs_by_intention() -> None:
+    nginx = listening(Listener("tcp", "0.0.0.0", 443, "nginx", "nginx.service"))
+    assert refused(nginx, (SFU1, "firewall.extra_ports", ["443/tcp"])) == []
+
+
+def test_sshd_on_a_port_of_the_plan_is_refused_with_its_way_out() -> None:
+    facts = bare()
+    facts.ssh_ports = {22, 7880}
+    here = declare(load(), SFU1, (22, 7880))
+    assert list(refusals.of(here, facts)) == [
+        "livekit.port: port 7880/tcp is taken twice on this host: sshd (administration, ssh_port) "
+        "and LiveKit (signalling); give one of them another port"
+    ]
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    def all_of_it(facts: Facts) -> None:
+        facts.skew = 60.0
+        running("ufw.service")(facts)
+        facts.packages = {"coturn": "4.18.0-1"}
+        listening(Listener("tcp", "*", 7881, "x", "x.service"))(facts)
+
+    assert len(refused(all_of_it)) == 4

@@ -1,0 +1,524 @@
+"""The plan: what a deploy would change on a host, from what the host is; nothing if nothing."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import re
+import shlex
+import sqlite3
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.x509 import DNSName
+from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
+
+from callready.facts import EnvironmentFact, Facts, FileFact
+from callready.release import ROOT, Plan, Release, Rows, row_hash, rows_sql
+from tasks import declare
+
+pytestmark = pytest.mark.usefixtures("project")
+
+LIVEKIT = "/etc/livekit/livekit.yaml"
+CALLS, AVATAR = "/etc/coturn/calls.conf", "/etc/coturn/avatar.conf"
+CALLS_DB = "/var/lib/turn/calls.db"
+TLS_CALLS = "192.0.2.11:5349"
+
+
+@pytest.fixture
+def release() -> Release:
+    return declare(box(), SFU1).release
+
+
+def said(plan: Plan) -> list[str]:
+    return [" ".join(change) for change in plan.changes]
+
+
+def functions(plan: Plan) -> list[str]:
+    """The steps by function, `restart livekit-server.service` with its unit."""
+    calls = [shlex.split(step) for step in plan.steps]
+    named = ("restart", "reload", "listening", "stop", "withdraw", "mask")
+    return [" ".join(call[:2]) if call[0] in named else call[0] for call in calls]
+
+
+def replace(facts: Facts, path: str, **changes: object) -> None:
+    facts.files[path] = dataclasses.replace(facts.files[path], **changes)  # type: ignore[arg-type]
+
+
+def test_a_host_as_it_should_be_needs_nothing(release: Release) -> None:
+    plan = release.plan(deployed(release))
+    assert (said(plan), plan.steps, plan.notes) == ([], [], [])
+
+
+def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Release) -> None:
+    plan = release.plan(bare())
+    lines = said(plan)
+    assert lines[:8] == [
+        "+ mask coturn.service",
+        "+ package ca-certificates", "+ package curl", "+ package nftables", "+ package openssl",
+        "+ package systemd-timesyncd", "+ package coturn 4.6.1-2", "+ package sqlite3",
+    ]  # fmt: skip
+    assert "+ user livekit" in lines
+    assert "+ binary /opt/livekit/1.13.5/livekit-server" in lines
+    for path in release.files:
+        assert f"+ file {path}" in lines
+    for path in release.links:
+        assert f"+ link {path}" in lines
+    secret, avatar = (SECRETS[name] for name in ("turn/calls", "turn/avatar"))
+    for text in (
+        f"+ row {CALLS_DB} callready.test secret "
+        + row_hash(("turn_secret", "callready.test", secret)),
+        "+ row /var/lib/turn/avatar.db avatar.callready.test secret "
+        + row_hash(("turn_secret", "avatar.callready.test", avatar)),
+        f"+ certificate serial {release.certificate.serial if release.certificate else ''}",
+        "+ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, TURN_URIS, "
+        "TURN_SECRET, TURN_TTL",
+        "+ firewall table inet callready",
+        "+ unit turnserver@calls.service: start",
+        "+ unit turnserver@avatar.service: start",
+        "+ unit livekit-server.service: start",
+        "! unit app.service: restart, it reads /srv/app/.env",
+    ):
+        assert text in lines
+    # coturn must not start as an open relay, and nothing may listen before the packet filter.
+    assert functions(plan) == [
+        "candidates", "mask coturn.service", "packages", "users", "archive", "stage", "activate",
+        "reload_manager", "sysctls", "rows", "rows", "pair", "environment", "firewall",
+        "restart turnserver@calls.service", "listening turnserver@calls.service",
+        "restart turnserver@avatar.service", "listening turnserver@avatar.service",
+        "restart livekit-server.service", "listening livekit-server.service",
+        "serving", "serving", "applied", "confirm",
+    ]  # fmt: skip
+
+
+def edit_calls(facts: Facts) -> None:
+    replace(facts, CALLS, sha256="0" * 64)
+
+
+def open_livekit(facts: Facts) -> None:
+    replace(facts, LIVEKIT, mode=0o644)
+
+
+def give_away(facts: Facts) -> None:
+    replace(facts, CALLS, group="root")
+
+
+def put_a_file_over_the_link(facts: Facts) -> None:
+    replace(facts, CALLS, link="")
+
+
+def remove_a_file(facts: Facts) -> None:
+    del facts.files[AVATAR]
+
+
+def retarget_a_link(facts: Facts) -> None:
+    replace(facts, "/usr/local/bin/livekit-server", link="/opt/livekit/1.9.0/livekit-server")
+
+
+def be_another_release(facts: Facts) -> None:
+    facts.current = "0123456789abcdef"
+
+
+def drop_a_package(facts: Facts) -> None:
+    del facts.packages["nftables"]
+
+
+def use_chrony(facts: Facts) -> None:
+    del facts.packages["systemd-timesyncd"]
+    facts.packages["chrony"] = "4.3-2"
+
+
+def drop_the_user(facts: Facts) -> None:
+    facts.users.clear()
+
+
+def drop_the_binary(facts: Facts) -> None:
+    facts.binaries.clear()
+
+
+def unmask(facts: Facts) -> None:
+    masked = facts.units["coturn.service"]
+    facts.units["coturn.service"] = dataclasses.replace(masked, load="loaded")
+
+
+def lower_a_buffer(facts: Facts) -> None:
+    facts.sysctls["net.core.rmem_max"] = "212992"
+
+
+def print_with_tabs(facts: Facts) -> None:
+    facts.sysctls = {key: value.replace(" ", "\t") for key, value in facts.sysctls.items()}
+
+
+def lose_the_secret(facts: Facts) -> None:
+    facts.rows[CALLS_DB].clear()
+
+
+def have_an_old_secret(facts: Facts) -> None:
+    facts.rows[CALLS_DB].add("feedfeedfeedfeed")
+
+
+def have_another_certificate(facts: Facts) -> None:
+    facts.pair = "feedfeedfeedfeed"
+    facts.served = dict.fromkeys(facts.served, "beef")
+
+
+def serve_the_old_certificate(facts: Facts) -> None:
+    facts.served[TLS_CALLS] = "beef"
+
+
+def change_the_environment(facts: Facts) -> None:
+    facts.environments["/srv/app/.env"] = EnvironmentFact(0o600, "app", "0" * 64, "0" * 64)
+
+
+def open_the_environment(facts: Facts) -> None:
+    found = facts.environments["/srv/app/.env"]
+    facts.environments["/srv/app/.env"] = dataclasses.replace(found, mode=0o640)
+
+
+def fail_to_restart_the_app(facts: Facts) -> None:
+    found = facts.environments["/srv/app/.env"]
+    facts.environments["/srv/app/.env"] = dataclasses.replace(found, applied="")
+
+
+def change_the_table(facts: Facts) -> None:
+    facts.ruleset = "changed"
+
+
+def lose_the_table(facts: Facts) -> None:
+    facts.ruleset = ""
+
+
+def unit(name: str, **changes: object) -> Callable[[Facts], None]:
+    def edit(facts: Facts) -> None:
+        facts.units[name] = dataclasses.replace(facts.units[name], **changes)  # type: ignore[arg-type]
+
+    edit.__name__ = f"{name} {changes}"
+    return edit
+
+
+FILES = ["stage", "activate", "reload_manager", "confirm"]
+CALLS_UNIT, SFU_UNIT = "turnserver@calls.service", "livekit-server.service"
+OLD = "restart, its process is older than its configuration"
+
+
+@pytest.mark.parametrize(
+    ("edit", "lines", "steps"),
+    [
+        (edit_calls, [f"~ file {CALLS} (edited on the host since the last deploy)"], FILES),
+        (open_livekit, [f"~ file {LIVEKIT}"], FILES),
+        (give_away, [f"~ file {CALLS}"], FILES),
+        (put_a_file_over_the_link, [f"~ file {CALLS}"], FILES),
+        (remove_a_file, [f"+ file {AVATAR}"], FILES),
+        (retarget_a_link, ["~ link /usr/local/bin/livekit-server"], FILES),
+        (be_another_release, [], FILES),
+        (drop_a_package, ["+ package nftables"], ["candidates", "packages", "confirm"]),
+        (use_chrony, [], []),
+        (drop_the_user, ["+ user livekit"], ["users", "confirm"]),
+        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"],
+         ["archive", "confirm"]),
+        (unmask, ["+ mask coturn.service"], ["mask coturn.service", "confirm"]),
+        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls", "confirm"]),
+        (print_with_tabs, [], []),
+        (lose_the_secret,
+         [f"+ row {CALLS_DB} callready.test secret "
+          + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))],
+         ["rows", "confirm"]),
+        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows", "confirm"]),
+        (change_the_environment,
+         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+          "TURN_URIS, TURN_SECRET, TURN_TTL",
+          "! unit app.service: restart, it reads /srv/app/.env"],
+         ["environment", "applied", "confirm"]),
+        (open_the_environment,
+         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+          "TURN_URIS, TURN_SECRET, TURN_TTL"],
+         ["environment", "confirm"]),
+        (fail_to_restart_the_app, ["! unit app.service: restart, it reads /srv/app/.env"],
+         ["applied", "confirm"]),
+        (change_the_table, ["~ firewall table inet callready"], ["firewall", "confirm"]),
+        (lose_the_table, ["+ firewall table inet callready"], ["firewall", "confirm"]),
+        (serve_the_old_certificate,
+         [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
+         [f"reload {CALLS_UNIT}", "serving", "confirm"]),
+        (unit(CALLS_UNIT, fingerprint="0" * 16), [f"! unit {CALLS_UNIT}: {OLD}"],
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+        (unit(CALLS_UNIT, fingerprint="-"), [f"! unit {CALLS_UNIT}: {OLD}"],
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+        (unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
+         [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+        (unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
+         [f"+ unit {SFU_UNIT}: start"],
+         [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}", "confirm"]),
+        (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager", "confirm"]),
+    ],
+)  # fmt: skip
+def test_each_difference_is_told_and_mended_and_nothing_else(
+    release: Release, edit: Callable[[Facts], None], lines: list[str], steps: list[str]
+) -> None:
+    facts = deployed(release)
+    edit(facts)
+    plan = release.plan(facts)
+    assert said(plan) == lines
+    assert functions(plan) == steps
+
+
+def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
+    release: Release,
+) -> None:
+    facts = deployed(release)
+    have_another_certificate(facts)
+    plan = release.plan(facts)
+    assert release.certificate
+    assert said(plan) == [
+        f"~ certificate serial {release.certificate.serial}",
+        f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched",
+        "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
+    ]
+    assert functions(plan) == [
+        "pair", f"reload {CALLS_UNIT}", "reload turnserver@avatar.service", "serving", "serving",
+        "confirm",
+    ]  # fmt: skip
+
+
+def test_a_renewal_is_no_new_release(authority: Authority) -> None:
+    before = declare(box(), SFU1).release
+    for path, new in zip(
+        ("chain.pem", "key.pem"), authority.issue(DNSName("*.callready.test")), strict=True
+    ):
+        Path("certificates", path).unlink()
+        Path("certificates", path).symlink_to(new)
+    after = declare(box(), SFU1).release
+    assert after.id == before.id
+    assert before.certificate and after.certificate
+    assert after.certificate.digest != before.certificate.digest
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "files", "restarts"),
+    [
+        ("turn.pools.calls.user_quota", 5, {CALLS}, {CALLS_UNIT}),
+        ("livekit.logging.level", "debug", {LIVEKIT}, {SFU_UNIT}),
+        ("livekit.keys.APIunit", "secret:livekit/second", {LIVEKIT}, {SFU_UNIT}),
+        ("turn.pools.calls.secrets", ["secret:livekit/second", "secret:turn/calls"],
+         {"/etc/livekit/turn_secret"}, {SFU_UNIT}),
+        ("turn.pools.avatar.secrets", ["secret:livekit/second"], set(), set()),
+        ("firewall.extra_ports", ["443/tcp"],
+         {"/etc/sysctl.d/60-callready.conf", f"{ROOT}/nftables.conf"}, set()),
+    ],
+)  # fmt: skip
+def test_a_setting_changes_its_files_and_restarts_what_reads_them_alone(
+    path: str, value: object, files: set[str], restarts: set[str]
+) -> None:
+    facts = deployed(declare(box(), SFU1).release)
+    plan = declare(box(("*", path, value)), SFU1).release.plan(facts)
+    changed = {c.what for c in plan.changes if c.kind == "file"}
+    drop_ins = {f"/etc/systemd/system/{unit}.d/callready.conf" for unit in restarts}
+    assert changed == files | drop_ins
+    assert {c.what for c in plan.changes if c.mark == "!" and OLD in c.what} == {
+        f"{unit}: {OLD}" for unit in restarts
+    }
+
+
+def test_another_version_of_livekit_is_installed_beside_and_started() -> None:
+    facts = deployed(declare(box(), SFU1).release)
+    release = declare(box((SFU1, "livekit.version", "1.13.1")), SFU1).release
+    plan = release.plan(facts)
+    assert "+ binary /opt/livekit/1.13.1/livekit-server" in said(plan)
+    assert "~ link /usr/local/bin/livekit-server" in said(plan)
+    assert f"! unit {SFU_UNIT}: {OLD}" in said(plan)
+    (step,) = (shlex.split(step) for step in plan.steps if step.startswith("archive "))
+    assert step == [
+        "archive", "https://github.com/livekit/livekit/releases/download", "1.13.1",
+        "livekit_1.13.1_linux_amd64.tar.gz", "",
+    ]  # fmt: skip
+
+
+def test_what_a_host_no_longer_runs_is_stopped_and_taken_away() -> None:
+    facts = deployed(declare(box(), SFU1).release)
+    release = declare(
+        box((SFU1, "pools", ["calls"]), (TURN1, "pools", ["calls", "avatar"]),
+            (TURN1, "turn.pools.calls.max_port", 57343),
+            (TURN1, "turn.pools.avatar.min_port", 57344),
+            (TURN1, "turn.pools.avatar.listening_port", 3479),
+            (TURN1, "turn.pools.avatar.tls_listening_port", 5350)),
+        SFU1,
+    ).release  # fmt: skip
+    plan = release.plan(facts)
+    gone = [
+        AVATAR,
+        "/etc/systemd/system/turnserver@avatar.service.d/callready.conf",
+        "/etc/systemd/system/multi-user.target.wants/turnserver@avatar.service",
+    ]
+    assert [c.what for c in plan.changes if c.mark == "-"] == ["turnserver@avatar.service", *gone]
+    steps = [step.split()[0] for step in plan.steps]
+    assert steps.index("stage") < steps.index("stop") < steps.index("activate")
+    (withdrawn,) = (step for step in plan.steps if step.startswith("withdraw "))
+    assert shlex.split(withdrawn) == ["withdraw", *gone]
+
+
+def test_a_sysctl_that_a_container_cannot_set_is_a_note(release: Release) -> None:
+    facts = deployed(release)
+    facts.sysctls["net.core.rmem_max"] = "-"
+    plan = release.plan(facts)
+    assert (said(plan), plan.steps) == ([], [])
+    assert plan.notes == ["sysctl net.core.rmem_max: not applicable, this container cannot set it"]
+
+
+def test_no_plan_shows_a_secret(release: Release) -> None:
+    plan = release.plan(bare())
+    shown = "\n".join([*said(plan), *plan.steps, *plan.notes, release.manifest])
+    assert not [name for name, value in SECRETS.items() if value in shown]
+    key = release.certificate.key if release.certificate else b""
+    assert key.decode().splitlines()[1] not in shown
+
+
+def test_the_release_is_named_after_what_it_is(release: Release) -> None:
+    assert release.id == hashlib.sha256(release.manifest.encode()).hexdigest()[:16]
+    assert re.fullmatch("[0-9a-f]{16}", release.id)
+    assert declare(box(), SFU1).release.id == release.id
+    assert declare(box((SFU1, "livekit.port", 7890)), SFU1).release.id != release.id
+
+
+# The bundle
+
+
+def members(bundle: str) -> dict[str, tarfile.TarInfo]:
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(bundle))) as tar:
+        return {member.name: member for member in tar}
+
+
+def content(bundle: str, name: str) -> bytes:
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(bundle))) as tar:
+        file = tar.extractfile(name)
+        assert file
+        return file.read()
+
+
+def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Release) -> None:
+    plan = release.plan(bare())
+    bundle = release.bundle(plan)
+    found = members(bundle)
+    assert {"apply.sh", "manifest", "steps"} < found.keys()
+    assert all(m.isfile() and m.mode == 0o600 for m in found.values())
+    steps = content(bundle, "steps").decode()
+    assert steps.splitlines() == plan.steps
+    assert content(bundle, "manifest").decode() == release.manifest
+    hashes = {line.split("\t")[5] for line in release.manifest.splitlines() if "file\t" in line}
+    hashes |= {
+        word
+        for step in plan.steps
+        if step.split()[0] in ("rows", "pair", "environment")
+        for word in shlex.split(step)
+        if re.fullmatch("[0-9a-f]{64}", word)
+    }
+    assert {name.removeprefix("files/") for name in found if "/" in name} == hashes
+    for name in hashes:
+        assert hashlib.sha256(content(bundle, f"files/{name}")).hexdigest() == name
+
+
+def test_secrets_are_in_the_bundles_files_and_nowhere_else(release: Release) -> None:
+    bundle = release.bundle(release.plan(bare()))
+    used = [SECRETS[name].encode() for name in ("livekit/api_secret", "turn/calls", "turn/avatar")]
+    for name in members(bundle):
+        if not name.startswith("files/"):
+            assert not [value for value in used if value in content(bundle, name)], name
+    inside = b"".join(content(bundle, name) for name in members(bundle) if "files/" in name)
+    assert all(value in inside for value in used)
+
+
+def test_every_step_is_a_function_of_the_script(release: Release) -> None:
+    script = (Path(__file__).parents[2] / "callready/host/apply.sh").read_text()
+    defined = set(re.findall(r"(?m)^(\w+)\(\) *\{", script))
+    for facts in (bare(), deployed(release)):
+        have_another_certificate(facts)
+        facts.manifest.append(("unit", "old.service"))
+        facts.manifest.append(("link", "/etc/old", "/etc/older"))
+        assert {step.split()[0] for step in release.plan(facts).steps} <= defined
+
+
+# Rows of coturn's user database, by the sqlite3 program that runs on a host
+
+SCHEMA = """
+CREATE TABLE turnusers_lt (realm varchar(127) default '', name varchar(512), hmackey char(128),
+    PRIMARY KEY (realm,name));
+CREATE TABLE turn_secret (realm varchar(127), value varchar(256), primary key (realm,value));
+"""  # of /usr/share/coturn/schema.sql, 4.6.1
+
+
+def apply(path: Path, sql: bytes) -> None:
+    subprocess.run(["sqlite3", "-bail", path], input=b".timeout 5000\n" + sql, check=True)
+
+
+def table(path: Path) -> set[tuple[str, ...]]:
+    with sqlite3.connect(path) as database:
+        return {
+            (name, *row)
+            for name in ("turn_secret", "turnusers_lt")
+            for row in database.execute(f"SELECT * FROM {name}")
+        }
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    apply(tmp_path / "calls.db", SCHEMA.encode())
+    return tmp_path / "calls.db"
+
+
+def test_rows_become_exactly_what_is_declared(database: Path) -> None:
+    old = Rows("", (("turn_secret", "r.test", "old"), ("turnusers_lt", "r.test", "ann:aa"),
+                    ("turnusers_lt", "r.test", "bob:bb"), ("turn_secret", "s.test", "s")))  # fmt: skip
+    apply(database, rows_sql(old))
+    assert table(database) == {
+        ("turn_secret", "r.test", "old"), ("turn_secret", "s.test", "s"),
+        ("turnusers_lt", "r.test", "ann", "aa"), ("turnusers_lt", "r.test", "bob", "bb"),
+    }  # fmt: skip
+    apply(database, rows_sql(old))
+    assert len(table(database)) == 4
+    new = Rows("", (("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
+                    ("turnusers_lt", "r.test", "bob:new"), ("turnusers_lt", "s.test", "bob:bb")))  # fmt: skip
+    apply(database, rows_sql(new))
+    assert table(database) == {
+        ("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
+        ("turnusers_lt", "r.test", "bob", "new"), ("turnusers_lt", "s.test", "bob", "bb"),
+    }  # fmt: skip
+    apply(database, rows_sql(Rows("", ())))
+    assert table(database) == set()
+
+
+@pytest.mark.parametrize(
+    "value", ["it's", "'; DROP TABLE turn_secret; --", '"', "a:b", "ü", "%s\\"]
+)
+def test_a_secret_is_data_whatever_it_contains(database: Path, value: str) -> None:
+    apply(database, rows_sql(Rows("", (("turn_secret", "r.test", value),))))
+    assert table(database) == {("turn_secret", "r.test", value)}
+
+
+def test_a_failing_statement_changes_nothing(database: Path) -> None:
+    apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "old"),))))
+    apply(
+        database,
+        b"CREATE TRIGGER full BEFORE DELETE ON turn_secret BEGIN SELECT RAISE(ABORT, 'disk full'); END;",
+    )
+    with pytest.raises(subprocess.CalledProcessError):
+        apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "new"),))))
+    assert table(database) == {("turn_secret", "r.test", "old")}
+
+
+def test_fixed_users_are_stored_as_rfc_8489_keys_and_never_as_passwords() -> None:
+    fleet = load(("*", "turn.pools.calls.secrets", ...),
+                 ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}))  # fmt: skip
+    (row,) = declare(fleet, TURN1).release.databases[CALLS_DB].rows
+    # printf %s bob:callready.test:unit-turn-fixed-user-password-0006 | md5sum
+    assert row == ("turnusers_lt", "callready.test", f"bob:{BOB}")
+    plan = declare(fleet, TURN1).release.plan(bare())
+    assert f"+ row {CALLS_DB} callready.test user bob {row_hash(row)}" in said(plan)
+
+
+BOB = subprocess.run(
+    ["md5sum"], input=b"bob:callready.test:unit-turn-fixed-user-password-0006",
+    capture_output=True, check=True,
+).stdout[:32].decode()  # fmt: skip

@@ -1,0 +1,469 @@
+"""Every file as it lands on a host: byte for byte as kept in data/render, and as the programs that
+read it understand it.
+
+After a change that is meant: `pytest tests/unit/test_render.py --regenerate`, then read the diff.
+"""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from fleets import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
+
+from callready import render
+from callready.release import Release
+from callready.settings import coturn_keys, livekit_keys
+from callready.settings.fleet import Fleet
+from callready.uris import stun_uris, turn_uris
+from tasks import declare
+
+pytestmark = pytest.mark.usefixtures("project")
+
+DATA = Path(__file__).parent / "data"
+RULES = "/etc/callready/nftables.conf"
+LIVEKIT = "/etc/livekit/livekit.yaml"
+USERS = {"bob": "secret:turn/user"}
+
+
+def full_box() -> Fleet:
+    """One host behind NAT with everything on it."""
+    return box(
+        (SFU1, "private_address", "10.0.0.11"),
+        (SFU1, "ssh_port", 2222),
+        (SFU1, "host.udp_buffer", 8_000_000),
+        (SFU1, "firewall", {"extra_ports": ["443/tcp", "40000-40010/udp"], "notrack": True}),
+        (SFU1, "livekit.port", 8880),
+        (SFU1, "livekit.bind_addresses", ["127.0.0.1", "::1"]),
+        (SFU1, "livekit.keys.APIsecond", "secret:livekit/second"),
+        (SFU1, "livekit.rtc", {"stun_servers": ["stun.callready.test:3478"], "turn_ttl": 600}),
+        (SFU1, "livekit.logging", {"level": "warn", "pion_level": "info", "json": False}),
+        (SFU1, "livekit.redis", {"address": "10.0.0.5:6379", "username": "sfu", "db": 2,
+                                 "password": "secret:redis/password", "use_tls": True}),
+        (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+        (SFU1, "livekit.webhook", {"urls": ["https://app.callready.test/h"], "api_key": "APIunit"}),
+        (SFU1, "livekit.config", {
+            "room": {"empty_timeout": 300, "max_participants": 20},
+            "rtc": {"congestion_control": {"enabled": True}, "pli_throttle": {"low_quality": "1s"}},
+            "logging": {"component_levels": {"room": "debug"}},
+            "limit": {"num_tracks": -1},
+        }),
+        (SFU1, "turn.pools.calls.extra", {
+            "max-bps": 1_000_000, "verbose": True, "mobility": False,
+            "aux-server": ["192.0.2.11:3480", "192.0.2.11:3481"],
+        }),
+        ("*", "turn.pools.avatar.secrets", ...),
+        ("*", "turn.pools.avatar.users", USERS),
+        (SFU1, "turn.pools.avatar.tcp_relay", True),
+        (SFU1, "turn.pools.avatar.tls", False),
+        (SFU1, "turn.pools.avatar.user_quota", 0),
+        (SFU1, "turn.pools.avatar.allowed_peers", ["10.0.0.9", "10.1.0.0-10.1.255.255"]),
+    )  # fmt: skip
+
+
+def production() -> Fleet:
+    return load()
+
+
+def new_coturn() -> Fleet:
+    return load(("*", "turn.version", "4.18.0"))
+
+
+def fixed_users() -> Fleet:
+    return load(("*", "turn.pools.calls.secrets", ...), ("*", "turn.pools.calls.users", USERS))
+
+
+def lan() -> Fleet:
+    return load(
+        (SFU1, "address", "10.0.0.11"),
+        (SFU1, "address6", ...),
+        ("*", "livekit.url", "ws://sfu1.callready.test:7880"),
+        ("*", "livekit.turn_pool", None),
+        ("*", "livekit.rtc.stun_servers", ["10.0.0.1:3478"]),
+    )
+
+
+CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
+    "production": (production, [SFU1, TURN1, TURN2]),
+    "one-box": (full_box, [SFU1]),
+    "coturn-4.18": (new_coturn, [TURN1]),
+    "fixed-users": (fixed_users, [SFU1, TURN1]),
+    "lan": (lan, [SFU1]),
+}
+
+
+def as_text(release: Release, host: str, units: bool) -> Iterator[str]:
+    for path, file in sorted(release.files.items()):
+        if units or not path.startswith(("/etc/systemd/", "/usr/local/")):
+            mark = " secret" if file.secret else ""
+            yield f"==== {host}: {path} {file.mode:04o} {file.owner}:{file.group}{mark}\n"
+            yield file.content.decode()
+            if not file.content.endswith(b"\n"):
+                yield " (no line end)\n"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_are_the_expected_bytes(case: str, request: pytest.FixtureRequest) -> None:
+    make, hosts = CASES[case]
+    fleet = make()
+    text = "".join(
+        line
+        for host in hosts
+        for line in as_text(declare(fleet, host).release, host, units=case == "production")
+    )
+    kept = DATA / "render" / f"{case}.txt"
+    if request.config.getoption("--regenerate"):
+        kept.write_text(text)
+    assert text == kept.read_text()
+
+
+def test_every_ssh_port_in_use_is_open() -> None:
+    rules = declare(load(), TURN1, (22, 2222)).release.files[RULES].content.decode()
+    assert re.findall(r"(\d+), # sshd", rules) == ["22", "2222"]
+
+
+def test_an_undefined_variable_is_an_error_and_not_an_empty_word() -> None:
+    with pytest.raises(jinja2.UndefinedError, match="'sysctls' is undefined"):
+        render.render("60-callready.conf.j2")
+
+
+# livekit.yaml
+
+
+def livekit_yaml(fleet: Fleet) -> dict[str, Any]:
+    loaded = yaml.safe_load(declare(fleet, SFU1).release.files[LIVEKIT].content)
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def places(value: object, place: str = "") -> Iterator[str]:
+    """Keys as callready.settings.livekit_keys names them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from places(item, f"{place}[]")
+    elif isinstance(value, dict) and place not in ("keys", "logging.component_levels"):
+        for key, item in value.items():
+            at = f"{place}.{key}".removeprefix(".")
+            yield at
+            yield from places(item, at)
+
+
+@pytest.mark.parametrize("make", [production, full_box, fixed_users, lan])
+def test_livekit_knows_every_key_of_its_configuration(make: Callable[[], Fleet]) -> None:
+    known = set(livekit_keys._places(livekit_keys.TREE))
+    for place in places(livekit_yaml(make())):
+        assert place in known and livekit_keys.known(place, "1.13.5"), place
+
+
+def test_livekit_is_told_of_every_turn_server_over_every_transport() -> None:
+    rtc = livekit_yaml(production())["rtc"]
+    assert rtc == {
+        "port_range_start": 50000, "port_range_end": 60000, "tcp_port": 7881,
+        "use_external_ip": False, "node_ip": "192.0.2.11", "stun_servers": [f"{TURN1}:3478"],
+        "turn_servers": [
+            {"host": TURN1, "port": port, "protocol": protocol, "ttl": 3600,
+             "secret_file": "/run/credentials/livekit-server.service/turn_secret"}
+            for protocol, port in (("udp", 3478), ("tcp", 3478), ("tls", 5349))
+        ],
+    }  # fmt: skip
+
+
+def test_livekit_has_the_values_and_types_that_were_set() -> None:
+    found = livekit_yaml(full_box())
+    assert found["keys"] == {
+        "APIunit": SECRETS["livekit/api_secret"], "APIsecond": SECRETS["livekit/second"],
+    }  # fmt: skip
+    assert found["bind_addresses"] == ["127.0.0.1", "::1"]
+    assert found["rtc"]["node_ip"] == "192.0.2.11"  # the public one, behind NAT too
+    assert found["rtc"]["stun_servers"] == [
+        f"{SFU1}:3478", f"{TURN1}:3478", "stun.callready.test:3478",
+    ]  # fmt: skip
+    assert {server["ttl"] for server in found["rtc"]["turn_servers"]} == {600}
+    assert found["rtc"]["congestion_control"] == {"enabled": True}
+    assert found["rtc"]["pli_throttle"] == {"low_quality": "1s"}
+    assert found["logging"] == {
+        "level": "warn", "pion_level": "info", "json": False,
+        "component_levels": {"room": "debug"},
+    }  # fmt: skip
+    assert found["redis"] == {
+        "address": "10.0.0.5:6379", "username": "sfu", "db": 2, "use_tls": True,
+        "password": SECRETS["redis/password"],
+    }  # fmt: skip
+    assert found["prometheus"] == {
+        "port": 6789, "username": "prometheus", "password": SECRETS["livekit/prometheus"],
+    }  # fmt: skip
+    assert found["webhook"] == {"urls": ["https://app.callready.test/h"], "api_key": "APIunit"}
+    assert found["room"] == {"empty_timeout": 300, "max_participants": 20}
+    assert found["limit"] == {"num_tracks": -1}
+
+
+def test_a_pool_of_fixed_users_is_handed_out_with_name_and_password() -> None:
+    release = declare(fixed_users(), SFU1).release
+    servers = livekit_yaml(fixed_users())["rtc"]["turn_servers"]
+    assert {(s["username"], s["credential"]) for s in servers} == {("bob", SECRETS["turn/user"])}
+    assert not any("secret_file" in server or "ttl" in server for server in servers)
+    assert "/etc/livekit/turn_secret" not in release.files
+    unit = release.files["/etc/systemd/system/livekit-server.service"].content.decode()
+    assert "turn_secret" not in unit
+
+
+def test_a_secret_of_any_characters_arrives_whole() -> None:
+    nasty = 'it\'s "quoted": #1 {{ x }} \\ 100% ü & more, long enough'
+    write_store({**SECRETS, "livekit/api_secret": nasty, "turn/calls": nasty[::-1]})
+    assert livekit_yaml(load())["keys"] == {"APIunit": nasty}
+    release = declare(load(), SFU1).release
+    assert release.files["/etc/livekit/turn_secret"].content.decode() == nasty[::-1]
+
+
+# turnserver.conf
+
+
+def options(text: str) -> list[tuple[str, str]]:
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(key, value) for key, _, value in (line.partition("=") for line in lines)]
+
+
+@pytest.mark.parametrize(
+    ("version", "edits"),
+    [("4.6.1", []), ("4.18.0", [("*", "turn.version", "4.18.0")]), ("4.10.0", [])],
+)
+def test_coturn_knows_every_key_and_has_none_deprecated(version: str, edits: list[Any]) -> None:
+    fleet = load(("*", "turn.version", version), *edits)
+    listed = DATA / f"coturn-{version}.txt"
+    for host, pool in ((TURN1, "calls"), (TURN2, "avatar")):
+        file = declare(fleet, host).release.files[f"/etc/coturn/{pool}.conf"]
+        for key, value in options(file.content.decode()):
+            assert coturn_keys.knows(version, key), key
+            if listed.exists():
+                argument = dict(line.split() for line in listed.read_text().splitlines())[key]
+                assert (argument == "none") <= (value == ""), key
+                assert (argument == "required") <= (value != ""), key
+
+
+def test_both_families_are_listened_on_and_relayed_from() -> None:
+    calls = options(declare(production(), TURN1).release.files["/etc/coturn/calls.conf"]
+                    .content.decode())  # fmt: skip
+    for key in ("listening-ip", "relay-ip"):
+        assert [v for k, v in calls if k == key] == ["192.0.2.21", "2001:db8::21"]
+    assert not [v for k, v in calls if k == "external-ip"]
+
+
+def test_behind_nat_the_private_address_is_used_and_the_public_one_told() -> None:
+    conf = declare(full_box(), SFU1).release.files["/etc/coturn/calls.conf"].content.decode()
+    found = options(conf)
+    assert [v for k, v in found if k in ("listening-ip", "relay-ip")] == [
+        "10.0.0.11", "2001:db8::11", "10.0.0.11", "2001:db8::11",
+    ]  # fmt: skip
+    assert ("external-ip", "192.0.2.11/10.0.0.11") in found
+    # Both ways to the SFU: its public address and the one on the interface.
+    assert [v for k, v in found if k == "allowed-peer-ip"] == [
+        "192.0.2.11", "10.0.0.11", "2001:db8::11",
+    ]  # fmt: skip
+
+
+def test_extra_keys_are_written_as_coturn_reads_them() -> None:
+    found = options(
+        declare(full_box(), SFU1).release.files["/etc/coturn/calls.conf"].content.decode()
+    )
+    assert found[-4:] == [
+        ("max-bps", "1000000"), ("verbose", ""),
+        ("aux-server", "192.0.2.11:3480"), ("aux-server", "192.0.2.11:3481"),
+    ]  # fmt: skip
+
+
+def between(low: bytes, peer: bytes, high: bytes) -> bool:
+    """coturn 4.6.1: IPv4 addresses are compared as numbers, IPv6 addresses byte by byte."""
+    if len(peer) == 4:
+        return low <= peer <= high
+    return all(a <= b <= c for a, b, c in zip(low, peer, high, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("path", "denied", "allowed"),
+    [
+        ("/etc/coturn/calls.conf",
+         ["10.0.0.1", "8.8.8.8", "192.0.2.12", "::1", "::ffff:192.0.2.11", "2001:db8::12",
+          "fd00::1", "ff02::1", "127.0.0.1", "169.254.169.254"],
+         ["192.0.2.11", "2001:db8::11"]),
+        ("/etc/coturn/avatar.conf",
+         ["0.0.0.0", "10.0.0.1", "10.255.255.255", "100.64.0.1", "127.0.0.1", "169.254.169.254",
+          "172.16.0.1", "172.31.255.255", "192.168.0.1", "198.18.0.1", "240.0.0.1",
+          "255.255.255.255", "::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fe80::1", "fd00::1",
+          "2002:a00:1::", "2001::1", "100::1"],
+         ["8.8.8.8", "172.15.255.255", "172.32.0.0", "100.128.0.0", "11.0.0.0", "2a00::1",
+          "2606:4700::1111"]),
+    ],
+)  # fmt: skip
+def test_the_peer_policy_as_coturn_4_6_1_reads_it(
+    path: str, denied: list[str], allowed: list[str]
+) -> None:
+    host = TURN1 if "calls" in path else TURN2
+    rules = options(declare(production(), host).release.files[path].content.decode())
+
+    def matches(key: str, peer: str) -> bool:
+        address = ip_address(peer)
+        for first, _, last in (value.partition("-") for name, value in rules if name == key):
+            low, high = ip_address(first), ip_address(last or first)
+            if low.version == address.version and between(low.packed, address.packed, high.packed):
+                return True
+        return False
+
+    def granted(peer: str) -> bool:
+        return matches("allowed-peer-ip", peer) or not matches("denied-peer-ip", peer)
+
+    assert [peer for peer in denied if granted(peer)] == []
+    assert [peer for peer in allowed if not granted(peer)] == []
+
+
+# The packet filter, by the real nft in a network namespace of its own
+
+WITH_NFT = pytest.mark.skipif(
+    subprocess.run(["unshare", "-rnm", "true"], capture_output=True).returncode != 0,
+    reason="needs a network namespace (root, or unprivileged user namespaces)",
+)
+
+
+def nft(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script with an empty ruleset and a /etc/passwd that has the user turnserver,
+    which only hosts with coturn have."""
+    users = Path("/etc/passwd").read_text()
+    if not re.search("(?m)^turnserver:", users):
+        users += "turnserver:x:64999:64999::/nonexistent:/usr/sbin/nologin\n"
+    (folder / "passwd").write_text(users)
+    script = f"set -eu; PATH=$PATH:/usr/sbin:/sbin; mount --bind passwd /etc/passwd\n{commands}"
+    return subprocess.run(
+        ["unshare", "-rnm", "sh", "-c", script], cwd=folder, capture_output=True, text=True
+    )
+
+
+@WITH_NFT
+@pytest.mark.parametrize("case", CASES)
+def test_nft_takes_the_rules(case: str, tmp_path: Path) -> None:
+    make, hosts = CASES[case]
+    for host in hosts:
+        (tmp_path / "rules").write_bytes(declare(make(), host).release.files[RULES].content)
+        run = nft("nft -c -f rules && nft -f rules && nft -f rules && nft list ruleset", tmp_path)
+        assert (run.returncode, run.stderr) == (0, "")
+        # Loaded twice, there once.
+        assert run.stdout.count("chain input {") == 1
+
+
+@WITH_NFT
+def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_path: Path) -> None:
+    (tmp_path / "rules").write_bytes(declare(full_box(), SFU1).release.files[RULES].content)
+    run = nft(
+        "nft add table ip docker; nft add chain ip docker nat; nft -f rules; nft -f rules\n"
+        "nft list table ip docker; nft list set inet callready tcp_open\n"
+        "nft list set inet callready udp_open; nft list table inet callready",
+        tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    docker, tcp, udp, table = re.split(r"(?m)^(?=table )", run.stdout)[1:]
+    assert "chain nat" in docker
+    opened = [re.sub(r"\s+", "", re.findall(r"elements = \{([^}]*)\}", part)[0])
+              for part in (tcp, udp)]  # fmt: skip
+    assert opened == [
+        "443,2222,3478-3479,5349,7881,62768-65535",
+        "3478-3479,40000-40010,50000-65535",
+    ]
+    assert "policy drop" in table
+    counted = [line for line in table.splitlines()
+               if re.search(r"\b(accept|drop|notrack|jump)\b", line) and "policy" not in line]  # fmt: skip
+    assert counted and all("counter" in line for line in counted)
+    assert "skuid 64999" in table or 'skuid "turnserver"' in table
+
+
+@WITH_NFT
+def test_a_port_that_is_not_one_is_seen(tmp_path: Path) -> None:
+    rules = declare(load(), SFU1).release.files[RULES].content.replace(b"7881,", b"78810,")
+    (tmp_path / "rules").write_bytes(rules)
+    assert nft("nft -c -f rules", tmp_path).returncode != 0
+
+
+# Units, by the real systemd-analyze
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str]) -> Path:
+    """A root folder with the units of a host that has all of them, and programs for them."""
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("project"))
+        write_store(SECRETS)
+        Path("certificates").mkdir()
+        for path, name in zip(pair, ("chain.pem", "key.pem"), strict=True):
+            Path("certificates", name).symlink_to(path)
+        release = declare(box(), SFU1).release
+    for path, file in release.files.items():
+        target = root / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.content)
+    assert release.archive
+    programs = ["/usr/bin/turnserver", release.archive.binary, "/bin/kill", "/usr/sbin/nft"]
+    for program in [*programs, *(p for p, f in release.files.items() if f.mode == 0o755)]:
+        target = root / program.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("/bin/true", target)
+    shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    return root
+
+
+UNITS = ["livekit-server.service", "turnserver@calls.service", "callready-firewall.service"]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_has_nothing_to_say_about_a_unit(root: Path, unit: str) -> None:
+    run = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", f"--root={root}", unit],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    ours = [line for line in run.stderr.splitlines() if re.search("callready|livekit|turnse", line)]
+    assert (run.returncode, ours) == (0, [])
+
+
+@pytest.mark.parametrize("unit", UNITS[:2])
+def test_a_units_exposure_is_low(root: Path, unit: str) -> None:
+    """The same tool rates Debian's own coturn unit 9.0; 1.1 is what was reached and kept."""
+    run = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=12",
+         f"--root={root}", unit],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-300:] + run.stderr
+
+
+# What clients are told
+
+
+def test_uris_of_a_pool_name_every_host_and_transport() -> None:
+    fleet = load((TURN2, "pools", ["calls"]), ("*", "turn.pools.avatar", ...),
+                 (TURN2, "turn.pools.calls.tls", False),
+                 (TURN2, "turn.pools.calls.listening_port", 3480))  # fmt: skip
+    assert stun_uris(fleet, "calls") == [f"stun:{TURN1}:3478", f"stun:{TURN2}:3480"]
+    assert turn_uris(fleet, "calls") == [
+        f"turn:{TURN1}:3478?transport=udp", f"turn:{TURN1}:3478?transport=tcp",
+        f"turns:{TURN1}:5349?transport=tcp",
+        f"turn:{TURN2}:3480?transport=udp", f"turn:{TURN2}:3480?transport=tcp",
+    ]  # fmt: skip
+    assert (stun_uris(fleet, None), turn_uris(fleet, None)) == ([], [])
+
+
+def test_the_app_gets_the_same_keys_and_uris_as_livekit() -> None:
+    fleet = full_box()
+    environment = declare(fleet, SFU1).release.environments["/srv/app/.env"]
+    values = dict(line.split("=", 1) for line in environment.lines)
+    assert values == {
+        "LIVEKIT_URL": "wss://livekit.callready.test",
+        "LIVEKIT_API_KEY": "APIunit",
+        "LIVEKIT_API_SECRET": livekit_yaml(fleet)["keys"]["APIunit"],
+        "TURN_URIS": ",".join(turn_uris(fleet, "calls")),
+        "TURN_SECRET": SECRETS["turn/calls"],
+        "TURN_TTL": "600",
+    }
+    assert (environment.owner, environment.units) == ("app", ("app.service",))
