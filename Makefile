@@ -66,6 +66,12 @@ secrets: install
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)
 
+bench: lab-install
+	$(PYTHON) -m bench
+
+docs: install
+	$(PYTHON) -m callready.docs
+
 lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .

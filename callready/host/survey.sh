@@ -119,7 +119,7 @@ state() {
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ -f "$path" ] || continue
-        printf 'environment\t%s\t%s\t%s\t%s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
+        printf 'environment\t%s\t%s\t%s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
             "$(grep -E "^($keys)=" "$path" | sort | sha256sum | cut -c1-64)" \
             "$(cat "/var/lib/callready/environment/$(printf %s "$path" | tr / _)" 2>/dev/null)"
     done
@@ -138,9 +138,10 @@ served() {
 }
 
 survey() {
-    served & # waits for a handshake while the rest is read
-    system; packages; users; files; units; listeners; filters; sysctls; state
-    wait
+    exec 3>&1
+    # Handshakes take their time while the rest is read; apart, so that no line is torn.
+    tls=$(served & { system; packages; users; files; units; listeners; filters; sysctls; state; } >&3; wait)
+    [ -n "$tls" ] && printf '%s\n' "$tls"
     printf 'end\n'
 }
 survey < /dev/null

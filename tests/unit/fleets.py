@@ -177,7 +177,14 @@ def deployed(release: Release) -> Facts:
         facts.files[path] = FileFact(link=target)
     for unit, service in release.services.items():
         facts.units[unit] = UnitFact(
-            "loaded", "active", "enabled", 4711, False, service.fingerprint, "/usr/bin/daemon"
+            "loaded",
+            "active",
+            "enabled",
+            4711,
+            False,
+            service.fingerprint,
+            "/usr/bin/daemon",
+            service.given,
         )
     for unit in release.masks:
         facts.units[unit] = UnitFact("masked", "inactive", "masked", 0, False, "-", "-")

@@ -16,7 +16,7 @@ import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 
-from callready.facts import EnvironmentFact, Facts, FileFact
+from callready.facts import EnvironmentFact, Facts
 from callready.release import ROOT, Plan, Release, Rows, row_hash, rows_sql
 from tasks import declare
 
@@ -247,6 +247,9 @@ OLD = "restart, its process is older than its configuration"
          [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
         (unit(CALLS_UNIT, fingerprint="-"), [f"! unit {CALLS_UNIT}: {OLD}"],
          [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+        (unit(CALLS_UNIT, given=("0" * 64,)),
+         [f"! unit {CALLS_UNIT}: restart, it was started with an edited configuration"],
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
         (unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
          [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
          [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
@@ -469,8 +472,11 @@ def database(tmp_path: Path) -> Path:
 
 
 def test_rows_become_exactly_what_is_declared(database: Path) -> None:
-    old = Rows("", (("turn_secret", "r.test", "old"), ("turnusers_lt", "r.test", "ann:aa"),
-                    ("turnusers_lt", "r.test", "bob:bb"), ("turn_secret", "s.test", "s")))  # fmt: skip
+    secret, user = "turn_secret", "turnusers_lt"
+    old = Rows("", (
+        (secret, "r.test", "old"), (secret, "s.test", "s"),
+        (user, "r.test", "ann:aa"), (user, "r.test", "bob:bb"),
+    ))  # fmt: skip
     apply(database, rows_sql(old))
     assert table(database) == {
         ("turn_secret", "r.test", "old"), ("turn_secret", "s.test", "s"),
@@ -478,8 +484,10 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     }  # fmt: skip
     apply(database, rows_sql(old))
     assert len(table(database)) == 4
-    new = Rows("", (("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
-                    ("turnusers_lt", "r.test", "bob:new"), ("turnusers_lt", "s.test", "bob:bb")))  # fmt: skip
+    new = Rows("", (
+        (secret, "r.test", "new"), (secret, "r.test", "old"),
+        (user, "r.test", "bob:new"), (user, "s.test", "bob:bb"),
+    ))  # fmt: skip
     apply(database, rows_sql(new))
     assert table(database) == {
         ("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
@@ -499,10 +507,8 @@ def test_a_secret_is_data_whatever_it_contains(database: Path, value: str) -> No
 
 def test_a_failing_statement_changes_nothing(database: Path) -> None:
     apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "old"),))))
-    apply(
-        database,
-        b"CREATE TRIGGER full BEFORE DELETE ON turn_secret BEGIN SELECT RAISE(ABORT, 'disk full'); END;",
-    )
+    fail = "BEGIN SELECT RAISE(ABORT, 'disk full'); END;"
+    apply(database, f"CREATE TRIGGER full BEFORE DELETE ON turn_secret {fail}".encode())
     with pytest.raises(subprocess.CalledProcessError):
         apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "new"),))))
     assert table(database) == {("turn_secret", "r.test", "old")}
