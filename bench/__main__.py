@@ -37,11 +37,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="two hosts, few rounds, no file")
     parser.add_argument("--hosts", type=int, metavar="N", help="instead of 10 (quick: 2)")
-    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 7 (quick: 3)")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5 (quick: 3)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(c.name for c in ALL))
     options = parser.parse_args()
     many = options.hosts or (2 if options.quick else len(HOSTS))
-    rounds = options.rounds or (3 if options.quick else 7)
+    rounds = options.rounds or (3 if options.quick else 5)
     contenders = [c for c in ALL if not options.only or c.name in options.only]
     try:
         setting = report.machine(ansible_playbook())
@@ -59,6 +59,8 @@ def main() -> int:
     except (BenchError, LabError) as error:
         print(f"bench: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     print(text := report.markdown(table))
     if not options.quick and not options.only:
         (ROOT / "docs" / "bench.md").write_text(text)

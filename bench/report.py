@@ -62,8 +62,10 @@ configuration, the firewall's rules and loader, two units that run). "One file c
 - **empty.py**: `pyinfra INVENTORY empty.py` with an empty file: what pyinfra itself takes to start
   and to connect.
 - **floor**: one `ssh` a host, all at once, running one script that does it all (`bench/floor.sh`).
-- **pyinfra's operations**: the same as a usual pyinfra deploy (`bench/ordinary.py`).
-- **Ansible**: the same as a playbook (`bench/playbook.yml`), pipelining on, a fork a host.
+- **pyinfra's operations**: the same as a usual pyinfra deploy (`bench/ordinary.py`), pyinfra as it
+  comes (without callready's TCP_NODELAY).
+- **Ansible**: the same as a playbook (`bench/playbook.yml`): pipelining on, a fork a host, facts
+  gathered as by default, no connection left over from the run before.
 """
 METHOD = """Repeat it with `make bench`; `python -m bench --quick` is a short run with two hosts.
 
@@ -80,8 +82,8 @@ def markdown(table: Table) -> str:
     """The whole page."""
     parts = [INTRODUCTION, times(table), "## Targets\n", targets(table), spread(table)]
     setting = (
-        f"{table.machine} {table.rounds} rounds, Ansible in every second one; the contenders take "
-        "turns in random order.\n"
+        f"{table.machine} Rounds: {table.rounds}, Ansible in every second one; the contenders take "
+        "turns in random order, after one run each that is not counted.\n"
     )
     return "\n".join([*parts, "## Where this was measured\n", setting, METHOD])
 
@@ -153,8 +155,8 @@ def number(value: float | None, digits: int) -> str:
 
 def machine(ansible: Path) -> str:
     """What it runs on, with versions; `ansible` is ansible-playbook."""
-    shown = subprocess.run([ansible, "--version"], capture_output=True, text=True, check=True)
-    core = re.search(r"core (\S+)\]", shown.stdout)
+    # Asking it would leave ~/.ansible behind.
+    core = next(ansible.parent.parent.glob("lib/*/site-packages/ansible_core-*.dist-info"))
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
@@ -162,6 +164,6 @@ def machine(ansible: Path) -> str:
         f"{os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), {memory:.0f} GiB, "
         f"Linux {platform.release()}, load average at the start {os.getloadavg()[0]:.1f}; "
         f"Python {platform.python_version()}, pyinfra {version('pyinfra')}, "
-        f"paramiko {version('paramiko')}, ansible-core {core[1] if core else '?'}, "
+        f"paramiko {version('paramiko')}, ansible-core {core.stem.partition('-')[2]}, "
         f"{ssh.split(',')[0]}; the hosts are the lab's Debian 12 and 13 in turn, on the same cores."
     )

@@ -91,6 +91,7 @@ class Facts:
     ssh_ports: set[int] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     nat_tables: set[str] = field(default_factory=set)
+    firewalls: set[str] = field(default_factory=set)
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -145,6 +146,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "sha":
                 raw[f[0]]["sha256"] = f[1]
             case "unit":
+                if f[0] == "firewalld.service" and f[2] == "active":
+                    facts.firewalls.add("firewalld")
                 facts.units[f[0]] = UnitFact(
                     f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7], tuple(f[8].split())
                 )
@@ -158,6 +161,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 facts.tables.add(f"{f[0]} {f[1]}")
             case "nat":
                 facts.nat_tables.add(f"{f[0]} {f[1]}")
+            case "firewall":
+                facts.firewalls.add(f[0])
             case "sysctl":
                 facts.sysctls[f[0]] = f[1]
             case "database":

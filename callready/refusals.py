@@ -11,8 +11,8 @@ from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
-FIREWALLS = ("ufw", "firewalld")
 RULES = f"{ROOT}/nftables.conf"
+DISABLE = {"ufw": "ufw disable", "firewalld": "systemctl disable --now firewalld"}
 OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd")
 
 
@@ -31,13 +31,10 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             f"its clock is {abs(facts.skew):.0f} s {side} this machine's (limit {limit:.0f} s, "
             "host.max_clock_skew): TURN credentials carry an expiry time; check timedatectl on both"
         )
-    for name in FIREWALLS:
-        running = f"{name}.service" in facts.units and facts.units[f"{name}.service"].is_running
-        if not running or RULES not in here.release.files:
-            continue
+    for name in sorted(facts.firewalls) if RULES in here.release.files else ():
         yield (
             f"{name} is active and would drop what callready opens: disable it "
-            f"(systemctl disable --now {name}) or set firewall.enabled to False"
+            f"({DISABLE[name]}) or set firewall.enabled to False"
         )
     nat = sorted(facts.nat_tables - {"inet callready"})
     if here.settings.firewall.notrack and nat:

@@ -233,7 +233,7 @@ class Release:
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
             "CANDIDATES": [name for name, version in self.packages.items() if version],
             "USERS": self.users,
-            "UNITS": [*self.services, *self.masks, "ufw.service", "firewalld.service"],
+            "UNITS": [*self.services, *self.masks, "firewalld.service"],
             "SYSCTLS": self.sysctls,
             "DATABASES": self.databases,
             "TLS_ENDPOINTS": endpoints,
@@ -382,7 +382,7 @@ class Release:
                 )
                 plan.step("restart", unit)
             elif found.given != service.given:
-                plan.add("!", "unit", f"{unit}: restart, it was started with an edited configuration")
+                plan.add("!", "unit", f"{unit}: restart, it was started with an edited file")
                 plan.step("restart", unit)
             elif found.binary.endswith("(deleted)"):
                 plan.add("!", "unit", f"{unit}: restart, its binary was replaced")

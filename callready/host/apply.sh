@@ -58,9 +58,15 @@ candidates() {
 packages() {
     log=$here/apt.log
     say "installing $*"
-    { apt-get -y -q -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 \
+    # What a power cut left half done; apt-get would only say so.
+    dpkg --force-confold --configure -a > "$log" 2>&1 < /dev/null || :
+    # A controller that is gone (sed dies of SIGPIPE) must not leave dpkg half done.
+    { apt-get -y -q -f -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 \
         -o Dpkg::Options::=--force-confold --no-install-recommends install "$@" 2>&1 < /dev/null &&
-        : > "$here/installed"; } | tee "$log" | sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p'
+        : > "$here/installed"; } | tee "$log" | {
+        sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p' || :
+        cat > /dev/null
+    }
     [ -e "$here/installed" ] ||
         fail "apt-get install $* failed: $(grep '^E:' "$log" | tail -n 3)"
 }

@@ -12,6 +12,7 @@ system() {
 }
 
 packages() {
+    [ -n "$PACKAGES" ] || return 0
     installed=$(dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2>/dev/null |
         awk -F "$T" '$4 ~ /^.i/')
     [ -n "$installed" ] && printf '%s\n' "$installed"
@@ -81,13 +82,15 @@ listeners() {
 filters() {
     command -v nft > /dev/null && nft list ruleset 2>/dev/null | awk '
         $1 == "table" { family = $2; name = $3; print "table\t" family "\t" name }
-        / (masquerade|snat|dnat|redirect)/ { print "nat\t" family "\t" name }' | sort -u
+        /type nat hook/ { print "nat\t" family "\t" name }' | sort -u
     # What load-firewall noted, as long as the table is still what it loaded.
-    if read -r source table < /run/callready-firewall 2>/dev/null; then
+    if read -r source table 2>/dev/null < /run/callready-firewall; then
         now=$(nft list table inet callready 2>/dev/null | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
         [ "$table" = "${now%% *}" ] || source=changed
         printf 'ruleset\t%s\n' "$source"
     fi
+    # Its unit says nothing: `ufw enable` leaves it inactive until the next boot.
+    grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf && printf 'firewall\tufw\n'
     return 0
 }
 
@@ -132,7 +135,7 @@ state() {
 # The certificate that callers get now, whatever lies in the file.
 served() {
     for endpoint in $TLS_ENDPOINTS; do
-        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -connect "$endpoint" 2>/dev/null |
+        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -no-CAfile -no-CApath -no-CAstore -connect "$endpoint" 2>/dev/null |
             openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
     done
 }

@@ -208,7 +208,7 @@ class Fleet:
         return run
 
     def ice_servers(self) -> dict[str, Any]:
-        """What LiveKit hands out to callers, each asked: URI -> data, or `suffers` for a bad one."""
+        """What LiveKit hands out to callers, each one asked: `ok` if all answer."""
         return probe(
             "webrtc", f"ws://{SFU.fqdn}:7880", "--ice-servers", "--ca-file",
             str(plan.STATE / "ca.pem"), secret=self.secrets["livekit/api_secret"],

@@ -92,9 +92,7 @@ def test_no_coturn_but_ours_ever_ran(deployed_fleet: Fleet, host: Host) -> None:
 
 @pytest.mark.parametrize("host", [TURN12, TURN13], ids=["Debian 12", "Debian 13"])
 @pytest.mark.parametrize("transport", ["udp", "tcp", "tls"])
-def test_callers_get_a_relay_and_strangers_do_not(
-    fleet: Fleet, host: Host, transport: str
-) -> None:
+def test_callers_get_a_relay_and_strangers_do_not(fleet: Fleet, host: Host, transport: str) -> None:
     over = (5349 if transport == "tls" else 3478, "--transport", transport)
     assert allocate(host, fleet.secrets["turn/calls"], *over) == "ok"
     assert "(401 Unauthorized)" in allocate(host, "x" * 32, *over)
@@ -124,10 +122,7 @@ def test_one_value_restarts_only_the_unit_that_has_it(fleet: Fleet) -> None:
     fleet.data["turn"]["pools"]["avatar"]["user_quota"] = 13
     assert fleet.deploy().changed == ["h04", "h05"]
     restarted = {
-        unit
-        for host in HOSTS
-        for unit, pid in host.pids().items()
-        if before[host].get(unit) != pid
+        unit for host in HOSTS for unit, pid in host.pids().items() if before[host].get(unit) != pid
     }
     assert restarted == {"livekit-server.service", "turnserver@avatar.service"}
     assert {host: host.snapshot() for host in untouched} == untouched
@@ -166,7 +161,9 @@ def test_environment_file_keeps_what_is_not_ours(fleet: Fleet) -> None:
 
 def test_renewed_certificate_is_served_without_a_restart(fleet: Fleet) -> None:
     before = {host: host.pids() for host in HOSTS}
-    subprocess.run([sys.executable, "-m", "lab", "cert", TWO_POOLS.name], check=True, cwd=REPOSITORY)
+    subprocess.run(
+        [sys.executable, "-m", "lab", "cert", TWO_POOLS.name], check=True, cwd=REPOSITORY
+    )
     pem = plan.STATE / "certs" / f"{TWO_POOLS.fqdn}.pem"
     renewed = openssl("x509", "-noout", "-serial", "-in", str(pem)).partition("=")[2]
     old = {served(TWO_POOLS, port) for port in (5349, 5350)}
@@ -182,7 +179,9 @@ def test_renewed_certificate_is_served_without_a_restart(fleet: Fleet) -> None:
 
 
 def openssl(*arguments: str) -> str:
-    return subprocess.run(["openssl", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        ["openssl", *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def served(host: Host, port: int) -> str:

@@ -69,7 +69,8 @@ def test_every_mistake_of_every_host_is_told_at_once(nowhere: Fleet) -> None:
     nowhere.secrets["turn/calls"] = "short"
     assert sorted(nowhere.refused()) == [
         "h17.lab.test, h18.lab.test: livekit.keys.APIx: is written in the inventory; write a "
-        'reference such as "secret:turn/calls" and keep the value in the store (make secrets ENV=…)',
+        'reference such as "secret:turn/calls" and keep the value in the store (make secrets '
+        "ENV=…)",
         "h17.lab.test, h18.lab.test: livekit.rtc.tcp_port: 70000 is not a port (1-65535)",
         "h17.lab.test, h18.lab.test: turn.allowed_peers.0: '10.0.0.0/8' is a CIDR; coturn wants a "
         "range and would run without the rule: write 10.0.0.0-10.255.255.255",
@@ -88,7 +89,20 @@ def test_rules_that_need_several_sections(nowhere: Fleet) -> None:
     nowhere.data["livekit"]["config"] = {"rtc": {"max_bitrat": 1}}
     nowhere.data["turn"]["pools"]["calls"]["extra"] = {"no-udp-relay-bandwidth-limit": True}
     nowhere.data["turn"]["pools"]["spare"] = {"realm": "x.test", "secrets": ["secret:turn/calls"]}
-    assert sorted(nowhere.refused()) == [NOTHING]
+    assert sorted(nowhere.refused()) == [
+        "h17.lab.test, h18.lab.test: turn.pools.calls.extra.no-udp-relay-bandwidth-limit: not a "
+        "coturn key in any version: bandwidth is unlimited by default; to limit it use max-bps "
+        "(bytes/s per session) or bps-capacity (bytes/s for the server)",
+        "h17.lab.test: livekit.config.rtc.max_bitrat: not a key of livekit.yaml in any version; "
+        "livekit-server 1.13.5 would not start",
+        "h17.lab.test: turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls "
+        "(relay range 49152-65535) overlap on the same host; keep 50000-60000 for LiveKit, give "
+        "60001-65535 to coturn calls",
+        NOTHING,
+        "turn.pools.calls.secrets.0: is the same secret as turn.pools.spare.secrets.0: use "
+        "different ones",
+        "turn.pools.spare: no host of group turn has it in its pools",
+    ]
 
 
 def test_host_without_ipv4_is_refused(nowhere: Fleet) -> None:
@@ -173,8 +187,8 @@ def test_port_of_another_program_is_refused(fleet: Fleet) -> None:
     with SFU.listening("tcp", 7890):
         assert fleet.refused() == [
             "nothing was changed",
-            "h04.lab.test: port 7890/tcp is taken by perl (foreign-tcp-7890.service), LiveKit needs "
-            "it for signalling: stop that program (a container?) or change livekit.port",
+            "h04.lab.test: port 7890/tcp is taken by perl (foreign-tcp-7890.service), LiveKit "
+            "needs it for signalling: stop that program (a container?) or change livekit.port",
         ]
         fleet.data["host"] = {"other_listeners": ["7890/tcp"]}  # of another host, perhaps
         fleet.data["livekit"]["port"] = 7880
@@ -193,8 +207,8 @@ def test_clock_that_is_off_is_refused(fleet: Fleet) -> None:
 def test_notrack_is_refused_where_another_table_does_nat(fleet: Fleet) -> None:
     fleet.data["firewall"] = {"notrack": True}
     TWO_POOLS.root(
-        "nft add table ip docker; nft 'add chain ip docker out { type nat hook postrouting priority "
-        "100; }'; nft add rule ip docker out ip saddr 172.17.0.0/16 masquerade"
+        "nft add table ip docker; nft 'add chain ip docker out { type nat hook postrouting "
+        "priority 100; }'; nft add rule ip docker out ip saddr 172.17.0.0/16 masquerade"
     )
     try:
         assert fleet.refused() == [
@@ -213,8 +227,8 @@ def test_active_ufw_is_refused_and_an_inactive_one_is_not(fleet: Fleet) -> None:
         TURN13.root("ufw allow 22/tcp; ufw --force enable")
         assert fleet.refused() == [
             "nothing was changed",
-            "h06.lab.test: ufw is active and would drop what callready opens: disable it (systemctl "
-            "disable --now ufw) or set firewall.enabled to False",
+            "h06.lab.test: ufw is active and would drop what callready opens: disable it (ufw "
+            "disable) or set firewall.enabled to False",
         ]
     finally:
         TURN13.root("ufw disable; apt-get -qq purge -y ufw > /dev/null")

@@ -47,7 +47,7 @@ def set_(**values: object) -> Callable[[Facts], None]:
         set_(packages={"coturn": "4.6.1-1+b2"}),
         set_(candidates={}), set_(candidates={"coturn": "(none)"}),
         set_(nat_tables={"ip nat"}),
-        running("ufw.service", "inactive"), running("firewalld.service", "failed"),
+        running("firewalld.service", "failed"),
         # Ours, sshd's, on loopback, or of no interest to the plan.
         listening(
             Listener("udp", "192.0.2.11", 3478, "turnserver", "turnserver@calls.service"),
@@ -88,13 +88,16 @@ def test_a_clock_that_is_off_is_refused(skew: float, words: str) -> None:
     assert refused(set_(skew=skew), (SFU1, "host.max_clock_skew", 100)) == []
 
 
-@pytest.mark.parametrize("name", ["ufw", "firewalld"])
-def test_another_firewall_is_refused_where_ours_would_be_loaded(name: str) -> None:
-    assert refused(running(f"{name}.service")) == [
-        f"{name} is active and would drop what callready opens: disable it (systemctl disable "
-        f"--now {name}) or set firewall.enabled to False"
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [("ufw", "ufw disable"), ("firewalld", "systemctl disable --now firewalld")],
+)
+def test_another_firewall_is_refused_where_ours_would_be_loaded(name: str, how: str) -> None:
+    assert refused(set_(firewalls={name})) == [
+        f"{name} is active and would drop what callready opens: disable it ({how}) or set "
+        "firewall.enabled to False"
     ]
-    assert refused(running(f"{name}.service"), (SFU1, "firewall.enabled", False)) == []
+    assert refused(set_(firewalls={name}), (SFU1, "firewall.enabled", False)) == []
 
 
 def test_notrack_is_refused_where_another_table_does_nat() -> None:
@@ -198,7 +201,7 @@ def test_sshd_on_a_port_of_the_plan_is_refused_with_its_way_out() -> None:
 def test_everything_that_is_wrong_is_said_at_once() -> None:
     def all_of_it(facts: Facts) -> None:
         facts.skew = 60.0
-        running("ufw.service")(facts)
+        facts.firewalls = {"ufw"}
         facts.packages = {"coturn": "4.18.0-1"}
         listening(Listener("tcp", "*", 7881, "x", "x.service"))(facts)
 

