@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 import pytest
@@ -78,10 +78,10 @@ class Sandbox:
         script = "\n".join([*before, f"SSH_PORT=2222 dash -s < {self.folder}/survey"])
         return facts.parse(self.run(script).splitlines(), sent_at)
 
-    def apply(self, release: Release, found: Facts) -> str:
+    def apply(self, release: Release, found: Facts, only: Set[str] = FILE_STEPS) -> str:
         """Run the steps of the plan that need no systemd, and say what apply.sh printed."""
         plan = release.plan(found)
-        plan.steps = [step for step in plan.steps if shlex.split(step)[0] in FILE_STEPS]
+        plan.steps = [step for step in plan.steps if shlex.split(step)[0] in only]
         bundle = self.folder / "bundle"
         shutil.rmtree(bundle, ignore_errors=True)
         bundle.mkdir()
@@ -327,16 +327,33 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
 def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
     host.apply(release, bare())
-    files = (host.folder / "upper").rglob("*")
-    wanted = [SECRETS[name].encode() for name in ("livekit/api_secret", "turn/calls")]
+    assert release.certificate
+    wanted = [SECRETS["livekit/api_secret"].encode(), SECRETS["turn/calls"].encode()]
+    wanted.append(release.certificate.key)
     holders = [
-        path for path in files
-        if path.is_file() and not path.is_symlink() and path.name != "passwd"
-        and any(value in path.read_bytes() for value in wanted)
+        path
+        for path in (host.folder / "upper").rglob("*")
+        if path.is_file() and not path.is_symlink()
+        if any(value in path.read_bytes() for value in wanted)
+    ]
+    assert sorted(path.name for path in holders) == [
+        ".env", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
     ]  # fmt: skip
-    assert {path.name for path in holders} == {"livekit.yaml", "turn_secret", "calls.db", ".env"}
     assert [path for path in holders if path.stat().st_mode & 0o007] == []
-    assert not list((host.folder / "upper/var/lib/callready").glob("incoming.*"))
+    # What was transferred is gone.
+    assert not (host.folder / "bundle").exists()
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_a_cut_leaves_no_readable_secret_behind(host: Sandbox) -> None:
+    release = declare(box(), SFU1).release
+    host.run("sed -i /^turnserver:/d /etc/passwd")
+    with pytest.raises(AssertionError, match="invalid user"):
+        host.apply(release, bare(), only={"rows"})
+    (database,) = (host.folder / "upper/var/lib/turn").iterdir()
+    assert SECRETS["turn/calls"].encode() in database.read_bytes()
+    assert database.stat().st_mode & 0o077 == 0
     assert not (host.folder / "bundle").exists()
 
 

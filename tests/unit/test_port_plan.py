@@ -174,6 +174,11 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
          "52000-53000) overlap on the same host; keep 52000-53000 for coturn calls, give "
          "53001-60000 to LiveKit",
          [("livekit.rtc.port_range_start", 53001)]),
+        (SFU1, [*SAME_BOX, (SFU1, "turn.pools.calls.min_port", 60000)],
+         "turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
+         "60000-65535) overlap on the same host; keep 60000-65535 for coturn calls, give "
+         "50000-59999 to LiveKit",
+         [("livekit.rtc.port_range_end", 59999)]),
         (TURN1, TWO_POOLS,
          "turn.pools.avatar.min_port: coturn calls (relay range 49152-65535) and coturn avatar "
          "(relay range 49152-65535) overlap on the same host; give 49152-57343 to coturn calls and "

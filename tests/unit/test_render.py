@@ -129,8 +129,8 @@ def test_every_ssh_port_in_use_is_open() -> None:
 
 
 def test_an_undefined_variable_is_an_error_and_not_an_empty_word() -> None:
-    with pytest.raises(jinja2.UndefinedError, match="'sysctls' is undefined"):
-        render.render("60-callready.conf.j2")
+    with pytest.raises(jinja2.UndefinedError, match="'loader' is undefined"):
+        render.render("callready-firewall.service.j2")
 
 
 # livekit.yaml

@@ -10,8 +10,10 @@ from textwrap import dedent
 import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, SOURCE, TURN1, TURN2, Authority, Edit, load, merged, write_store
+from pydantic import ValidationError
 
 from callready.settings.fleet import Fleet, SettingsError, inventory_data
+from callready.settings.models import HostSettings
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -153,7 +155,8 @@ def test_a_misspelt_key_gets_a_suggestion(path: str, message: str) -> None:
            "would leave addresses out; write ranges that end in 00… and ff… after the first "
            "difference")
           for peers in ("2001:db8::1-2001:db9::2", "2001:db8::5-2001:db8:1::5",
-                        "2001:db8::-2001:db8:1::")),
+                        "2001:db8::-2001:db8:1::",
+                        "2001:db8:0:101::-2001:db8:0:2ff:ffff:ffff:ffff:ffff")),
     ],
 )  # fmt: skip
 def test_a_peer_range_that_coturn_would_misread_is_refused(peers: str, message: str) -> None:
@@ -275,6 +278,14 @@ def test_a_secret_at_the_wrong_place_is_in_no_message(path: str, wrap: object) -
     assert callable(wrap)
     lines = said(("*", path, wrap("secret:turn/user")), (TURN2, "ssh_port", 0))
     assert not [line for line in lines if SECRETS["turn/user"] in line]
+
+
+def test_pydantics_own_message_has_no_value_either() -> None:
+    planted = "planted-poison-that-a-traceback-would-show"
+    with pytest.raises(ValidationError) as error:
+        HostSettings.model_validate({"name": "x", "sudo_password": planted, "turn": {"x": planted}})
+    assert "sudo_password" in str(error.value)
+    assert planted not in str(error.value)
 
 
 def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
