@@ -83,6 +83,6 @@ unit: lab-install
 check: lint unit
 
 lab-tests: lab-install
-	$(PYTHON) -m pytest -v tests/lab
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/lab
 
 test: check lab-tests
