@@ -400,8 +400,10 @@ class Release:
             if (found_env is None or found_env.applied != env.sha256) and (
                 env.units or env.commands
             ):
-                what = ", ".join([*env.units, *env.commands])
-                plan.add("!", "unit", f"{what}: restart, it reads {path}")
+                for unit in env.units:
+                    plan.add("!", "unit", f"{unit}: restart, it reads {path}")
+                for command in env.commands:
+                    plan.add("!", "command", f"{command}: run, {path} changed")
                 plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
 
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fleet import FLEET, SFU, Fleet, inventory
@@ -41,14 +39,12 @@ def bare_fleet(lab_fleet: Fleet) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="session")
 def deployed_fleet(lab_fleet: Fleet) -> Fleet:
-    """The fleet after a first deploy of bare hosts, as talkative as pyinfra can be and watched by
-    somebody else on the machine; `first` is how it went."""
+    """The fleet after a first deploy of bare hosts, as talkative as pyinfra can be; `first` is how
+    it went."""
     # What an earlier, hand-made installation may have left.
     SFU.root("mkdir -p /etc/livekit; umask 077; echo 'port: 1' > /etc/livekit/livekit.yaml")
     SFU.root("mkdir -p /srv/app; echo 'DEBUG=1\nLIVEKIT_API_KEY=old\nPORT=80' > /srv/app/.env")
-    with Onlooker() as onlooker:
-        lab_fleet.first = lab_fleet.run("-vvv", "--debug", "--diff")
-    lab_fleet.seen = onlooker.seen
+    lab_fleet.first = lab_fleet.run("-vvv", "--debug", "--diff")
     lab_fleet.unsettled = False
     return lab_fleet
 
@@ -60,29 +56,3 @@ def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
         deployed_fleet.deploy()
     yield deployed_fleet
     deployed_fleet.restore()
-
-
-class Onlooker:
-    """Reads the process list of the machine, the hosts' included, all the time: every command
-    line, and the environment of every process that is not root's."""
-
-    def __enter__(self) -> Onlooker:
-        self.seen: set[bytes] = set()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._done.wait(0.02):
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    self.seen.add((process / "cmdline").read_bytes())
-                    if process.stat().st_uid:
-                        self.seen.add((process / "environ").read_bytes())
-                except OSError:
-                    continue  # it has ended

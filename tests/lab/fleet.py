@@ -163,7 +163,6 @@ class Fleet:
         self.secrets = {name: f"{self.marker}-{name}-{secrets.token_hex(8)}" for name in names}
         self._original = copy.deepcopy((groups, data, self.secrets))
         self.first: Run | None = None
-        self.seen: set[bytes] = set()
         # Whether hosts may be other than the original inventory says.
         self.unsettled = True
 
@@ -199,11 +198,11 @@ class Fleet:
         assert "Traceback" not in run.text, run.text
         return run
 
-    def deploy(self, *arguments: str) -> Run:
+    def deploy(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
         """A deploy that must succeed; its JSON is in the result."""
         changed_inventory = (self.groups, self.data, self.secrets) != self._original
         self.unsettled = changed_inventory or bool(arguments)
-        run = self.run("--json", *arguments)
+        run = self.run("--json", *arguments, before=before)
         assert run.status == 0, run.text
         return run
 

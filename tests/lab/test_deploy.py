@@ -204,7 +204,7 @@ def test_dry_run_shows_a_change_with_secrets_hidden_and_touches_nothing(fleet: F
         "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, TURN_URIS, "
         "TURN_SECRET, TURN_TTL",
         f"! unit {livekit}: restart, its process is older than its configuration",
-        "! unit echo restarted >> /run/app-log: restart, it reads /srv/app/.env",
+        "! command echo restarted >> /run/app-log: run, /srv/app/.env changed",
     ]
     rows = [line for line in run.plan("h05") if " row " in line]
     assert [line[:30] for line in rows] == [

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fleet import FLEET, HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, probe
+from fleet import HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, probe
 
 from lab import Lab
 

@@ -175,7 +175,7 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
          "53001-60000 to LiveKit",
          [("livekit.rtc.port_range_start", 53001)]),
         (SFU1, [*SAME_BOX, (SFU1, "turn.pools.calls.min_port", 60000)],
-         "turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
+         "livekit.rtc.port_range_start: LiveKit (media 50000-60000) and coturn calls (relay range "
          "60000-65535) overlap on the same host; keep 60000-65535 for coturn calls, give "
          "50000-59999 to LiveKit",
          [("livekit.rtc.port_range_end", 59999)]),
