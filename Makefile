@@ -9,7 +9,7 @@ INVENTORY := inventories/$(ENV)
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
 LAB_PACKAGES := aapt android-framework-res apt-cacher-ng faketime iproute2 mmdebstrap nftables openssh-client \
-	openssl sqlite3 systemd-container
+	openssl sqlite3 strace systemd-container
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif

@@ -15,6 +15,9 @@ from callready.settings.problem import Problem
 
 Finding = tuple[list[str], Problem]
 
+# The groups that get something; others are the operator's own.
+GROUPS = frozenset({"livekit", "turn", "app", "android"})
+
 # Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
 # these. Documentation addresses are left out: the lab has them.
 _UNREACHABLE = [
@@ -32,6 +35,7 @@ def check(fleet: Fleet) -> Iterator[Finding]:
             yield [name], problem
         for key, message in overlaps(port_plan(here)):
             yield [name], Problem("error", key, message)
+    yield from _same_addresses(fleet)
     yield from _pools(fleet)
     yield from _secrets(fleet)
     if not fleet.group("livekit") and not fleet.group("turn"):
@@ -40,6 +44,17 @@ def check(fleet: Fleet) -> Iterator[Finding]:
 
 def _error(key: str, message: str) -> Problem:
     return Problem("error", key, message)
+
+
+def _same_addresses(fleet: Fleet) -> Iterator[Finding]:
+    for key in ("address", "address6"):
+        hosts: dict[str, list[str]] = {}
+        for name, here in fleet.hosts.items():
+            if here.groups & GROUPS and getattr(here, key):
+                hosts.setdefault(getattr(here, key), []).append(name)
+        for address, names in hosts.items():
+            if len(names) > 1:
+                yield names, _error(key, f"{address} is the address of more than one host")
 
 
 def _addresses(here: HostSettings) -> Iterator[Problem]:
@@ -67,6 +82,9 @@ def _unreachable(address: str) -> bool:
 
 
 def _roles(here: HostSettings) -> Iterator[Problem]:
+    if not here.groups & GROUPS:
+        groups = ", ".join(sorted(GROUPS))
+        yield Problem("warning", "", f"is in none of the groups {groups}: nothing is deployed to it")
     if here.is_sfu and here.livekit is None:
         yield _error("livekit", "is missing: the host is in group livekit")
     if "turn" in here.groups and not here.pools:

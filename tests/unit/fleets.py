@@ -70,7 +70,7 @@ def merged(*edits: Edit) -> dict[str, dict[str, Any]]:
     for host, path, value in edits:
         for name in data if host == "*" else [host]:
             *parents, key = path.split(".")
-            section = data.setdefault(name, {})
+            section: dict[str, Any] = data.setdefault(name, {})
             for parent in parents:
                 section = section.setdefault(parent, {})
             if value is ...:

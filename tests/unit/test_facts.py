@@ -423,7 +423,7 @@ end"""
 def test_the_clock_is_compared_with_the_middle_of_the_round_trip(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(facts.time, "time", lambda: 1002.0)
+    monkeypatch.setattr("callready.facts.time.time", lambda: 1002.0)
     assert facts.parse(["clock\t1061.0", "end"], 1000.0).skew == 60.0
     assert facts.parse(["clock\t941.0", "end"], 1000.0).skew == -60.0
 

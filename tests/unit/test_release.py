@@ -358,6 +358,14 @@ def test_what_a_host_no_longer_runs_is_stopped_and_taken_away() -> None:
     assert shlex.split(withdrawn) == ["withdraw", *gone]
 
 
+def test_a_firewall_that_is_switched_off_is_taken_down() -> None:
+    facts = deployed(declare(box(), SFU1).release)
+    plan = declare(box((SFU1, "firewall.enabled", False)), SFU1).release.plan(facts)
+    assert "- firewall table inet callready" in said(plan)
+    assert f"- file {ROOT}/nftables.conf" in said(plan)
+    assert "unload_firewall" in functions(plan)
+
+
 def test_a_sysctl_of_several_numbers_may_be_printed_with_tabs() -> None:
     release = Release()
     release.sysctl("net.ipv4.udp_mem", "190000 250000 380000")

@@ -2,8 +2,7 @@
 
 import os
 import stat
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -175,36 +174,41 @@ def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPat
     assert Store(SOURCE).read().keys() == {"turn/avatar"}
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "callready.secrets", *arguments], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(secrets.__file__).parents[1])},
-    )  # fmt: skip
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        """Exit status, standard output and standard error of the command."""
+        monkeypatch.setattr("sys.argv", ["callready.secrets", *arguments])
+        return (secrets.main(), *capsys.readouterr())
+
+    return run
 
 
-def test_the_command_says_what_is_left_to_do_and_exits_1_until_it_is_done() -> None:
+def test_the_command_says_what_is_left_to_do_and_exits_1_until_it_is_done(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
     write_inventory()
-    first = run(SOURCE)
-    assert (first.returncode, first.stderr) == (1, "")
-    assert first.stdout.splitlines()[-3:] == [
+    status, printed, errors = run(SOURCE)
+    assert (status, errors) == (1, "")
+    assert printed.splitlines()[-3:] == [
         f"{FILE}: add redis/password by hand, it belongs to something that exists",
         f"{FILE}: add sudo/prod by hand, it belongs to something that exists",
         "not complete yet",
     ]
     entries = Store(SOURCE).read()
     write_store({**entries, "redis/password": "theirs", "sudo/prod": "theirs"})
-    second = run(SOURCE)
-    assert (second.returncode, second.stdout) == (0, f"{FILE} is complete\n")
+    assert run(SOURCE) == (0, f"{FILE} is complete\n", "")
     assert Store(SOURCE).read() == {**entries, "redis/password": "theirs", "sudo/prod": "theirs"}
 
 
-def test_the_command_ends_with_a_sentence_where_it_cannot_work() -> None:
-    absent = run("inventories/absent")
-    assert (absent.returncode, absent.stdout) == (1, "")
-    assert absent.stderr == "inventories/absent: no such inventory file\n"
+def test_the_command_ends_with_a_sentence_where_it_cannot_work(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    absent = "inventories/absent: no such inventory file\n"
+    assert run("inventories/absent") == (1, "", absent)
     write_inventory()
     write_store(SECRETS).chmod(0o644)
-    open_to_all = run(SOURCE)
-    assert open_to_all.returncode == 1
-    assert open_to_all.stderr == f"{FILE}: others may read it; run chmod 600 {FILE}\n"
-    assert run().returncode == 2
+    assert run(SOURCE) == (1, "", f"{FILE}: others may read it; run chmod 600 {FILE}\n")
+    assert run() == (2, "", "usage: python -m callready.secrets inventories/ENV\n")

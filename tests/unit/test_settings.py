@@ -446,8 +446,9 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     }  # fmt: skip
     assert fleet[TURN1].ssh_port == 2222
     assert fleet[SFU1].groups == {"livekit", "test"}
-    assert fleet[SFU1].livekit is not None
-    assert fleet[SFU1].livekit.keys["APIunit"].get_secret_value() == SECRETS["livekit/api_secret"]
+    livekit = fleet[SFU1].livekit
+    assert livekit
+    assert livekit.keys["APIunit"].get_secret_value() == SECRETS["livekit/api_secret"]
     # What pyinfra prints, and verification reads, has the references and no values.
     printed = subprocess.run(
         [sys.executable, "-m", "pyinfra", SOURCE, "debug-inventory", "--json"],
