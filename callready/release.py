@@ -37,12 +37,14 @@ class File(NamedTuple):
 
 class Service(NamedTuple):
     """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
-    the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`)."""
+    the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
+    takes new inputs without dropping a connection."""
 
     unit: str
     fingerprint: str
     given: tuple[str, ...]
     listens: tuple[str, ...]
+    reloads: bool = False
 
 
 class Rows(NamedTuple):
@@ -53,14 +55,21 @@ class Rows(NamedTuple):
     rows: tuple[tuple[str, str, str], ...]
 
 
-class CertificateState(NamedTuple):
-    """The certificate pair of a host and the endpoints (`address:port`) that serve it."""
+class Certificate(NamedTuple):
+    """The certificate pair for a name, the group that reads it, and who serves it where:
+    (`address:port`, unit)."""
 
+    name: str
     digest: str
     chain: bytes
     key: bytes
     serial: str
+    group: str
     endpoints: tuple[tuple[str, str], ...]
+
+    def path(self, file: str) -> str:
+        """Where `fullchain.pem`, `privkey.pem` and `both.pem` are on the host."""
+        return f"{ROOT}/tls/{self.name}/current/{file}"
 
 
 class Environment(NamedTuple):
@@ -136,7 +145,7 @@ class Release:
     services: dict[str, Service] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: dict[str, Rows] = field(default_factory=dict)
-    certificate: CertificateState | None = None
+    certificates: dict[str, Certificate] = field(default_factory=dict)
     environments: dict[str, Environment] = field(default_factory=dict)
     archive: Archive | None = None
 
@@ -171,25 +180,25 @@ class Release:
         return self.archive.binary
 
     def service(
-        self, unit: str, *, unit_file: str, inputs: Iterable[str] = (), listens: Iterable[str] = ()
-    ) -> None:
-        """A unit that starts at boot and runs now with its unit file and `inputs` as declared.
+        self, unit: str, *, inputs: Iterable[str] = (), credentials: Iterable[str] = (),
+        binary: str = "", listens: Iterable[str] = (), reloads: bool = False,
+    ) -> None:  # fmt: skip
+        """A unit that runs now with the declared contents of `inputs` (its unit file among them,
+        where that is ours), of `credentials` (LoadCredential) and with `binary`.
 
-        The process carries a fingerprint of all that in its environment, so "needs a restart" is
-        a fact of the process, whichever run changed its files. `inputs` are its credentials:
-        the copies that systemd gave it tell whether somebody edited one and restarted it.
+        The process carries a fingerprint of all that in its environment, or notes it in
+        /run/callready where it reloads, so "needs a restart" is a fact of the process, whichever
+        run changed its files; the copies of its credentials tell whether somebody edited one and
+        restarted it.
         """
-        given = [self.files[path].sha256 for path in inputs]
-        parts = [self.files[unit_file].sha256, *given]
-        if self.archive and unit.startswith("livekit"):
-            parts.append(self.archive.binary)
+        given = sorted(self.files[path].sha256 for path in credentials)
+        parts = [self.files[path].sha256 for path in inputs] + given + [binary]
         fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
         self.file(
-            f"/etc/systemd/system/{unit}.d/callready.conf",
-            content=f"[Service]\nEnvironment=CALLREADY_FINGERPRINT={fingerprint}\n".encode(),
-        )
-        self.enable(unit, unit_file)
-        self.services[unit] = Service(unit, fingerprint, tuple(sorted(given)), tuple(listens))
+            f"/etc/systemd/system/{unit}.d/callready.conf", "drop-in.conf.j2",
+            fingerprint=fingerprint, unit=unit, reloads=reloads,
+        )  # fmt: skip
+        self.services[unit] = Service(unit, fingerprint, tuple(given), tuple(listens), reloads)
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
         """Start `unit` at boot."""
@@ -225,9 +234,9 @@ class Release:
 
     def survey_variables(self) -> dict[str, Iterable[str]]:
         """What `host/survey.sh` has to look at."""
-        endpoints = (
-            [endpoint for endpoint, _ in self.certificate.endpoints] if self.certificate else []
-        )
+        endpoints = [
+            f"{endpoint},{c.name}" for c in self.certificates.values() for endpoint, _ in c.endpoints
+        ]
         return {
             "FILES": [*self.files, *self.links],
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
@@ -348,10 +357,11 @@ class Release:
                 plan.add("-", "row", f"{path} {digest}")
             if have != wanted or path not in facts.databases:
                 plan.step("rows", path, content_name(rows_sql(item)))
-        if self.certificate and self.certificate.digest != facts.pair:
-            c = self.certificate
-            plan.add("~" if facts.pair else "+", "certificate", f"serial {c.serial}")
-            plan.step("pair", c.digest, content_name(c.chain), content_name(c.key))
+        for name, c in self.certificates.items():
+            if c.digest != facts.pairs.get(name):
+                mark = "~" if name in facts.pairs else "+"
+                plan.add(mark, "certificate", f"{name} serial {c.serial}")
+                plan.step("pair", name, c.digest, content_name(c.chain), content_name(c.key), c.group)
         for path, env in self.environments.items():
             mode = EnvironmentFact(0o600, env.owner, env.sha256, "")
             found = facts.environments.get(path)
@@ -376,6 +386,9 @@ class Release:
             if found is None or not found.is_running:
                 plan.add("+", "unit", f"{unit}: start")
                 plan.step("restart", unit)
+            elif found.fingerprint != service.fingerprint and service.reloads:
+                plan.add("~", "unit", f"{unit}: reload, no connection is dropped")
+                plan.step("reload", unit)
             elif found.fingerprint != service.fingerprint:
                 plan.add(
                     "!", "unit", f"{unit}: restart, its process is older than its configuration"
@@ -391,10 +404,10 @@ class Release:
                 self._plan_reload(plan, facts, unit)
                 continue
             plan.step("listening", unit, *service.listens)
-        if self.certificate:
-            for endpoint, _unit in self.certificate.endpoints:
-                if facts.served.get(endpoint) != self.certificate.serial:
-                    plan.step("serving", endpoint, self.certificate.serial)
+        for c in self.certificates.values():
+            for endpoint, _unit in c.endpoints:
+                if facts.served.get((endpoint, c.name)) != c.serial:
+                    plan.step("serving", endpoint, c.name, c.serial)
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
             if (found_env is None or found_env.applied != env.sha256) and (
@@ -405,20 +418,20 @@ class Release:
                 plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
 
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
-        if self.certificate is None:
-            return
-        for endpoint, owner in self.certificate.endpoints:
-            if owner == unit and facts.served.get(endpoint) != self.certificate.serial:
-                plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
-                plan.step("reload", unit)
+        if any(
+            owner == unit and facts.served.get((endpoint, c.name)) != c.serial
+            for c in self.certificates.values()
+            for endpoint, owner in c.endpoints
+        ):
+            plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
+            plan.step("reload", unit)
 
     def bundle(self, plan: Plan) -> str:
         """Everything apply.sh needs, as base64 of a compressed tar archive."""
         contents = {f.sha256: f.content for f in self.files.values()}
         blobs = [rows_sql(item) for item in self.databases.values()]
         blobs += [_lines(env) for env in self.environments.values()]
-        if self.certificate:
-            blobs += [self.certificate.chain, self.certificate.key]
+        blobs += [blob for c in self.certificates.values() for blob in (c.chain, c.key)]
         contents |= {content_name(blob): blob for blob in blobs}
         members = {
             "apply.sh": APPLY.read_bytes(),

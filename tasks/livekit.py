@@ -21,7 +21,7 @@ def livekit(here: Here) -> None:
     here.release.user("livekit")
     binary = here.release.install(settings.base_url, settings.version, settings.archive_sha256)
     here.release.links["/usr/local/bin/livekit-server"] = binary
-    inputs = [CONFIG]
+    inputs = [UNIT_FILE, CONFIG]
     here.release.file(
         CONFIG, "livekit.yaml.j2", mode=0o600, secret=True, here=here.settings, lk=settings,
         turn_servers=servers, stun_servers=stun_servers(here),
@@ -33,8 +33,9 @@ def livekit(here: Here) -> None:
         )
         inputs.append(TURN_SECRET)
     here.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
+    here.release.enable(UNIT, UNIT_FILE)
     here.release.service(
-        UNIT, unit_file=UNIT_FILE, inputs=inputs,
+        UNIT, inputs=inputs, binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
     )  # fmt: skip
 
@@ -53,7 +54,7 @@ def turn_servers(here: Here) -> tuple[list[dict[str, Any]], SecretStr | None]:
         fixed = next(iter(pool.users.items()), None)
         ports = [("udp", pool.listening_port), ("tcp", pool.listening_port)]
         if pool.tls:
-            ports.append(("tls", pool.tls_listening_port))
+            ports.append(("tls", pool.advertised_tls_port))
         for protocol, port in ports:
             server: dict[str, Any] = {"host": turn.name, "port": port, "protocol": protocol}
             if fixed:

@@ -1,28 +1,39 @@
-"""Certificate and key of a TURN host, from the files the inventory names."""
+"""Certificates and keys, from the files the inventory names."""
 
 from callready.here import Here
-from callready.release import ROOT, CertificateState
+from callready.release import Certificate
 from callready.settings.certificates import read_pair
-
-CERTIFICATE = f"{ROOT}/tls/current/fullchain.pem"
-KEY = f"{ROOT}/tls/current/privkey.pem"
 
 
 def tls(here: Here) -> None:
-    """Plain files that coturn can read again on SIGUSR2 (a systemd credential would be a copy
+    """Plain files that their readers take again on reload (a systemd credential would be a copy
     taken at start). They are state, not release: a renewal is no new release."""
-    pools = {name: pool for name, pool in here.settings.turn_pools.items() if pool.tls}
-    files = here.settings.tls
-    if not pools or files is None:
+    settings = here.settings
+    if settings.tls is None:
         return
-    pair = read_pair(
-        files.certificate.format(host=here.name), files.key.format(host=here.name),
-        here.settings.name,
-    )  # fmt: skip
-    endpoints = tuple(
-        (f"{here.settings.local_address}:{pool.tls_listening_port}", f"turnserver@{name}.service")
-        for name, pool in pools.items()
-    )
-    here.release.certificate = CertificateState(
-        pair.digest, pair.chain, pair.key_bytes, f"{pair.serial:x}", endpoints
-    )
+    for name in settings.tls_names:
+        pair = read_pair(*settings.tls.files(here.name, name), name)
+        here.release.certificates[name] = Certificate(
+            name, pair.digest, pair.chain, pair.key_bytes, f"{pair.serial:x}",
+            "turnserver" if settings.turn_pools else "root", tuple(endpoints(here, name)),
+        )  # fmt: skip
+
+
+def endpoints(here: Here, name: str) -> list[tuple[str, str]]:
+    """Where a name's certificate is served, and by which unit."""
+    settings = here.settings
+    found: list[tuple[str, str]] = []
+    for address in (settings.local_address, f"[{settings.address6}]" if settings.address6 else ""):
+        if not address:
+            continue
+        if name in settings.edge_backends and settings.edge:
+            found.append((f"{address}:{settings.edge.port}", "haproxy.service"))
+        if name != settings.name:
+            continue
+        for pool_name, pool in settings.turn_pools.items():
+            unit = "haproxy.service" if settings.shares_443 else f"turnserver@{pool_name}.service"
+            if pool.tls:
+                found.append((f"{address}:{pool.tls_listening_port}", unit))
+            if pool.tls and pool.tls_on_443 and settings.shares_443:
+                found.append((f"{address}:443", unit))
+    return found

@@ -197,17 +197,19 @@ rows() {
     fi
 }
 
-# pair DIGEST CHAIN KEY: a certificate and its key become current together.
+# pair NAME DIGEST CHAIN KEY GROUP: a certificate and its key become current together.
 pair() {
-    say "installing the certificate"
-    (umask 022 && mkdir -p "$root/tls/$1")
-    install -m 0644 "$here/files/$2" "$root/tls/$1/fullchain.pem"
-    install -m 0640 -g turnserver "$here/files/$3" "$root/tls/$1/privkey.pem"
-    sync "$root/tls/$1"/*
-    ln -sfn "$1" $root/tls/.current
-    mv -T $root/tls/.current $root/tls/current
-    for old in $root/tls/*; do
-        case ${old##*/} in "$1" | current) ;; *) rm -rf "$old" ;; esac
+    say "installing the certificate of $1"
+    tls=$root/tls/$1
+    (umask 022 && mkdir -p "$tls/$2")
+    install -m 0644 "$here/files/$3" "$tls/$2/fullchain.pem"
+    install -m 0640 -g "$5" "$here/files/$4" "$tls/$2/privkey.pem"
+    cat "$here/files/$3" "$here/files/$4" > "$tls/$2/both.pem" # as HAProxy wants it; root only
+    sync "$tls/$2"/*
+    ln -sfn "$2" "$tls/.current"
+    mv -T "$tls/.current" "$tls/current"
+    for old in "$tls"/*; do
+        case ${old##*/} in "$2" | current) ;; *) rm -rf "$old" ;; esac
     done
 }
 
@@ -303,15 +305,15 @@ listening() {
     fail "$unit does not listen on$missing after 15 s: $(last_words "$unit")"
 }
 
-# serving ENDPOINT SERIAL: the certificate that callers get is the one just installed.
+# serving ENDPOINT NAME SERIAL: the certificate that callers get is the one just installed.
 serving() {
     for try in 1 2 3 4 5 6 7 8 9 10; do
-        serial=$(timeout 3 openssl s_client -connect "$1" < /dev/null 2> /dev/null |
+        serial=$(timeout 3 openssl s_client -connect "$1" -servername "$2" < /dev/null 2> /dev/null |
             openssl x509 -noout -serial 2> /dev/null | sed 's/.*=0*//' | tr A-F a-f)
-        [ "$serial" = "$2" ] && return
+        [ "$serial" = "$3" ] && return
         sleep 0.5
     done
-    fail "$1 serves certificate ${serial:-none}, not $2"
+    fail "$1 serves certificate ${serial:-none} for $2, not $3"
 }
 
 # confirm RELEASE: the host is what was asked for; keep the last five releases.

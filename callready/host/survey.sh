@@ -48,6 +48,7 @@ units() {
                 fingerprint=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^CALLREADY_FINGERPRINT=//p')
                 binary=$(readlink "/proc/$pid/exe")
                 given=$(sha256sum "/run/credentials/$id"/* 2>/dev/null | cut -c 1-64 | sort)
+                [ -e "/run/callready/$id" ] && read -r fingerprint < "/run/callready/$id"
             fi
             printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
                 "$pid" "$reload" "${fingerprint:--}" "${binary:--}" "$(printf %s "$given" | tr '\n' ' ')"
@@ -114,8 +115,12 @@ state() {
                 printf 'row\t%s\t%s\n' "$database" "$(printf %s "$row" | sha256sum | cut -c1-16)"
             done
     done
-    pair=/etc/callready/tls/current
-    [ -L $pair ] && printf 'pair\t%s\n' "$(cat $pair/fullchain.pem $pair/privkey.pem | sha256sum | cut -c1-16)"
+    for pair in /etc/callready/tls/*/current; do
+        [ -L "$pair" ] || continue
+        name=${pair%/current}
+        printf 'pair\t%s\t%s\n' "${name##*/}" \
+            "$(cat "$pair/fullchain.pem" "$pair/privkey.pem" | sha256sum | cut -c1-16)"
+    done
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ -f "$path" ] || continue
@@ -131,8 +136,9 @@ state() {
 
 # The certificate that callers get now, whatever lies in the file.
 served() {
-    for endpoint in $TLS_ENDPOINTS; do
-        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -connect "$endpoint" 2>/dev/null |
+    for item in $TLS_ENDPOINTS; do # address:port,name
+        printf 'served\t%s\t%s\t%s\n' "${item%,*}" "${item#*,}" "$(timeout 3 openssl s_client \
+            -connect "${item%,*}" -servername "${item#*,}" 2>/dev/null |
             openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
     done
 }

@@ -28,7 +28,8 @@ _UNREACHABLE = [
 def check(fleet: Fleet) -> Iterator[Finding]:
     """Everything that is wrong with a fleet whose hosts are valid one by one."""
     for name, here in fleet.hosts.items():
-        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_certificates(here, name)):
+        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_edge(here),
+                        *_certificates(here, name)):
             yield [name], problem
         for key, message in overlaps(port_plan(here)):
             yield [name], Problem("error", key, message)
@@ -43,7 +44,7 @@ def _error(key: str, message: str) -> Problem:
 
 
 def _addresses(here: HostSettings) -> Iterator[Problem]:
-    if not here.groups & {"livekit", "turn"}:
+    if not here.serves:
         return
     if here.address is None:
         yield _error(
@@ -110,23 +111,42 @@ def _keys(here: HostSettings) -> Iterator[Problem]:
 
 
 def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
-    if not any(pool.tls for pool in here.turn_pools.values()):
-        return
-    if here.tls is None:
+    if here.tls_names and here.tls is None:
         yield _error(
             "tls",
-            "is missing: TURN over TLS needs certificate and key (or set turn.tls to False, which "
-            "shuts out callers behind strict firewalls)",
+            f"is missing: {', '.join(here.tls_names)} needs certificate and key (without TURN "
+            "over TLS, turn.tls = False, callers behind strict firewalls are shut out)",
         )
+    elif here.tls:
+        for name in here.tls_names:
+            try:
+                read_pair(*here.tls.files(inventory_name, name), name)
+            except CertificateError as error:
+                yield _error("tls", str(error))
+
+
+def _edge(here: HostSettings) -> Iterator[Problem]:
+    if here.edge is None:
         return
-    try:
-        read_pair(
-            here.tls.certificate.format(host=inventory_name),
-            here.tls.key.format(host=inventory_name),
-            here.name,
+    if here.is_sfu and here.livekit and not here.livekit.url.startswith("wss://"):
+        yield _error("livekit.url", "must be wss:// with an edge, which takes TLS only")
+    if here.app and bool(here.app.url) != bool(here.app.upstream):
+        yield _error("app", "the edge needs both url and upstream, or neither")
+    if not here.edge_backends:
+        yield _error("edge", "has nothing behind it: the host has no LiveKit and no app.upstream")
+    names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
+    for name in names:
+        if name in here.edge_backends:
+            yield _error(
+                "name",
+                f"{name} is both HTTPS and TURN over TLS on 443, told apart by name only: give "
+                "the host another name for TURN (name) or LiveKit another one (livekit.url)",
+            )
+    if len(names) > 1:
+        yield _error(
+            "turn.tls_on_443",
+            "only one pool of a host can be reached on 443: set it in one of turn.pools",
         )
-    except CertificateError as error:
-        yield _error("tls", str(error))
 
 
 def _pools(fleet: Fleet) -> Iterator[Finding]:

@@ -175,13 +175,38 @@ class Host(Section):
 
 
 class Tls(Section):
-    """Certificate and key for TURN over TLS, as files on the controller; `{host}` in a path is
-    the host's inventory name."""
+    """Certificates and keys as files on the controller; in a path `{name}` is the name that the
+    certificate is for, `{host}` the host's inventory name."""
 
     certificate: ControllerFile = Field(description="PEM file with the full chain, leaf first.")
     key: ControllerFile = Field(description="PEM file with its private key.")
     ca: str | None = Field(
         None, description="PEM file of the authority, where it is not a publicly trusted one."
+    )
+
+    def files(self, host: str, name: str) -> tuple[str, str]:
+        """The certificate and key file for `name` on the inventory host `host`."""
+        return (
+            self.certificate.format(host=host, name=name),
+            self.key.format(host=host, name=name),
+        )
+
+
+class Edge(Section):
+    """HAProxy in front of LiveKit and the application: TLS on 443, redirects and ACME on 80."""
+
+    port: Port = Field(443, description="HTTPS and wss.")
+    http_port: Port = Field(80, description="Redirects to HTTPS and ACME challenges.")
+    max_connections: int = Field(20_000, ge=100, description="Connections in all.")
+    connections_per_client: int = Field(
+        1_000, ge=10, description="Connections that one client address may hold; a whole office "
+        "may share one."
+    )  # fmt: skip
+    requests_per_client: int = Field(
+        500, ge=10, description="Requests in 10 s that one client address may make."
+    )
+    tunnel_timeout: int = Field(
+        86_400, ge=3600, description="Seconds a silent WebSocket lives; calls are long."
     )
 
 
@@ -321,6 +346,15 @@ class PoolKeys(Section):
     listening_port: Port = Field(3478, description="STUN and TURN, UDP and TCP.")
     tls_listening_port: Port = Field(5349, description="TURN over TLS.")
     tls: bool = Field(True, description="Listen with TLS; needs a certificate.")
+    tls_on_443: bool = Field(
+        False,
+        description="TURN over TLS on 443 too, for networks that let nothing else out; it is then "
+        "what clients are told.",
+    )
+    proxy_port: Port = Field(
+        3480, description="Where coturn takes connections from the edge of the same host (PROXY "
+        "protocol, loopback only)."
+    )  # fmt: skip
     min_port: Port = Field(49152, description="First relay port (RFC 8656, section 7.2).")
     max_port: Port = Field(65535, description="Last relay port.")
     peers: Literal["sfu", "internet"] = Field(
@@ -337,6 +371,11 @@ class PoolKeys(Section):
     extra: dict[str, Any] = Field(
         {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
     )
+
+    @property
+    def advertised_tls_port(self) -> int:
+        """The port of TURN over TLS that clients are told: the one that most networks let out."""
+        return 443 if self.tls_on_443 else self.tls_listening_port
 
     @model_validator(mode="after")
     def _range(self) -> PoolKeys:
@@ -420,6 +459,8 @@ class App(Section):
     """The application that mints tokens: its environment file and how to see that it works."""
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
+    url: str | None = Field(None, description="https:// URL that the edge serves it at.")
+    upstream: str | None = Field(None, description="`address:port` it listens on, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
     commands: list[str] = Field([], description="Shell commands to run when it changed.")
@@ -443,6 +484,7 @@ class HostSettings(Section):
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
     tls: Tls | None = Field(None, description="Certificate files.")
+    edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
     turn: Turn = Field(Turn(), description="coturn.")
@@ -460,6 +502,39 @@ class HostSettings(Section):
         if "turn" not in self.groups:
             return {}
         return {name: self.turn.pools[name] for name in self.pools if name in self.turn.pools}
+
+    @property
+    def serves(self) -> bool:
+        """Whether callers reach this host, so that its kernel and firewall are ours to set."""
+        return bool(self.groups & {"livekit", "turn"}) or bool(self.edge_backends)
+
+    @property
+    def edge_backends(self) -> dict[str, str]:
+        """What this host's edge serves: name in the URL to `address:port` behind it."""
+        found: dict[str, str] = {}
+        if self.edge and self.is_sfu and self.livekit:
+            found[urlsplit(self.livekit.url).hostname or ""] = f"127.0.0.1:{self.livekit.port}"
+        if self.edge and "app" in self.groups and self.app and self.app.url and self.app.upstream:
+            found[urlsplit(self.app.url).hostname or ""] = self.app.upstream
+        return found
+
+    @property
+    def shares_443(self) -> bool:
+        """Whether TURN over TLS and HTTPS meet on port 443 of this host."""
+        return bool(self.edge) and any(pool.tls_on_443 for pool in self.turn_pools.values())
+
+    @property
+    def tls_names(self) -> list[str]:
+        """The names this host needs certificates for."""
+        names = [self.name] if any(pool.tls for pool in self.turn_pools.values()) else []
+        return [*names, *(name for name in self.edge_backends if name not in names)]
+
+    @property
+    def livekit_addresses(self) -> list[str]:
+        """livekit.yaml's `bind_addresses`: loopback behind an edge."""
+        if self.livekit is None:
+            return []
+        return ["127.0.0.1"] if self.edge else self.livekit.bind_addresses
 
     @property
     def is_sfu(self) -> bool:

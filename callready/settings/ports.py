@@ -51,9 +51,8 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         for port in ssh_ports or (here.ssh_port,)
     ]
     if here.is_sfu and (lk := here.livekit):
-        public = not lk.bind_addresses or any(
-            a not in ("127.0.0.1", "::1", "localhost") for a in lk.bind_addresses
-        )
+        addresses = here.livekit_addresses
+        public = not addresses or any(a not in ("127.0.0.1", "::1", "localhost") for a in addresses)
         rtc = lk.rtc
         plan += [
             Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
@@ -78,11 +77,27 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         ]
         if pool.tls:
             plan.append(Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port"))
+            if pool.tls_on_443:
+                purpose = "TURN over TLS on 443"
+                if here.edge is None:
+                    plan.append(Use(service, "tcp", 443, 443, purpose, f"{key}.tls_on_443"))
+        if here.shares_443:
+            port = pool.proxy_port
+            plan.append(
+                Use(service, "tcp", port, port, "TURN from the edge", f"{key}.proxy_port",
+                    public=False)
+            )  # fmt: skip
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
                 Use(service, proto, pool.min_port, pool.max_port, "relay range",
                     f"{key}.min_port", relay=True)
             )  # fmt: skip
+    if here.edge_backends and here.edge:
+        for port, purpose, key in (
+            (here.edge.port, "HTTPS and wss", "edge.port"),
+            (here.edge.http_port, "redirects and ACME", "edge.http_port"),
+        ):
+            plan.append(Use("edge", "tcp", port, port, purpose, key))
     for value in here.firewall.extra_ports:
         proto_, first, last = parse_port(value)
         plan.append(
