@@ -13,7 +13,6 @@ SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
 FIREWALLS = ("ufw", "firewalld")
 RULES = f"{ROOT}/nftables.conf"
-OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd")
 
 
 def of(here: Here, facts: Facts) -> Iterator[str]:
@@ -71,13 +70,14 @@ def is_version(package_version: str, upstream: str) -> bool:
 
 
 def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
+    ours = {line[1] for line in facts.manifest if line[0] == "unit"} | here.release.services.keys()
     others = [parse_port(value) for value in here.settings.host.other_listeners]
     seen: set[tuple[str, int]] = set()
     for item in facts.listeners:
         if (
             (item.proto, item.port) in seen
             or item.is_loopback
-            or item.unit.startswith(OWN_UNITS)
+            or item.unit in ours
             or item.process == "sshd"
         ):
             continue

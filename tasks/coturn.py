@@ -42,7 +42,7 @@ def coturn(here: Here) -> None:
 
 def listens(here: Here, name: str, pool: Pool) -> list[str]:
     """What coturn itself opens; on a host with an edge, TCP and TLS come through that."""
-    if pool.tls_on_443 and here.settings.edge:
+    if pool.tls_on_443 and here.settings.has_edge:
         return [f"udp/{pool.listening_port}", f"tcp/{pool.proxy_port}"]
     return [
         f"{use.proto}/{use.first}"

@@ -11,7 +11,7 @@ def edge(here: Here) -> None:
     """One HAProxy: names in front, loopback behind. A reload drops no connection, so a changed
     configuration costs no call."""
     settings = here.settings
-    if settings.edge is None or not settings.edge_backends:
+    if settings.edge is None or not settings.has_edge:
         return
     shared = {
         name: pool for name, pool in settings.turn_pools.items() if pool.tls_on_443

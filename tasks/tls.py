@@ -31,9 +31,10 @@ def endpoints(here: Here, name: str) -> list[tuple[str, str]]:
         if name != settings.name:
             continue
         for pool_name, pool in settings.turn_pools.items():
-            unit = "haproxy.service" if settings.shares_443 else f"turnserver@{pool_name}.service"
+            shared = pool.tls_on_443 and settings.has_edge
+            unit = "haproxy.service" if shared else f"turnserver@{pool_name}.service"
             if pool.tls:
                 found.append((f"{address}:{pool.tls_listening_port}", unit))
-            if pool.tls and pool.tls_on_443 and settings.shares_443:
-                found.append((f"{address}:443", unit))
+            if shared and settings.edge:
+                found.append((f"{address}:{settings.edge.port}", unit))
     return found

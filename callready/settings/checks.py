@@ -126,14 +126,12 @@ def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
 
 
 def _edge(here: HostSettings) -> Iterator[Problem]:
-    if here.edge is None:
+    if not here.edge:
         return
     if here.is_sfu and here.livekit and not here.livekit.url.startswith("wss://"):
         yield _error("livekit.url", "must be wss:// with an edge, which takes TLS only")
     if here.app and bool(here.app.url) != bool(here.app.upstream):
         yield _error("app", "the edge needs both url and upstream, or neither")
-    if not here.edge_backends:
-        yield _error("edge", "has nothing behind it: the host has no LiveKit and no app.upstream")
     names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
     for name in names:
         if name in here.edge_backends:

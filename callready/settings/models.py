@@ -122,9 +122,9 @@ def _path(value: str) -> str:
 
 def _controller_file(value: str) -> str:
     try:
-        value.format(host="")
+        value.format(host="", name="")
     except (KeyError, IndexError, ValueError):
-        raise ValueError(f"{value!r}: only {{host}} may stand in braces") from None
+        raise ValueError(f"{value!r}: only {{host}} and {{name}} may stand in braces") from None
     return value
 
 
@@ -521,7 +521,12 @@ class HostSettings(Section):
     @property
     def shares_443(self) -> bool:
         """Whether TURN over TLS and HTTPS meet on port 443 of this host."""
-        return bool(self.edge) and any(pool.tls_on_443 for pool in self.turn_pools.values())
+        return self.has_edge and any(pool.tls_on_443 for pool in self.turn_pools.values())
+
+    @property
+    def has_edge(self) -> bool:
+        """Whether there is anything on this host for an edge to serve."""
+        return bool(self.edge_backends)
 
     @property
     def tls_names(self) -> list[str]:
@@ -534,7 +539,7 @@ class HostSettings(Section):
         """livekit.yaml's `bind_addresses`: loopback behind an edge."""
         if self.livekit is None:
             return []
-        return ["127.0.0.1"] if self.edge else self.livekit.bind_addresses
+        return ["127.0.0.1"] if self.has_edge else self.livekit.bind_addresses
 
     @property
     def is_sfu(self) -> bool:

@@ -77,22 +77,22 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         ]
         if pool.tls:
             plan.append(Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port"))
-            if pool.tls_on_443:
-                purpose = "TURN over TLS on 443"
-                if here.edge is None:
-                    plan.append(Use(service, "tcp", 443, 443, purpose, f"{key}.tls_on_443"))
-        if here.shares_443:
-            port = pool.proxy_port
-            plan.append(
-                Use(service, "tcp", port, port, "TURN from the edge", f"{key}.proxy_port",
-                    public=False)
-            )  # fmt: skip
+            if pool.tls_on_443 and here.has_edge:
+                port = pool.proxy_port
+                plan.append(
+                    Use(service, "tcp", port, port, "TURN from the edge", f"{key}.proxy_port",
+                        public=False)
+                )  # fmt: skip
+            elif pool.tls_on_443:
+                plan.append(
+                    Use(service, "tcp", 443, 443, "TURN over TLS on 443", f"{key}.tls_on_443")
+                )
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
                 Use(service, proto, pool.min_port, pool.max_port, "relay range",
                     f"{key}.min_port", relay=True)
             )  # fmt: skip
-    if here.edge_backends and here.edge:
+    if here.has_edge and here.edge:
         for port, purpose, key in (
             (here.edge.port, "HTTPS and wss", "edge.port"),
             (here.edge.http_port, "redirects and ACME", "edge.http_port"),
