@@ -35,7 +35,7 @@ def coturn(here: Here) -> None:
         here.release.secret_rows(userdb, rows(pool))
         here.release.enable(f"turnserver@{name}.service", UNIT_FILE)
         here.release.service(
-            f"turnserver@{name}.service", inputs=[UNIT_FILE, config],
+            f"turnserver@{name}.service", inputs=[UNIT_FILE], credentials=[config],
             listens=listens(here, name, pool),
         )  # fmt: skip
 
