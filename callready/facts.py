@@ -94,6 +94,8 @@ class Facts:
     databases: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     pairs: dict[str, str] = field(default_factory=dict)
+    serials: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
     served: dict[tuple[str, str], str] = field(default_factory=dict)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
@@ -167,7 +169,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "served":
                 facts.served[f[0], f[1]] = f[2]
             case "pair":
-                facts.pairs[f[0]] = f[1]
+                facts.pairs[f[0]], facts.serials[f[0]] = f[1], f[2]
+                facts.asked[f[0]] = f[3]
             case "environment":
                 facts.environments[f[0]] = EnvironmentFact(int(f[1], 8), f[2], f[3], f[4])
             case "binary":

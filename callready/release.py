@@ -18,6 +18,7 @@ from callready.render import render
 
 ROOT = "/etc/callready"
 APPLY = package_files("callready").joinpath("host/apply.sh")
+CERTIFICATES = package_files("callready").joinpath("host/certificates.sh")
 
 
 class File(NamedTuple):
@@ -38,13 +39,15 @@ class File(NamedTuple):
 class Service(NamedTuple):
     """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
     the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
-    takes new inputs without dropping a connection."""
+    takes new inputs without dropping a connection; `restart_means` is what a restart does to
+    calls."""
 
     unit: str
     fingerprint: str
     given: tuple[str, ...]
     listens: tuple[str, ...]
     reloads: bool = False
+    restart_means: str = ""
 
 
 class Rows(NamedTuple):
@@ -57,7 +60,8 @@ class Rows(NamedTuple):
 
 class Certificate(NamedTuple):
     """The certificate pair for a name, the group that reads it, and who serves it where:
-    (`address:port`, unit)."""
+    (`address:port`, unit). One that certbot gets on the host has no content here but `asked`,
+    certbot's arguments."""
 
     name: str
     digest: str
@@ -66,6 +70,12 @@ class Certificate(NamedTuple):
     serial: str
     group: str
     endpoints: tuple[tuple[str, str], ...]
+    asked: tuple[str, ...] = ()
+
+    @property
+    def request(self) -> str:
+        """What the authority is asked for, as noted on the host."""
+        return hashlib.sha256("\0".join(self.asked).encode()).hexdigest()[:16]
 
     def path(self, file: str) -> str:
         """Where `fullchain.pem`, `privkey.pem` and `both.pem` are on the host."""
@@ -147,6 +157,7 @@ class Release:
     databases: dict[str, Rows] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
     environments: dict[str, Environment] = field(default_factory=dict)
+    timers: dict[str, str] = field(default_factory=dict)  # and the services they start
     archive: Archive | None = None
 
     def file(
@@ -182,6 +193,7 @@ class Release:
     def service(
         self, unit: str, *, inputs: Iterable[str] = (), credentials: Iterable[str] = (),
         binary: str = "", listens: Iterable[str] = (), reloads: bool = False,
+        restart_means: str = "",
     ) -> None:  # fmt: skip
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
@@ -198,7 +210,9 @@ class Release:
             f"/etc/systemd/system/{unit}.d/callready.conf", "drop-in.conf.j2",
             fingerprint=fingerprint, unit=unit, reloads=reloads,
         )  # fmt: skip
-        self.services[unit] = Service(unit, fingerprint, tuple(given), tuple(listens), reloads)
+        self.services[unit] = Service(
+            unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means
+        )
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
         """Start `unit` at boot."""
@@ -225,6 +239,7 @@ class Release:
         ]
         lines += [f"link\t{path}\t{target}" for path, target in sorted(self.links.items())]
         lines += [f"unit\t{unit}" for unit in self.services]
+        lines += [f"unit\t{t}" for t in self.timers if f"/etc/systemd/system/{t}" in self.files]
         return "".join(f"{line}\n" for line in lines)
 
     @property
@@ -235,14 +250,23 @@ class Release:
     def survey_variables(self) -> dict[str, Iterable[str]]:
         """What `host/survey.sh` has to look at."""
         endpoints = [
-            f"{endpoint},{c.name}" for c in self.certificates.values() for endpoint, _ in c.endpoints
+            f"{endpoint},{c.name}"
+            for c in self.certificates.values()
+            for endpoint, _ in c.endpoints
         ]
         return {
             "FILES": [*self.files, *self.links],
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
             "CANDIDATES": [name for name, version in self.packages.items() if version],
             "USERS": self.users,
-            "UNITS": [*self.services, *self.masks, "ufw.service", "firewalld.service"],
+            "UNITS": [
+                *self.services,
+                *self.masks,
+                *self.timers,
+                *self.timers.values(),
+                "ufw.service",
+                "firewalld.service",
+            ],
             "SYSCTLS": self.sysctls,
             "DATABASES": self.databases,
             "TLS_ENDPOINTS": endpoints,
@@ -310,7 +334,9 @@ class Release:
             if line[0] in ("file", "link") and line[1] not in self.files.keys() | self.links.keys()
         ]
         units_gone = [
-            line[1] for line in facts.manifest if line[0] == "unit" and line[1] not in self.services
+            line[1]
+            for line in facts.manifest
+            if line[0] == "unit" and line[1] not in self.services.keys() | self.timers.keys()
         ]
         for unit in units_gone:
             plan.add("-", "unit", unit)
@@ -358,10 +384,13 @@ class Release:
             if have != wanted or path not in facts.databases:
                 plan.step("rows", path, content_name(rows_sql(item)))
         for name, c in self.certificates.items():
-            if c.digest != facts.pairs.get(name):
+            if c.asked:
+                if name not in facts.pairs:
+                    plan.step("placeholder", name, c.group)
+            elif c.digest != facts.pairs.get(name):
                 mark = "~" if name in facts.pairs else "+"
                 plan.add(mark, "certificate", f"{name} serial {c.serial}")
-                plan.step("pair", name, c.digest, content_name(c.chain), content_name(c.key), c.group)
+                plan.step("pair", name, content_name(c.chain), content_name(c.key), c.group)
         for path, env in self.environments.items():
             mode = EnvironmentFact(0o600, env.owner, env.sha256, "")
             found = facts.environments.get(path)
@@ -386,7 +415,7 @@ class Release:
             if found is None or not found.is_running:
                 plan.add("+", "unit", f"{unit}: start")
                 plan.step("restart", unit)
-            elif found.fingerprint != service.fingerprint and service.reloads:
+            elif service.reloads and found.fingerprint not in (service.fingerprint, "-"):
                 plan.add("~", "unit", f"{unit}: reload, no connection is dropped")
                 plan.step("reload", unit)
             elif found.fingerprint != service.fingerprint:
@@ -395,7 +424,9 @@ class Release:
                 )
                 plan.step("restart", unit)
             elif found.given != service.given:
-                plan.add("!", "unit", f"{unit}: restart, it was started with an edited configuration")
+                plan.add(
+                    "!", "unit", f"{unit}: restart, it was started with an edited configuration"
+                )
                 plan.step("restart", unit)
             elif found.binary.endswith("(deleted)"):
                 plan.add("!", "unit", f"{unit}: restart, its binary was replaced")
@@ -403,10 +434,16 @@ class Release:
             else:
                 self._plan_reload(plan, facts, unit)
                 continue
+            if plan.changes[-1].mark == "!" and service.restart_means:
+                ports = media_ports(facts, service)
+                plan.notes.append(
+                    f"restarting {unit} ({ports} media ports in use): {service.restart_means}"
+                )
             plan.step("listening", unit, *service.listens)
+        self._plan_acme(plan, facts)
         for c in self.certificates.values():
             for endpoint, _unit in c.endpoints:
-                if facts.served.get((endpoint, c.name)) != c.serial:
+                if not c.asked and facts.served.get((endpoint, c.name)) != c.serial:
                     plan.step("serving", endpoint, c.name, c.serial)
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
@@ -417,9 +454,48 @@ class Release:
                 plan.add("!", "unit", f"{what}: restart, it reads {path}")
                 plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
 
+    def unissued(self, facts: Facts) -> list[Certificate]:
+        """The certificates that the ACME server has to be asked for: those it was not asked for
+        in this way yet, and all after a renewal that failed."""
+        failed = any(
+            unit in facts.units and facts.units[unit].active == "failed"
+            for unit in self.timers.values()
+        )
+        return [
+            c
+            for c in self.certificates.values()
+            if c.asked and (failed or facts.asked.get(c.name) != c.request)
+        ]
+
+    def _plan_acme(self, plan: Plan, facts: Facts) -> None:
+        unissued = self.unissued(facts)
+        for c in unissued:
+            if facts.asked.get(c.name) == c.request:
+                plan.add("~", "certificate", f"{c.name} from ACME again: its renewal failed")
+            else:
+                plan.add(
+                    "~" if c.name in facts.pairs else "+", "certificate", f"{c.name} from ACME"
+                )
+            plan.step("acme", c.name, c.request, *c.asked)
+        if unissued or any(
+            facts.served.get((endpoint, c.name)) != facts.serials.get(c.name)
+            for c in self.certificates.values()
+            for endpoint, _ in c.endpoints
+            if c.asked
+        ):
+            plan.step("take_up")
+        for timer in self.timers:
+            found, file = facts.units.get(timer), self.files.get(f"/etc/systemd/system/{timer}")
+            on_host = facts.files.get(f"/etc/systemd/system/{timer}")
+            is_right = found and found.is_running and found.enabled == "enabled"
+            if not is_right or (file and on_host and on_host.sha256 != file.sha256):
+                plan.add("+", "unit", f"{timer}: start")
+                plan.step("timer", timer)
+
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
         if any(
-            owner == unit and facts.served.get((endpoint, c.name)) != c.serial
+            owner == unit
+            and facts.served.get((endpoint, c.name)) != (c.serial or facts.serials.get(c.name))
             for c in self.certificates.values()
             for endpoint, owner in c.endpoints
         ):
@@ -435,6 +511,7 @@ class Release:
         contents |= {content_name(blob): blob for blob in blobs}
         members = {
             "apply.sh": APPLY.read_bytes(),
+            "certificates": CERTIFICATES.read_bytes(),
             "manifest": self.manifest.encode(),
             "steps": "\n".join(plan.steps).encode() + b"\n",
             **{f"files/{name}": content for name, content in contents.items()},
@@ -456,6 +533,13 @@ def content_name(content: bytes) -> str:
 def mode_of(fact: EnvironmentFact) -> tuple[int, str, str]:
     """What of an environment file must be as declared."""
     return fact.mode, fact.owner, fact.sha256
+
+
+def media_ports(facts: Facts, service: Service) -> int:
+    """UDP ports that a unit has open beside its own: one for each relayed allocation of coturn, one
+    or more for each participant of LiveKit."""
+    ports = {i.port for i in facts.listeners if i.unit == service.unit and i.proto == "udp"}
+    return len(ports - {int(port[4:]) for port in service.listens if port.startswith("udp/")})
 
 
 def row_hash(row: tuple[str, str, str]) -> str:

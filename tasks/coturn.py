@@ -37,6 +37,7 @@ def coturn(here: Here) -> None:
         here.release.service(
             f"turnserver@{name}.service", inputs=[UNIT_FILE], credentials=[config],
             listens=listens(here, name, pool),
+            restart_means="every call relayed here breaks off until its client connects anew",
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from callready.here import Here
 
 UNIT = "haproxy.service"
 CONFIG = "/etc/haproxy/haproxy.cfg"
+HARDENING = f"/etc/systemd/system/{UNIT}.d/callready-hardening.conf"
 
 
 def edge(here: Here) -> None:
@@ -20,9 +21,10 @@ def edge(here: Here) -> None:
     here.release.file(
         CONFIG, "haproxy.cfg.j2", mode=0o640, group="haproxy", edge=settings.edge, shared=shared,
         addresses=[a for a in (settings.local_address, settings.address6) if a],
-        backends=settings.edge_backends, turn_name=settings.name,
+        backends=settings.edge_backends, turn_name=settings.name, names=settings.tls_names,
         certificates=[c.path("both.pem") for c in here.release.certificates.values()],
     )  # fmt: skip
+    here.release.file(HARDENING, "haproxy-hardening.conf.j2")
     here.release.service(
         UNIT, inputs=[CONFIG], reloads=True,
         listens=[

@@ -37,6 +37,7 @@ def livekit(here: Here) -> None:
     here.release.service(
         UNIT, inputs=[UNIT_FILE], credentials=credentials, binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
+        restart_means="every running call reconnects once, a gap of seconds",
     )  # fmt: skip
 
 

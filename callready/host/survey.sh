@@ -41,7 +41,7 @@ units() {
     systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS |
         awk -v RS= -F '\n' '{
             split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
-            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"], p["NeedDaemonReload"]
+            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"] + 0, p["NeedDaemonReload"]
         }' | while read -r id load active enabled pid reload; do
             fingerprint=- binary=- given=
             if [ "$pid" -gt 0 ]; then
@@ -57,7 +57,13 @@ units() {
 
 # Every listening socket with the unit of its process, and the port this connection came in by.
 listeners() {
-    ss -Hlntup | awk -v OFS="$T" '
+    found=$(ss -Hlntup)
+    # A socket that is opened while ss looks for its process seems to have none, as happens to
+    # relays under load: only what has none twice has none.
+    unknown=$(printf '%s\n' "$found" | awk 'NF && !/users:/ { printf "%s/%s ", $1, $5 }')
+    [ -z "$unknown" ] || found=$(ss -Hlntup |
+        awk -v unknown=" $unknown" '/users:/ || index(unknown, " " $1 "/" $5 " ")')
+    printf '%s\n' "$found" | awk -v OFS="$T" '
         function unit_of(pid,  file, line) {
             if (pid == "-" || pid in unit) return pid in unit ? unit[pid] : "-"
             file = "/proc/" pid "/cgroup"; unit[pid] = "-"
@@ -118,8 +124,10 @@ state() {
     for pair in /etc/callready/tls/*/current; do
         [ -L "$pair" ] || continue
         name=${pair%/current}
-        printf 'pair\t%s\t%s\n' "${name##*/}" \
-            "$(cat "$pair/fullchain.pem" "$pair/privkey.pem" | sha256sum | cut -c1-16)"
+        printf 'pair\t%s\t%s\t%s\t%s\n' "${name##*/}" \
+            "$(cat "$pair/fullchain.pem" "$pair/privkey.pem" | sha256sum | cut -c1-16)" \
+            "$(openssl x509 -noout -serial -in "$pair/fullchain.pem" | sed 's/.*=0*//' | tr A-F a-f)" \
+            "$(cat "$name/asked" 2>/dev/null)" # as certbot was asked for it
     done
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from callready import android as nsc
 from callready.settings import android, coturn_keys, livekit_keys
@@ -117,6 +119,19 @@ def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
             f"is missing: {', '.join(here.tls_names)} needs certificate and key (without TURN "
             "over TLS, turn.tls = False, callers behind strict firewalls are shut out)",
         )
+    elif here.tls and here.tls.acme:
+        for name in here.tls_names:
+            if "." not in name or name.rpartition(".")[2].isdigit():
+                yield _error("tls.acme", f"{name} is not a name that an authority certifies: use "
+                             "certificate and key, or a name in a public domain")  # fmt: skip
+        if here.challenge_port and here.edge and here.has_edge and here.edge.http_port != 80:
+            yield _error(
+                "edge.http_port",
+                "must be 80: that is where the authority looks for HTTP-01 challenges (RFC 8555, "
+                "section 8.3); or use dns-01",
+            )
+        if here.tls.acme.ca and not Path(here.tls.acme.ca).expanduser().is_file():
+            yield _error("tls.acme.ca", f"{here.tls.acme.ca}: no such file")
     elif here.tls:
         for name in here.tls_names:
             try:
@@ -132,6 +147,11 @@ def _edge(here: HostSettings) -> Iterator[Problem]:
         yield _error("livekit.url", "must be wss:// with an edge, which takes TLS only")
     if here.app and bool(here.app.url) != bool(here.app.upstream):
         yield _error("app", "the edge needs both url and upstream, or neither")
+    if (
+        here.is_sfu and "app" in here.groups and here.livekit and here.app and here.app.url
+        and urlsplit(here.app.url).hostname == urlsplit(here.livekit.url).hostname
+    ):  # fmt: skip
+        yield _error("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
     names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
     for name in names:
         if name in here.edge_backends:
@@ -202,6 +222,8 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
         if here.livekit:
             for api_key, secret in here.livekit.keys.items():
                 places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
+        if here.app and here.app.api_token:
+            places.setdefault(here.app.api_token.get_secret_value(), set()).add("app.api_token")
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)

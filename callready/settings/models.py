@@ -174,22 +174,70 @@ class Host(Section):
     )
 
 
-class Tls(Section):
-    """Certificates and keys as files on the controller; in a path `{name}` is the name that the
-    certificate is for, `{host}` the host's inventory name."""
+class Ovh(Section):
+    """OVH's API, for the DNS records of the dns-01 challenge (certbot's dns-ovh plugin)."""
 
-    certificate: ControllerFile = Field(description="PEM file with the full chain, leaf first.")
-    key: ControllerFile = Field(description="PEM file with its private key.")
+    endpoint: Literal["ovh-eu", "ovh-ca", "ovh-us"] = Field("ovh-eu", description="Which API.")
+    application_key: Secret = Field(description="Its application key.")
+    application_secret: Secret = Field(description="Its application secret.")
+    consumer_key: Secret = Field(description="Its consumer key.")
+    propagation: int = Field(
+        120, ge=10, description="Seconds until the zone's name servers have a new record."
+    )
+
+
+class Acme(Section):
+    """Certificates from an ACME server (RFC 8555), issued and renewed on the host by certbot."""
+
+    email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Where the authority reaches you.")
+    server: str = Field(
+        "https://acme-v02.api.letsencrypt.org/directory",
+        pattern=r"^https://\S+$",
+        description="Directory URL of the ACME server. For staging: "
+        "`https://acme-staging-v02.api.letsencrypt.org/directory`.",
+    )
+    challenge: Literal["http-01", "dns-01"] = Field(
+        "http-01", description="How the names are proved: on port 80, or by DNS records at OVH."
+    )
+    dns: Ovh | None = Field(None, description="For dns-01.")
+    ca: str | None = Field(
+        None,
+        description="PEM file of the authority that a private ACME server's HTTPS is signed by.",
+    )
+
+    @model_validator(mode="after")
+    def _dns(self) -> Acme:
+        if (self.challenge == "dns-01") != bool(self.dns):
+            raise ValueError("challenge dns-01 needs dns with OVH's keys, http-01 takes none")
+        return self
+
+
+class Tls(Section):
+    """Certificates and keys: from an ACME server, or files on the controller, in whose paths
+    `{name}` is the name that the certificate is for and `{host}` the host's inventory name."""
+
+    acme: Acme | None = Field(None, description="An ACME server, instead of files.")
+    certificate: ControllerFile | None = Field(
+        None, description="PEM file with the full chain, leaf first."
+    )
+    key: ControllerFile | None = Field(None, description="PEM file with its private key.")
     ca: str | None = Field(
         None, description="PEM file of the authority, where it is not a publicly trusted one."
     )
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Tls:
+        given = (self.acme is not None, self.certificate is not None, self.key is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("set either acme, or both certificate and key")
+        return self
+
     def files(self, host: str, name: str) -> tuple[str, str]:
         """The certificate and key file for `name` on the inventory host `host`."""
-        return (
-            self.certificate.format(host=host, name=name),
-            self.key.format(host=host, name=name),
+        certificate, key = (
+            (path or "").format(host=host, name=name) for path in (self.certificate, self.key)
         )
+        return certificate, key
 
 
 class Edge(Section):
@@ -233,7 +281,7 @@ class Rtc(Section):
         [], description="STUN servers, `host:port`, besides our own coturn (which comes first)."
     )
     turn_ttl: int = Field(
-        3600, ge=60, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
+        3600, ge=30, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
     )
 
     @model_validator(mode="after")
@@ -318,6 +366,10 @@ class LiveKit(Section):
     keys: dict[str, StrongSecret] = Field(
         min_length=1, description="API key name to secret; the first is the one handed to the app."
     )
+    token_ttl: int = Field(
+        21_600, ge=30, description="Seconds the app's tokens are valid at most (6 h is the SDKs' "
+        "default); a rotated key stays known that long."
+    )  # fmt: skip
     turn_pool: str | None = Field(
         "calls", description="The TURN pool LiveKit hands out; none is for a LAN only."
     )
@@ -459,9 +511,15 @@ class App(Section):
     """The application that mints tokens: its environment file and how to see that it works."""
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
-    url: str | None = Field(None, description="https:// URL that the edge serves it at.")
+    url: str | None = Field(None, description="URL that callers reach it at.")
     upstream: str | None = Field(None, description="`address:port` it listens on, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
+    api_token: StrongSecret | None = Field(
+        None,
+        description="Written into it as `APP_TOKEN`: what callers of `/token` and "
+        "`/turn-credentials` present (examples/backend). With `url`, verification makes a call "
+        "with what they hand out.",
+    )
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
     commands: list[str] = Field([], description="Shell commands to run when it changed.")
     health: list[HttpCheck] = Field([], description="HTTP checks.")
@@ -483,7 +541,7 @@ class HostSettings(Section):
     sudo_password: Secret | None = Field(None, description="sudo's, where it asks for one.")
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
-    tls: Tls | None = Field(None, description="Certificate files.")
+    tls: Tls | None = Field(None, description="Certificates.")
     edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
@@ -533,6 +591,14 @@ class HostSettings(Section):
         """The names this host needs certificates for."""
         names = [self.name] if any(pool.tls for pool in self.turn_pools.values()) else []
         return [*names, *(name for name in self.edge_backends if name not in names)]
+
+    @property
+    def challenge_port(self) -> int | None:
+        """Where certbot answers HTTP-01 challenges: behind an edge on loopback, else on 80."""
+        acme = self.tls.acme if self.tls else None
+        if acme is None or acme.challenge != "http-01" or not self.tls_names:
+            return None
+        return 8888 if self.has_edge else 80
 
     @property
     def livekit_addresses(self) -> list[str]:

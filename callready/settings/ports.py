@@ -98,6 +98,9 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
             (here.edge.http_port, "redirects and ACME", "edge.http_port"),
         ):
             plan.append(Use("edge", "tcp", port, port, purpose, key))
+    if port_ := here.challenge_port:
+        purpose = "challenges behind the edge" if here.has_edge else "HTTP-01 challenges"
+        plan.append(Use("ACME", "tcp", port_, port_, purpose, "tls.acme", public=not here.has_edge))
     for value in here.firewall.extra_ports:
         proto_, first, last = parse_port(value)
         plan.append(

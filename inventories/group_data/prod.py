@@ -37,6 +37,9 @@ tls = {
     "key": "certificates/{host}/privkey.pem",
 }
 
+# Listeners of other programs that are meant to be there: Debian's systemd-resolved has these.
+host = {"other_listeners": ["5355/tcp", "5355/udp"]}
+
 app = {
     "env_file": "/opt/app/.env",
     "owner": "app",

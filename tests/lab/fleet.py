@@ -44,6 +44,7 @@ use Socket qw(:all);
 my ($proto, $port) = @ARGV;
 my $tcp = $proto eq "tcp";
 socket(my $s, AF_INET6, $tcp ? SOCK_STREAM : SOCK_DGRAM, 0) or die;
+setsockopt($s, SOL_SOCKET, SO_REUSEADDR, 1) or die;
 setsockopt($s, IPPROTO_IPV6, IPV6_V6ONLY, 0) or die;
 bind($s, pack_sockaddr_in6($port, Socket::IN6ADDR_ANY)) or die $!;
 listen($s, 9) or die if $tcp;

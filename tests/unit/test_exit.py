@@ -86,7 +86,8 @@ def test_a_limit_that_matches_nothing_is_an_error(clone: Path) -> None:
         "turn = {'tls': False, 'pools': {'calls': {'realm': 'calls.test', "
         "'secrets': ['secret:turn/calls']}, 'avatar': {'realm': 'avatar.test', "
         "'secrets': ['secret:turn/avatar']}}}\n"
-        "livekit = {'url': 'ws://sfu1.lab.test', 'keys': {'APIunit': 'secret:livekit/api_secret'}}\n"
+        "livekit = {'url': 'ws://sfu1.lab.test', "
+        "'keys': {'APIunit': 'secret:livekit/api_secret'}}\n"
         "app = {'env_file': '/srv/app/.env'}\nandroid = {'checkout': '/srv/android', 'domains': ["
         "{'host': 'sfu1.lab.test', 'scheme': 'ws', 'scope': 'debug'}]}\n"
     )

@@ -16,7 +16,7 @@ import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 
-from callready.facts import EnvironmentFact, Facts, FileFact
+from callready.facts import EnvironmentFact, Facts
 from callready.release import ROOT, Plan, Release, Rows, row_hash, rows_sql
 from tasks import declare
 
@@ -73,9 +73,9 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         + row_hash(("turn_secret", "callready.test", secret)),
         "+ row /var/lib/turn/avatar.db avatar.callready.test secret "
         + row_hash(("turn_secret", "avatar.callready.test", avatar)),
-        f"+ certificate serial {release.certificate.serial if release.certificate else ''}",
-        "+ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, TURN_URIS, "
-        "TURN_SECRET, TURN_TTL",
+        f"+ certificate {SFU1} serial {release.certificates[SFU1].serial}",
+        "+ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, STUN_URIS, "
+        "TURN_URIS, TURN_SECRET, TURN_TTL",
         "+ firewall table inet callready",
         "+ unit turnserver@calls.service: start",
         "+ unit turnserver@avatar.service: start",
@@ -90,7 +90,7 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         "restart turnserver@calls.service", "listening turnserver@calls.service",
         "restart turnserver@avatar.service", "listening turnserver@avatar.service",
         "restart livekit-server.service", "listening livekit-server.service",
-        "serving", "serving", "applied", "confirm",
+        *["serving"] * 4, "applied", "confirm",
     ]  # fmt: skip
 
 
@@ -161,12 +161,12 @@ def have_an_old_secret(facts: Facts) -> None:
 
 
 def have_another_certificate(facts: Facts) -> None:
-    facts.pair = "feedfeedfeedfeed"
+    facts.pairs = dict.fromkeys(facts.pairs, "feedfeedfeedfeed")
     facts.served = dict.fromkeys(facts.served, "beef")
 
 
 def serve_the_old_certificate(facts: Facts) -> None:
-    facts.served[TLS_CALLS] = "beef"
+    facts.served[TLS_CALLS, SFU1] = "beef"
 
 
 def change_the_environment(facts: Facts) -> None:
@@ -229,12 +229,12 @@ OLD = "restart, its process is older than its configuration"
         (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows", "confirm"]),
         (change_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
-          "TURN_URIS, TURN_SECRET, TURN_TTL",
+          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
           "! unit app.service: restart, it reads /srv/app/.env"],
          ["environment", "applied", "confirm"]),
         (open_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
-          "TURN_URIS, TURN_SECRET, TURN_TTL"],
+          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"],
          ["environment", "confirm"]),
         (fail_to_restart_the_app, ["! unit app.service: restart, it reads /srv/app/.env"],
          ["applied", "confirm"]),
@@ -246,6 +246,9 @@ OLD = "restart, its process is older than its configuration"
         (unit(CALLS_UNIT, fingerprint="0" * 16), [f"! unit {CALLS_UNIT}: {OLD}"],
          [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
         (unit(CALLS_UNIT, fingerprint="-"), [f"! unit {CALLS_UNIT}: {OLD}"],
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+        (unit(CALLS_UNIT, given=("0" * 64,)),
+         [f"! unit {CALLS_UNIT}: restart, it was started with an edited configuration"],
          [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
         (unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
          [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
@@ -272,14 +275,13 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
     facts = deployed(release)
     have_another_certificate(facts)
     plan = release.plan(facts)
-    assert release.certificate
     assert said(plan) == [
-        f"~ certificate serial {release.certificate.serial}",
+        f"~ certificate {SFU1} serial {release.certificates[SFU1].serial}",
         f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched",
         "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
     ]
     assert functions(plan) == [
-        "pair", f"reload {CALLS_UNIT}", "reload turnserver@avatar.service", "serving", "serving",
+        "pair", f"reload {CALLS_UNIT}", "reload turnserver@avatar.service", *["serving"] * 4,
         "confirm",
     ]  # fmt: skip
 
@@ -293,8 +295,7 @@ def test_a_renewal_is_no_new_release(authority: Authority) -> None:
         Path("certificates", path).symlink_to(new)
     after = declare(box(), SFU1).release
     assert after.id == before.id
-    assert before.certificate and after.certificate
-    assert after.certificate.digest != before.certificate.digest
+    assert after.certificates[SFU1].digest != before.certificates[SFU1].digest
 
 
 @pytest.mark.parametrize(
@@ -372,8 +373,7 @@ def test_no_plan_shows_a_secret(release: Release) -> None:
     plan = release.plan(bare())
     shown = "\n".join([*said(plan), *plan.steps, *plan.notes, release.manifest])
     assert not [name for name, value in SECRETS.items() if value in shown]
-    key = release.certificate.key if release.certificate else b""
-    assert key.decode().splitlines()[1] not in shown
+    assert release.certificates[SFU1].key.decode().splitlines()[1] not in shown
 
 
 def test_the_release_is_named_after_what_it_is(release: Release) -> None:
@@ -469,8 +469,11 @@ def database(tmp_path: Path) -> Path:
 
 
 def test_rows_become_exactly_what_is_declared(database: Path) -> None:
-    old = Rows("", (("turn_secret", "r.test", "old"), ("turnusers_lt", "r.test", "ann:aa"),
-                    ("turnusers_lt", "r.test", "bob:bb"), ("turn_secret", "s.test", "s")))  # fmt: skip
+    secret, user = "turn_secret", "turnusers_lt"
+    old = Rows("", (
+        (secret, "r.test", "old"), (secret, "s.test", "s"),
+        (user, "r.test", "ann:aa"), (user, "r.test", "bob:bb"),
+    ))  # fmt: skip
     apply(database, rows_sql(old))
     assert table(database) == {
         ("turn_secret", "r.test", "old"), ("turn_secret", "s.test", "s"),
@@ -478,8 +481,10 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     }  # fmt: skip
     apply(database, rows_sql(old))
     assert len(table(database)) == 4
-    new = Rows("", (("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
-                    ("turnusers_lt", "r.test", "bob:new"), ("turnusers_lt", "s.test", "bob:bb")))  # fmt: skip
+    new = Rows("", (
+        (secret, "r.test", "new"), (secret, "r.test", "old"),
+        (user, "r.test", "bob:new"), (user, "s.test", "bob:bb"),
+    ))  # fmt: skip
     apply(database, rows_sql(new))
     assert table(database) == {
         ("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
@@ -499,10 +504,8 @@ def test_a_secret_is_data_whatever_it_contains(database: Path, value: str) -> No
 
 def test_a_failing_statement_changes_nothing(database: Path) -> None:
     apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "old"),))))
-    apply(
-        database,
-        b"CREATE TRIGGER full BEFORE DELETE ON turn_secret BEGIN SELECT RAISE(ABORT, 'disk full'); END;",
-    )
+    fail = "BEGIN SELECT RAISE(ABORT, 'disk full'); END;"
+    apply(database, f"CREATE TRIGGER full BEFORE DELETE ON turn_secret {fail}".encode())
     with pytest.raises(subprocess.CalledProcessError):
         apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "new"),))))
     assert table(database) == {("turn_secret", "r.test", "old")}
