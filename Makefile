@@ -5,6 +5,8 @@ ENV ?= prod
 PYTHON := .venv/bin/python
 PYINFRA := .venv/bin/pyinfra
 INVENTORY := inventories/$(ENV)
+# Of make secrets: age and SSH public keys.
+export RECIPIENTS
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
@@ -14,13 +16,14 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests verify secrets lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit lab-tests verify secrets rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot three lab hosts, deploy them, prove that calls connect"
 	@echo "make test                everything: lint, types, unit, lab"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
+	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
 	@echo "make docs                write the generated pages of docs/"
@@ -62,6 +65,9 @@ demo: lab-up
 
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)
+
+rotate: install
+	$(PYTHON) -m callready.rotate $(INVENTORY) $(or $(WHAT),turn)
 
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)

@@ -222,7 +222,7 @@ def bench_files(here: Here, quota: int) -> dict[str, bytes]:
     }
     swaps = {
         "/usr/local/lib/callready/": "/usr/local/lib/bench-", "/etc/coturn/": "/etc/bench/",
-        "/tls/current/": "/tls/", "callready": "bench",
+        f"/tls/{here.settings.name}/current/": "/tls/", "callready": "bench",
         "listening-port=3478": "listening-port=4478", "listening-port=5349": "listening-port=6349",
         "user-quota=100": f"user-quota={quota}",
         f"listening-ip={here.settings.address}": "listening-ip=127.0.0.1",
@@ -234,12 +234,8 @@ def bench_files(here: Here, quota: int) -> dict[str, bytes]:
         for old, new in swaps.items():
             text = text.replace(old, new)
         made[name] = text.encode()
-    assert here.release.certificate
-    return {
-        **made,
-        "fullchain.pem": here.release.certificate.chain,
-        "privkey.pem": here.release.certificate.key,
-    }
+    pair = here.release.certificates[here.settings.name]
+    return {**made, "fullchain.pem": pair.chain, "privkey.pem": pair.key}
 
 
 def bundle(members: dict[str, bytes]) -> str:

@@ -339,7 +339,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     for name, here in fleet.items():
-        if here.groups & {"livekit", "turn"}:
+        if here.serves:
             print(f"# {name}\n\n{port_table(here)}\n{edge_table(here)}")
     return 0
 

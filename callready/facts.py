@@ -80,7 +80,6 @@ class Facts:
     skew: float = 0.0
     current: str = ""
     ruleset: str = ""
-    pair: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
     candidates: dict[str, str] = field(default_factory=dict)
@@ -95,7 +94,10 @@ class Facts:
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    served: dict[str, str] = field(default_factory=dict)
+    pairs: dict[str, str] = field(default_factory=dict)
+    serials: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    served: dict[tuple[str, str], str] = field(default_factory=dict)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
 
@@ -126,7 +128,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         match kind:
             case "os":
                 facts.os, facts.os_version = f
-            case "arch" | "current" | "ruleset" | "pair":
+            case "arch" | "current" | "ruleset":
                 setattr(facts, kind, f[0])
             case "clock":
                 middle = ((sent_at or received_at) + received_at) / 2
@@ -170,7 +172,10 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "row":
                 facts.rows[f[0]].add(f[1])
             case "served":
-                facts.served[f[0]] = f[1]
+                facts.served[f[0], f[1]] = f[2]
+            case "pair":
+                facts.pairs[f[0]], facts.serials[f[0]] = f[1], f[2]
+                facts.asked[f[0]] = f[3]
             case "environment":
                 facts.environments[f[0]] = EnvironmentFact(int(f[1], 8), f[2], f[3], f[4])
             case "binary":

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import difflib
+import json
+import os
 import shlex
 import time
 from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -25,7 +28,7 @@ from pyinfra.context import state
 from callready import facts, refusals
 from callready.here import Here
 from callready.masking import mask
-from callready.release import Plan, content_name
+from callready.release import Plan, content_name, media_ports
 from callready.settings.fleet import Fleet, SettingsError
 
 PASSWORD_END = "--end-of-password--"
@@ -51,6 +54,12 @@ class Deployment:
         self.here = here
         self.facts = found
         self.plan: Plan = here.release.plan(found)
+
+    @property
+    def busy(self) -> dict[str, int]:
+        """Media ports that each of our units has open now."""
+        services = self.here.release.services.values()
+        return {service.unit: media_ports(self.facts, service) for service in services}
 
 
 def deployments(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
@@ -92,6 +101,9 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
         raise Refused("nothing was changed\n" + "\n".join(refused))
     for host in active:
         show(host, ready[host.name])
+    if report := os.environ.get("CALLREADY_REPORT"):
+        summary = {name: {"changes": d.plan.changes, "busy": d.busy} for name, d in ready.items()}
+        Path(report).write_text(json.dumps(summary))  # for callready.rotate
     return ready
 
 

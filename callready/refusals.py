@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 from callready.facts import Facts
@@ -44,6 +45,7 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
         )
     yield from _versions(here, facts)
     yield from _taken_ports(here, facts)
+    yield from _challenges(here, facts)
     for key, message in overlaps(here.ports):
         yield f"{key}: {message}"
 
@@ -68,13 +70,15 @@ def is_version(package_version: str, upstream: str) -> bool:
 
 
 def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
+    ours = {line[1] for line in facts.manifest if line[0] == "unit"} | here.release.services.keys()
+    ours |= set(here.release.timers.values())  # certbot, while it renews
     others = [parse_port(value) for value in here.settings.host.other_listeners]
     seen: set[tuple[str, int]] = set()
     for item in facts.listeners:
         if (
             (item.proto, item.port) in seen
             or item.is_loopback
-            or item.unit.startswith(OWN_UNITS)
+            or item.unit in ours
             or item.process == "sshd"
         ):
             continue
@@ -89,3 +93,35 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
                 )
                 seen.add((item.proto, item.port))
                 break
+
+
+def _challenges(here: Here, facts: Facts) -> Iterator[str]:
+    """What would make the authority refuse HTTP-01, before it is asked: it counts failures."""
+    settings, unissued = here.settings, here.release.unissued(facts)
+    if not settings.challenge_port or not unissued:
+        return
+    own = [a for a in (settings.address, settings.address6) if a]
+    for certificate in unissued:
+        try:
+            infos = socket.getaddrinfo(certificate.name, 80, proto=socket.IPPROTO_TCP)
+            found = sorted({str(info[4][0]) for info in infos})
+        except socket.gaierror:
+            found = []
+        if not found or not set(found) <= set(own):
+            yield (
+                f"tls.acme: {certificate.name} resolves to {', '.join(found) or 'nothing'}, this "
+                f"host is {' and '.join(own)}: the authority would ask another host; mend its A "
+                "and AAAA records"
+            )
+    if "inet callready" in facts.tables:
+        return  # our own filter may be one of before, which had no port 80 to open
+    for address in own:
+        try:
+            socket.create_connection((address, 80), timeout=3).close()
+        except TimeoutError:
+            yield (
+                f"tls.acme: port 80 of {address} is dropped on the way there: open it in the "
+                "provider's firewall (the authority asks there), or use challenge dns-01"
+            )
+        except OSError:
+            continue  # nothing listens yet, or this machine has no such address family

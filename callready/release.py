@@ -18,6 +18,7 @@ from callready.render import render
 
 ROOT = "/etc/callready"
 APPLY = package_files("callready").joinpath("host/apply.sh")
+CERTIFICATES = package_files("callready").joinpath("host/certificates.sh")
 
 
 class File(NamedTuple):
@@ -37,12 +38,16 @@ class File(NamedTuple):
 
 class Service(NamedTuple):
     """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
-    the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`)."""
+    the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
+    takes new inputs without dropping a connection; `restart_means` is what a restart does to
+    calls."""
 
     unit: str
     fingerprint: str
     given: tuple[str, ...]
     listens: tuple[str, ...]
+    reloads: bool = False
+    restart_means: str = ""
 
 
 class Rows(NamedTuple):
@@ -53,14 +58,28 @@ class Rows(NamedTuple):
     rows: tuple[tuple[str, str, str], ...]
 
 
-class CertificateState(NamedTuple):
-    """The certificate pair of a host and the endpoints (`address:port`) that serve it."""
+class Certificate(NamedTuple):
+    """The certificate pair for a name, the group that reads it, and who serves it where:
+    (`address:port`, unit). One that certbot gets on the host has no content here but `asked`,
+    certbot's arguments."""
 
+    name: str
     digest: str
     chain: bytes
     key: bytes
     serial: str
+    group: str
     endpoints: tuple[tuple[str, str], ...]
+    asked: tuple[str, ...] = ()
+
+    @property
+    def request(self) -> str:
+        """What the authority is asked for, as noted on the host."""
+        return hashlib.sha256("\0".join(self.asked).encode()).hexdigest()[:16]
+
+    def path(self, file: str) -> str:
+        """Where `fullchain.pem`, `privkey.pem` and `both.pem` are on the host."""
+        return f"{ROOT}/tls/{self.name}/current/{file}"
 
 
 class Environment(NamedTuple):
@@ -136,8 +155,9 @@ class Release:
     services: dict[str, Service] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: dict[str, Rows] = field(default_factory=dict)
-    certificate: CertificateState | None = None
+    certificates: dict[str, Certificate] = field(default_factory=dict)
     environments: dict[str, Environment] = field(default_factory=dict)
+    timers: dict[str, str] = field(default_factory=dict)  # and the services they start
     archive: Archive | None = None
 
     def file(
@@ -171,25 +191,28 @@ class Release:
         return self.archive.binary
 
     def service(
-        self, unit: str, *, unit_file: str, inputs: Iterable[str] = (), listens: Iterable[str] = ()
-    ) -> None:
-        """A unit that starts at boot and runs now with its unit file and `inputs` as declared.
+        self, unit: str, *, inputs: Iterable[str] = (), credentials: Iterable[str] = (),
+        binary: str = "", listens: Iterable[str] = (), reloads: bool = False,
+        restart_means: str = "",
+    ) -> None:  # fmt: skip
+        """A unit that runs now with the declared contents of `inputs` (its unit file among them,
+        where that is ours), of `credentials` (LoadCredential) and with `binary`.
 
-        The process carries a fingerprint of all that in its environment, so "needs a restart" is
-        a fact of the process, whichever run changed its files. `inputs` are its credentials:
-        the copies that systemd gave it tell whether somebody edited one and restarted it.
+        The process carries a fingerprint of all that in its environment, or notes it in
+        /run/callready where it reloads, so "needs a restart" is a fact of the process, whichever
+        run changed its files; the copies of its credentials tell whether somebody edited one and
+        restarted it.
         """
-        given = [self.files[path].sha256 for path in inputs]
-        parts = [self.files[unit_file].sha256, *given]
-        if self.archive and unit.startswith("livekit"):
-            parts.append(self.archive.binary)
+        given = sorted(self.files[path].sha256 for path in credentials)
+        parts = [self.files[path].sha256 for path in inputs] + given + [binary]
         fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
         self.file(
-            f"/etc/systemd/system/{unit}.d/callready.conf",
-            content=f"[Service]\nEnvironment=CALLREADY_FINGERPRINT={fingerprint}\n".encode(),
+            f"/etc/systemd/system/{unit}.d/callready.conf", "drop-in.conf.j2",
+            fingerprint=fingerprint, unit=unit, reloads=reloads,
+        )  # fmt: skip
+        self.services[unit] = Service(
+            unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means
         )
-        self.enable(unit, unit_file)
-        self.services[unit] = Service(unit, fingerprint, tuple(sorted(given)), tuple(listens))
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
         """Start `unit` at boot."""
@@ -216,6 +239,7 @@ class Release:
         ]
         lines += [f"link\t{path}\t{target}" for path, target in sorted(self.links.items())]
         lines += [f"unit\t{unit}" for unit in self.services]
+        lines += [f"unit\t{t}" for t in self.timers if f"/etc/systemd/system/{t}" in self.files]
         return "".join(f"{line}\n" for line in lines)
 
     @property
@@ -225,9 +249,11 @@ class Release:
 
     def survey_variables(self) -> dict[str, Iterable[str]]:
         """What `host/survey.sh` has to look at."""
-        endpoints = (
-            [endpoint for endpoint, _ in self.certificate.endpoints] if self.certificate else []
-        )
+        endpoints = [
+            f"{endpoint},{c.name}"
+            for c in self.certificates.values()
+            for endpoint, _ in c.endpoints
+        ]
         return {
             "FILES": [*self.files, *self.links],
             "PACKAGES": [name for item in self.packages for name in item.split(" | ")],
@@ -301,7 +327,9 @@ class Release:
             if line[0] in ("file", "link") and line[1] not in self.files.keys() | self.links.keys()
         ]
         units_gone = [
-            line[1] for line in facts.manifest if line[0] == "unit" and line[1] not in self.services
+            line[1]
+            for line in facts.manifest
+            if line[0] == "unit" and line[1] not in self.services.keys() | self.timers.keys()
         ]
         for unit in units_gone:
             plan.add("-", "unit", unit)
@@ -348,10 +376,14 @@ class Release:
                 plan.add("-", "row", f"{path} {digest}")
             if have != wanted or path not in facts.databases:
                 plan.step("rows", path, content_name(rows_sql(item)))
-        if self.certificate and self.certificate.digest != facts.pair:
-            c = self.certificate
-            plan.add("~" if facts.pair else "+", "certificate", f"serial {c.serial}")
-            plan.step("pair", c.digest, content_name(c.chain), content_name(c.key))
+        for name, c in self.certificates.items():
+            if c.asked:
+                if name not in facts.pairs:
+                    plan.step("placeholder", name, c.group)
+            elif c.digest != facts.pairs.get(name):
+                mark = "~" if name in facts.pairs else "+"
+                plan.add(mark, "certificate", f"{name} serial {c.serial}")
+                plan.step("pair", name, content_name(c.chain), content_name(c.key), c.group)
         for path, env in self.environments.items():
             mode = EnvironmentFact(0o600, env.owner, env.sha256, "")
             found = facts.environments.get(path)
@@ -376,6 +408,9 @@ class Release:
             if found is None or not found.is_running:
                 plan.add("+", "unit", f"{unit}: start")
                 plan.step("restart", unit)
+            elif service.reloads and found.fingerprint not in (service.fingerprint, "-"):
+                plan.add("~", "unit", f"{unit}: reload, no connection is dropped")
+                plan.step("reload", unit)
             elif found.fingerprint != service.fingerprint:
                 plan.add(
                     "!", "unit", f"{unit}: restart, its process is older than its configuration"
@@ -390,11 +425,17 @@ class Release:
             else:
                 self._plan_reload(plan, facts, unit)
                 continue
+            if plan.changes[-1].mark == "!" and service.restart_means:
+                ports = media_ports(facts, service)
+                plan.notes.append(
+                    f"restarting {unit} ({ports} media ports in use): {service.restart_means}"
+                )
             plan.step("listening", unit, *service.listens)
-        if self.certificate:
-            for endpoint, _unit in self.certificate.endpoints:
-                if facts.served.get(endpoint) != self.certificate.serial:
-                    plan.step("serving", endpoint, self.certificate.serial)
+        self._plan_acme(plan, facts)
+        for c in self.certificates.values():
+            for endpoint, _unit in c.endpoints:
+                if not c.asked and facts.served.get((endpoint, c.name)) != c.serial:
+                    plan.step("serving", endpoint, c.name, c.serial)
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
             if (found_env is None or found_env.applied != env.sha256) and (
@@ -406,24 +447,64 @@ class Release:
                     plan.add("!", "command", f"{command}: run, {path} changed")
                 plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
 
+    def unissued(self, facts: Facts) -> list[Certificate]:
+        """The certificates that the ACME server has to be asked for: those it was not asked for
+        in this way yet, and all after a renewal that failed."""
+        failed = any(
+            unit in facts.units and facts.units[unit].active == "failed"
+            for unit in self.timers.values()
+        )
+        return [
+            c
+            for c in self.certificates.values()
+            if c.asked and (failed or facts.asked.get(c.name) != c.request)
+        ]
+
+    def _plan_acme(self, plan: Plan, facts: Facts) -> None:
+        unissued = self.unissued(facts)
+        for c in unissued:
+            if facts.asked.get(c.name) == c.request:
+                plan.add("~", "certificate", f"{c.name} from ACME again: its renewal failed")
+            else:
+                plan.add(
+                    "~" if c.name in facts.pairs else "+", "certificate", f"{c.name} from ACME"
+                )
+            plan.step("acme", c.name, c.request, *c.asked)
+        if unissued or any(
+            facts.served.get((endpoint, c.name)) != facts.serials.get(c.name)
+            for c in self.certificates.values()
+            for endpoint, _ in c.endpoints
+            if c.asked
+        ):
+            plan.step("take_up")
+        for timer in self.timers:
+            found, file = facts.units.get(timer), self.files.get(f"/etc/systemd/system/{timer}")
+            on_host = facts.files.get(f"/etc/systemd/system/{timer}")
+            is_right = found and found.is_running and found.enabled == "enabled"
+            if not is_right or (file and on_host and on_host.sha256 != file.sha256):
+                plan.add("+", "unit", f"{timer}: start")
+                plan.step("timer", timer)
+
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
-        if self.certificate is None:
-            return
-        for endpoint, owner in self.certificate.endpoints:
-            if owner == unit and facts.served.get(endpoint) != self.certificate.serial:
-                plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
-                plan.step("reload", unit)
+        if any(
+            owner == unit
+            and facts.served.get((endpoint, c.name)) != (c.serial or facts.serials.get(c.name))
+            for c in self.certificates.values()
+            for endpoint, owner in c.endpoints
+        ):
+            plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
+            plan.step("reload", unit)
 
     def bundle(self, plan: Plan) -> str:
         """Everything apply.sh needs, as base64 of a compressed tar archive."""
         contents = {f.sha256: f.content for f in self.files.values()}
         blobs = [rows_sql(item) for item in self.databases.values()]
         blobs += [_lines(env) for env in self.environments.values()]
-        if self.certificate:
-            blobs += [self.certificate.chain, self.certificate.key]
+        blobs += [blob for c in self.certificates.values() for blob in (c.chain, c.key)]
         contents |= {content_name(blob): blob for blob in blobs}
         members = {
             "apply.sh": APPLY.read_bytes(),
+            "certificates": CERTIFICATES.read_bytes(),
             "manifest": self.manifest.encode(),
             "steps": "\n".join(plan.steps).encode() + b"\n",
             **{f"files/{name}": content for name, content in contents.items()},
@@ -445,6 +526,13 @@ def content_name(content: bytes) -> str:
 def mode_of(fact: EnvironmentFact) -> tuple[int, str, str]:
     """What of an environment file must be as declared."""
     return fact.mode, fact.owner, fact.sha256
+
+
+def media_ports(facts: Facts, service: Service) -> int:
+    """UDP ports that a unit has open beside its own: one for each relayed allocation of coturn, one
+    or more for each participant of LiveKit."""
+    ports = {i.port for i in facts.listeners if i.unit == service.unit and i.proto == "udp"}
+    return len(ports - {int(port[4:]) for port in service.listens if port.startswith("udp/")})
 
 
 def row_hash(row: tuple[str, str, str]) -> str:

@@ -1,10 +1,12 @@
-"""Secret references (`"secret:turn/calls"`) to values, from the environment or a private file.
+"""Secret references (`"secret:turn/calls"`) to values, from the environment, a file encrypted with
+sops, or a private file.
 
-python -m callready.secrets ENV    complete inventories/ENV.secrets.yaml with strong secrets
+python -m callready.secrets inventories/ENV    complete ENV.secrets.yaml with strong secrets
 """
 
 from __future__ import annotations
 
+import copy
 import os
 import secrets
 import stat
@@ -17,58 +19,92 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
+from callready import sops
+from callready.sops import SecretsError as SecretsError
+
 PREFIX = "secret:"
-
-
-class SecretsError(Exception):
-    """The store itself cannot be used; the message says what to do."""
+# What stands beside a secret while it is rotated (callready/rotate.py) and is accepted too.
+NEXT, PREVIOUS = ".next", ".previous"
+GENERATION = ".generation"
 
 
 class Store:
     """The secrets of one inventory: `CALLREADY_SECRET_TURN_CALLS` in the environment first, then
-    the entry `turn/calls` of `<inventory>.secrets.yaml`, which nobody but its owner may read."""
+    the entry `turn/calls` of `<inventory>.secrets.yaml`, which sops has encrypted or nobody but
+    its owner may read."""
 
     def __init__(self, inventory: str) -> None:
         self.path = Path(f"{inventory}.secrets.yaml")
 
     def read(self) -> dict[str, str]:
-        """The entries of the file; none if there is no file.
+        """The entries of the file; none if there is no file. An encrypted one costs a run of sops
+        (20 ms), so a process reads it once.
 
-        Raises SecretsError if others may read it or it is not a mapping of names to strings.
+        Raises SecretsError if it cannot be decrypted, others may read it, or it is not a mapping
+        of names to strings.
         """
-        if not self.path.exists():
-            return {}
-        if stat.S_IMODE(self.path.stat().st_mode) & 0o077:
+        entries = self._document()
+        if sops.is_encrypted(entries):
+            entries = sops.decrypt(self.path, entries)
+        elif self.path.exists() and stat.S_IMODE(self.path.stat().st_mode) & 0o077:
             raise SecretsError(f"{self.path}: others may read it; run chmod 600 {self.path}")
-        try:
-            entries = yaml.safe_load(self.path.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError):
-            # The parser's message quotes the text, which is secret.
-            raise SecretsError(f"{self.path}: not valid YAML") from None
         if not isinstance(entries, dict) or not all(
             isinstance(item, str) for pair in entries.items() for item in pair
         ):
             raise SecretsError(f"{self.path}: must be a mapping of names to quoted strings")
+        for name, value in entries.items():
+            if name.endswith(GENERATION) and not value.isdecimal():
+                raise SecretsError(f"{self.path}: {name} must be a number in quotes")
         return entries
+
+    def _document(self) -> Any:
+        if not self.path.exists():
+            return {}
+        try:
+            return yaml.safe_load(self.path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError):
+            # The parser's message quotes the text, which is secret.
+            raise SecretsError(f"{self.path}: not valid YAML") from None
 
     def lookup(self, entries: Mapping[str, str], name: str) -> str | None:
         """The value of `name`, the environment first."""
-        variable = "CALLREADY_SECRET_" + name.upper().replace("/", "_").replace("-", "_")
-        return os.environ.get(variable) or entries.get(name)
+        return os.environ.get(variable(name)) or entries.get(name)
 
-    def write(self, entries: Mapping[str, str]) -> None:
-        """Replace the file by `entries`, whole or not at all, mode 0600."""
+    def write(self, entries: Mapping[str, str]) -> str:
+        """Replace the file by `entries`, whole or not at all, mode 0600; encrypted where there is
+        a creation rule for it or it was. Returns "encrypted for N keys" or "".
+
+        Raises SecretsError as `read` does, or if it cannot be encrypted.
+        """
+        text, old = yaml.safe_dump(dict(entries), sort_keys=True), self._document()
+        sealed = sops.encrypt(self.path, text, old)
+        if sealed is None:
+            header = b"# callready: secrets of this inventory. Not for version control.\n"
+            self._replace(header + text.encode())
+            return ""
+        keys = sops.recipients(yaml.safe_load(sealed))
+        # Every encryption differs: what did not change is left alone, for version control.
+        same = sops.is_encrypted(old) and sops.recipients(old) == keys and self.read() == entries
+        if not same:
+            self._replace(sealed)
+        return f"encrypted for {len(keys)} keys" if len(keys) != 1 else "encrypted for 1 key"
+
+    def _replace(self, content: bytes) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".secrets-")
         try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write("# callready: secrets of this inventory. Not for version control.\n")
-                yaml.safe_dump(dict(entries), file, sort_keys=True)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def variable(name: str) -> str:
+    """The environment variable of the secret `name`."""
+    return "CALLREADY_SECRET_" + name.upper().replace("/", "_").replace("-", "_")
 
 
 def references(data: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -95,11 +131,60 @@ def resolve(data: Any, values: Mapping[str, str]) -> Any:
     return data
 
 
-def complete(inventory: str) -> list[str]:
-    """Generate every secret that the inventory refers to and the store does not have.
+def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, Any]:
+    """A host's data with the secrets that stand beside others in the store while they are rotated:
+    TURN pools accept both, LiveKit knows both, the first one mints.
 
-    Secrets that belong to something else (sudo, Redis) cannot be generated and are returned as
-    names to be filled in by hand. Nothing that exists is overwritten.
+    Every generation of a LiveKit key has a name of its own (a token is checked with the secret of
+    the name in it): `APIprod`, then `APIprod-2`.
+    """
+    found = copy.deepcopy(dict(data))
+    for pool in _mapping(_mapping(found.get("turn")).get("pools")).values():
+        if isinstance(pool, dict) and isinstance(pool.get("secrets"), list | tuple):
+            pool["secrets"] = [
+                f"{item}{beside}" if beside else item
+                for item in pool["secrets"]
+                for beside in ("", NEXT, PREVIOUS)
+                if not beside or _beside(item, beside, entries)
+            ]
+    livekit = _mapping(found.get("livekit"))
+    if isinstance(livekit.get("keys"), dict):
+        given = livekit["keys"]
+        livekit["keys"] = {
+            key_name(key, item, entries, step): f"{item}{beside}" if beside else item
+            for key, item in given.items()
+            for beside, step in (("", 0), (NEXT, 1), (PREVIOUS, -1))
+            if not beside or _beside(item, beside, entries)
+        }
+        webhook = _mapping(livekit.get("webhook"))
+        key = str(webhook.get("api_key"))
+        if key in given:
+            webhook["api_key"] = key_name(key, given[key], entries)
+    return found
+
+
+def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0) -> str:
+    """What the LiveKit key that the inventory calls `key` is called `step` generations from now."""
+    name = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
+    number = int(entries.get(name + GENERATION, "1")) + step
+    return key if number <= 1 else f"{key}-{number}"
+
+
+def _beside(item: Any, beside: str, entries: Mapping[str, str]) -> bool:
+    return isinstance(item, str) and item.removeprefix(PREFIX) + beside in entries
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
+    """Generate every secret that the inventory refers to and the store does not have; with
+    `recipients` (public keys), make a `.sops.yaml` first, which has the store encrypted.
+
+    Secrets that belong to something else (sudo, Redis, OVH) cannot be generated and are returned as
+    names to be filled in by hand. Nothing that exists is overwritten. Also returns how the store
+    is encrypted. Raises SecretsError, SettingsError.
     """
     from callready.settings.fleet import inventory_data
 
@@ -109,16 +194,17 @@ def complete(inventory: str) -> list[str]:
     wanted = {
         name: path for data in inventory_data(inventory).values() for path, name in references(data)
     }
+    if recipients:
+        print(f"wrote {sops.create_config(store.path, recipients)}")
     for name, path in sorted(wanted.items()):
         if store.lookup(entries, name):
             continue
-        if path == "sudo_password" or path.endswith("redis.password"):
+        if path == "sudo_password" or path.endswith("redis.password") or ".acme.dns." in path:
             by_hand.append(name)
         else:
             entries[name] = secrets.token_urlsafe(32)
             print(f"generated {name}")
-    store.write(entries)
-    return by_hand
+    return by_hand, store.write(entries)
 
 
 def main() -> int:
@@ -130,13 +216,18 @@ def main() -> int:
 
     inventory = sys.argv[1]
     try:
-        by_hand = complete(inventory)
+        by_hand, encrypted = complete(inventory, os.environ.get("RECIPIENTS", ""))
     except (SecretsError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 1
+    path = f"{inventory}.secrets.yaml"
+    how = f"with: sops {path}" if encrypted else "by hand"
     for name in by_hand:
-        print(f"{inventory}.secrets.yaml: add {name} by hand, it belongs to something that exists")
-    print(f"{inventory}.secrets.yaml is complete" if not by_hand else "not complete yet")
+        print(f"{path}: add {name} {how}, it belongs to something that exists")
+    if by_hand:
+        print("not complete yet")
+    else:
+        print(f"{path} is complete" + (f", {encrypted}" if encrypted else ""))
     return 1 if by_hand else 0
 
 

@@ -19,5 +19,5 @@ def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
         item = turn.turn_pools[pool or ""]
         uris += [f"turn:{turn.name}:{item.listening_port}?transport={t}" for t in ("udp", "tcp")]
         if item.tls:
-            uris.append(f"turns:{turn.name}:{item.tls_listening_port}?transport=tcp")
+            uris.append(f"turns:{turn.name}:{item.advertised_tls_port}?transport=tcp")
     return uris

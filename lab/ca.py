@@ -76,7 +76,7 @@ def issue(
 
 def issue_for_host(host: plan.Host) -> None:
     """Certificates for the host's names and addresses, unless there are of this authority."""
-    for name in (host.fqdn, host.turn_name):
+    for name in (host.fqdn, host.turn_name, host.app_name):
         if not (CERTIFICATES / f"{name}.pem").exists():
             issue(name, (host.ipv4, host.ipv6))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from lab import archive, ca, hosts, images, network, plan, services
+from lab import archive, backend, ca, hosts, images, network, plan, services
 from lab.run import LabError, groups, locked, remove_groups, remove_tree, say
 
 PROGRAMS = {  # program: Debian package
@@ -63,6 +63,9 @@ class Lab:
                 jobs.append(lambda image=image, its_hosts=its_hosts: _up_suite(image, its_hosts))  # type: ignore[misc]
             _together(jobs)
             services.start()
+            for host in wanted:
+                if host.name == plan.APP_HOST:
+                    backend.install(host)
 
     def down(self) -> None:
         """Remove every trace but the cache, also what a killed run left behind."""
@@ -86,6 +89,10 @@ class Lab:
         with locked():
             self.down()
             remove_tree(plan.CACHE)
+
+    def install_backend(self, name: str) -> None:
+        """Put the example backend on a host, as an app developer does."""
+        backend.install(self._made(name))
 
     def boot(self, name: str) -> None:
         """Start a host that is off and wait until it is ready."""

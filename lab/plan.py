@@ -44,6 +44,11 @@ class Host:
         return f"turn.{self.fqdn}"
 
     @property
+    def app_name(self) -> str:
+        """A third one, for hosts that serve LiveKit and an application."""
+        return f"app.{self.fqdn}"
+
+    @property
     def ipv4(self) -> str:
         return f"{IPV4_PREFIX}{self.number}"
 
@@ -54,7 +59,8 @@ class Host:
 
 MACHINE = Host("controller", 1)
 CALLER = Host("client", 2)
-DEFAULT_HOSTS = ("sfu1", "turn1", "turn2")
+APP_HOST = "app1"  # where the example backend runs
+DEFAULT_HOSTS = ("sfu1", "turn1", "turn2", APP_HOST)
 BENCH_HOSTS = tuple(f"h{number:02}" for number in range(1, 21))
 HOSTS = {
     host.name: host
@@ -62,7 +68,7 @@ HOSTS = {
         Host("sfu1", 11, "trixie"),
         Host("turn1", 21, "bookworm"),
         Host("turn2", 22, "trixie"),
-        Host("app1", 31, "trixie"),
+        Host(APP_HOST, 31, "trixie"),
         *(Host(name, 101 + i, SUITES[i % 2]) for i, name in enumerate(BENCH_HOSTS)),
     )
 }
@@ -77,7 +83,7 @@ def hosts_lines() -> str:
     """All names of the plan, as lines of an /etc/hosts file."""
     everyone = (MACHINE, CALLER, *HOSTS.values())
     return "".join(
-        f"{address} {host.fqdn} {host.name} {host.turn_name}\n"
+        f"{address} {host.fqdn} {host.name} {host.turn_name} {host.app_name}\n"
         for host in everyone
         for address in (host.ipv4, host.ipv6)
     )

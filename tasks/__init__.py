@@ -4,6 +4,7 @@ from callready.here import Here
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
 from tasks.coturn import coturn
+from tasks.edge import edge
 from tasks.firewall import firewall
 from tasks.host import base
 from tasks.livekit import livekit
@@ -17,6 +18,7 @@ def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Here:
     tls(here)
     coturn(here)
     livekit(here)
+    edge(here)
     app_env(here)
     firewall(here)
     return here

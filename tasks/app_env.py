@@ -1,7 +1,7 @@
 """The application's environment file: the same keys and URIs as LiveKit and coturn have."""
 
 from callready.here import Here
-from callready.uris import turn_uris
+from callready.uris import stun_uris, turn_uris
 
 
 def app_env(here: Here) -> None:
@@ -19,8 +19,11 @@ def app_env(here: Here) -> None:
     pool = next((turn.turn_pools[livekit.turn_pool or ""] for turn in hosts.values()), None)
     if pool and pool.secrets:
         values |= {
+            "STUN_URIS": ",".join(stun_uris(here.fleet, livekit.turn_pool)),
             "TURN_URIS": ",".join(turn_uris(here.fleet, livekit.turn_pool)),
             "TURN_SECRET": pool.secrets[0].get_secret_value(),
             "TURN_TTL": str(livekit.rtc.turn_ttl),
         }
+    if app.api_token:
+        values["APP_TOKEN"] = app.api_token.get_secret_value()
     here.release.environment(app.env_file, app.owner, values, app.restart, app.commands)

@@ -8,7 +8,6 @@ from pydantic import SecretStr
 from callready.here import Here
 from callready.settings import coturn_keys
 from callready.settings.models import Pool
-from tasks.tls import CERTIFICATE, KEY
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
 
@@ -29,19 +28,29 @@ def coturn(here: Here) -> None:
         userdb = f"/var/lib/turn/{name}.db"
         here.release.file(
             config, "turnserver.conf.j2", mode=0o640, group="turnserver", here=here.settings,
-            name=name, pool=pool, userdb=userdb, certificate=CERTIFICATE, key=KEY,
+            name=name, pool=pool, userdb=userdb,
+            certificate=here.release.certificates.get(here.settings.name),
             allowed=allowed_peers(here, pool), denied=DENIED,
             knows=lambda key: coturn_keys.knows(version, key),
         )  # fmt: skip
         here.release.secret_rows(userdb, rows(pool))
+        here.release.enable(f"turnserver@{name}.service", UNIT_FILE)
         here.release.service(
-            f"turnserver@{name}.service", unit_file=UNIT_FILE, inputs=[config],
-            listens=[
-                f"{use.proto}/{use.first}"
-                for use in here.ports
-                if use.service == f"coturn {name}" and not use.relay
-            ],
+            f"turnserver@{name}.service", inputs=[UNIT_FILE], credentials=[config],
+            listens=listens(here, name, pool),
+            restart_means="every call relayed here breaks off until its client connects anew",
         )  # fmt: skip
+
+
+def listens(here: Here, name: str, pool: Pool) -> list[str]:
+    """What coturn itself opens; on a host with an edge, TCP and TLS come through that."""
+    if pool.tls_on_443 and here.settings.has_edge:
+        return [f"udp/{pool.listening_port}", f"tcp/{pool.proxy_port}"]
+    return [
+        f"{use.proto}/{use.first}"
+        for use in here.ports
+        if use.service == f"coturn {name}" and not use.relay and use.first != 443
+    ]
 
 
 def allowed_peers(here: Here, pool: Pool) -> list[str]:

@@ -13,12 +13,14 @@ LOADER = "/usr/local/lib/callready/load-firewall"
 def firewall(here: Here) -> None:
     """What the plan says is open, everything else dropped; loaded before the network at boot."""
     settings = here.settings
-    if not settings.firewall.enabled or not settings.groups & {"livekit", "turn"}:
+    if not settings.firewall.enabled or not settings.serves:
         return
     public = [use for use in here.ports if use.public]
+    pools = settings.turn_pools.values()
     here.release.file(
         f"{ROOT}/nftables.conf", "nftables.conf.j2", here=settings, plan=public,
-        relays=(relays := [use for use in public if use.service.startswith("coturn")]),
+        dnat=[pool for pool in pools if pool.tls_on_443 and not settings.has_edge],
+        relays=(relays := [use for use in here.ports if use.service.startswith("coturn")]),
         media=[use for use in public if use.proto == "udp" and (use.relay or use in relays)],
     )  # fmt: skip
     loader = files("callready").joinpath("host/load-firewall.sh").read_bytes()

@@ -9,7 +9,7 @@ PACKAGES = ("ca-certificates", "curl", "nftables", "openssl")
 
 def base(here: Here) -> None:
     """Packages, time synchronisation and kernel settings of hosts that carry media."""
-    if not here.settings.groups & {"livekit", "turn"}:
+    if not here.settings.serves:
         return
     for package in PACKAGES:
         here.release.package(package)

@@ -21,7 +21,7 @@ def livekit(here: Here) -> None:
     here.release.user("livekit")
     binary = here.release.install(settings.base_url, settings.version, settings.archive_sha256)
     here.release.links["/usr/local/bin/livekit-server"] = binary
-    inputs = [CONFIG]
+    credentials = [CONFIG]
     here.release.file(
         CONFIG, "livekit.yaml.j2", mode=0o600, secret=True, here=here.settings, lk=settings,
         turn_servers=servers, stun_servers=stun_servers(here),
@@ -31,11 +31,13 @@ def livekit(here: Here) -> None:
         here.release.file(
             TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600, secret=True
         )
-        inputs.append(TURN_SECRET)
+        credentials.append(TURN_SECRET)
     here.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
+    here.release.enable(UNIT, UNIT_FILE)
     here.release.service(
-        UNIT, unit_file=UNIT_FILE, inputs=inputs,
+        UNIT, inputs=[UNIT_FILE], credentials=credentials, binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
+        restart_means="every running call reconnects once, a gap of seconds",
     )  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def turn_servers(here: Here) -> tuple[list[dict[str, Any]], SecretStr | None]:
         fixed = next(iter(pool.users.items()), None)
         ports = [("udp", pool.listening_port), ("tcp", pool.listening_port)]
         if pool.tls:
-            ports.append(("tls", pool.tls_listening_port))
+            ports.append(("tls", pool.advertised_tls_port))
         for protocol, port in ports:
             server: dict[str, Any] = {"host": turn.name, "port": port, "protocol": protocol}
             if fixed:

@@ -1,28 +1,93 @@
-"""Certificate and key of a TURN host, from the files the inventory names."""
+"""Certificates and keys: from an ACME server, or from the files the inventory names."""
+
+from pathlib import Path
 
 from callready.here import Here
-from callready.release import ROOT, CertificateState
+from callready.release import CERTIFICATES, ROOT, Certificate
 from callready.settings.certificates import read_pair
+from callready.settings.models import Acme
 
-CERTIFICATE = f"{ROOT}/tls/current/fullchain.pem"
-KEY = f"{ROOT}/tls/current/privkey.pem"
+SCRIPT = "/usr/local/lib/callready/certificates"
+UNIT, TIMER = "callready-certificates.service", "callready-certificates.timer"
+CREDENTIALS = f"{ROOT}/ovh.ini"
+CA = f"{ROOT}/acme-ca.pem"
 
 
 def tls(here: Here) -> None:
-    """Plain files that coturn can read again on SIGUSR2 (a systemd credential would be a copy
+    """Plain files that their readers take again on reload (a systemd credential would be a copy
     taken at start). They are state, not release: a renewal is no new release."""
-    pools = {name: pool for name, pool in here.settings.turn_pools.items() if pool.tls}
-    files = here.settings.tls
-    if not pools or files is None:
+    settings = here.settings
+    if settings.tls is None or not settings.tls_names:
         return
-    pair = read_pair(
-        files.certificate.format(host=here.name), files.key.format(host=here.name),
-        here.settings.name,
+    group = "turnserver" if settings.turn_pools else "root"
+    for name in settings.tls_names:
+        served = tuple(endpoints(here, name))
+        if settings.tls.acme:
+            asked = certbot_arguments(here, settings.tls.acme, name)
+            certificate = Certificate(name, "", b"", b"", "", group, served, asked)
+        else:
+            pair = read_pair(*settings.tls.files(here.name, name), name)
+            certificate = Certificate(
+                name, pair.digest, pair.chain, pair.key_bytes, f"{pair.serial:x}", group, served
+            )
+        here.release.certificates[name] = certificate
+    if settings.tls.acme:
+        renewal(here, settings.tls.acme)
+
+
+def renewal(here: Here, acme: Acme) -> None:
+    """certbot's own timer renews; a unit of our own, after it, at boot and hourly, installs what
+    it renewed, reloads those who serve it, and fails if callers do not get it."""
+    release = here.release
+    release.package("certbot")
+    if acme.dns:
+        release.package("python3-certbot-dns-ovh")
+        release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, secret=True, dns=acme.dns)
+    if acme.ca:
+        release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
+    release.file(SCRIPT, content=CERTIFICATES.read_bytes(), mode=0o755)
+    release.file(
+        f"{ROOT}/certificates.conf", "certificates.conf.j2",
+        certificates=release.certificates.values(),
     )  # fmt: skip
-    endpoints = tuple(
-        (f"{here.settings.local_address}:{pool.tls_listening_port}", f"turnserver@{name}.service")
-        for name, pool in pools.items()
-    )
-    here.release.certificate = CertificateState(
-        pair.digest, pair.chain, pair.key_bytes, f"{pair.serial:x}", endpoints
-    )
+    release.file(
+        "/etc/systemd/system/certbot.service.d/callready.conf", "certbot.conf.j2",
+        ca=CA if acme.ca else "",
+    )  # fmt: skip
+    release.file(f"/etc/systemd/system/{UNIT}", f"{UNIT}.j2", script=SCRIPT)
+    release.file(f"/etc/systemd/system/{TIMER}", f"{TIMER}.j2")
+    release.enable(TIMER, f"/etc/systemd/system/{TIMER}", target="timers.target")
+    release.timers |= {TIMER: UNIT, "certbot.timer": "certbot.service"}
+
+
+def certbot_arguments(here: Here, acme: Acme, name: str) -> tuple[str, ...]:
+    """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
+    if acme.dns:
+        proof = ["--dns-ovh", "--dns-ovh-credentials", CREDENTIALS,
+                 "--dns-ovh-propagation-seconds", str(acme.dns.propagation)]  # fmt: skip
+    else:
+        proof = ["--standalone", "--http-01-port", str(here.settings.challenge_port)]
+        if here.settings.has_edge:
+            proof += ["--http-01-address", "127.0.0.1"]
+    return ("--server", acme.server, "--email", acme.email, *proof, "--cert-name", name, "-d", name)
+
+
+def endpoints(here: Here, name: str) -> list[tuple[str, str]]:
+    """Where a name's certificate is served, and by which unit."""
+    settings = here.settings
+    found: list[tuple[str, str]] = []
+    for address in (settings.local_address, f"[{settings.address6}]" if settings.address6 else ""):
+        if not address:
+            continue
+        if name in settings.edge_backends and settings.edge:
+            found.append((f"{address}:{settings.edge.port}", "haproxy.service"))
+        if name != settings.name:
+            continue
+        for pool_name, pool in settings.turn_pools.items():
+            shared = pool.tls_on_443 and settings.has_edge
+            unit = "haproxy.service" if shared else f"turnserver@{pool_name}.service"
+            if pool.tls:
+                found.append((f"{address}:{pool.tls_listening_port}", unit))
+            if shared and settings.edge:
+                found.append((f"{address}:{settings.edge.port}", unit))
+    return found

@@ -203,18 +203,53 @@ rows() {
     fi
 }
 
-# pair DIGEST CHAIN KEY: a certificate and its key become current together.
+# pair NAME CHAIN KEY GROUP: a certificate and its key become current together.
 pair() {
-    say "installing the certificate"
-    (umask 022 && mkdir -p "$root/tls/$1")
-    install -m 0644 "$here/files/$2" "$root/tls/$1/fullchain.pem"
-    install -m 0640 -g turnserver "$here/files/$3" "$root/tls/$1/privkey.pem"
-    sync "$root/tls/$1"/*
-    ln -sfn "$1" $root/tls/.current
-    mv -T $root/tls/.current $root/tls/current
-    for old in $root/tls/*; do
-        case ${old##*/} in "$1" | current) ;; *) rm -rf "$old" ;; esac
+    sh "$here/certificates" install "$1" "$here/files/$2" "$here/files/$3" "$4"
+}
+
+# placeholder NAME GROUP: what its services start with, until the authority has been asked.
+placeholder() { sh "$here/certificates" placeholder "$1" "$2"; }
+
+# acme NAME REQUEST ARGUMENT...: have certbot ask the authority for a certificate, unless it has one
+# that was asked for in the same way and is not due.
+acme() {
+    name=$1 request=$2 asked=$root/tls/$1/asked
+    shift 2
+    say "asking the authority for the certificate of $name"
+    [ ! -e "$asked" ] || [ "$(cat "$asked")" = "$request" ] || set -- "$@" --force-renewal
+    [ ! -e $root/acme-ca.pem ] || export REQUESTS_CA_BUNDLE=$root/acme-ca.pem
+    for try in 1 2 3 4 5; do
+        certbot certonly --non-interactive --agree-tos --no-eff-email --keep-until-expiring "$@" \
+            > "$here/certbot" 2>&1 < /dev/null && break
+        # What an authority may say to a right request; anything else is not asked twice, because
+        # authorities count failed ones.
+        certbot_reason | grep -qE 'error:(badNonce|serverInternal)|Another instance of Certbot' &&
+            [ "$try" -lt 5 ] ||
+            fail "the authority gives no certificate for $name (all of it: /var/log/letsencrypt): $(certbot_reason)"
+        sleep 2
     done
+    printf '%s\n' "$request" > "$asked"
+    systemctl reset-failed certbot.service 2> /dev/null || :
+}
+
+# Debian 12's certbot 2.1 on Python 3.11 says "can't set attribute" for whatever the authority says:
+# its log has the words.
+certbot_reason() {
+    sed -n 's/^acme\.messages\.Error: /    /p' /var/log/letsencrypt/letsencrypt.log 2> /dev/null | tail -n 1
+    grep -vE '^$|^(Saving|Plugins|Ask for help|Some challenges|Requesting|Certbot failed|- )' "$here/certbot" |
+        tail -n 6 | sed 's/^/    /'
+}
+
+take_up() {
+    say "taking up the certificates"
+    systemctl start callready-certificates.service ||
+        fail "certificates are not served: $(last_words callready-certificates.service)"
+}
+
+timer() {
+    systemctl is-enabled --quiet "$1" || systemctl enable --quiet "$1"
+    systemctl restart "$1"
 }
 
 # environment PATH OWNER LINES: replace our keys in an environment file and keep the others.
@@ -309,16 +344,8 @@ listening() {
     fail "$unit does not listen on$missing after 15 s: $(last_words "$unit")"
 }
 
-# serving ENDPOINT SERIAL: the certificate that callers get is the one just installed.
-serving() {
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        serial=$(timeout 3 openssl s_client -connect "$1" < /dev/null 2> /dev/null |
-            openssl x509 -noout -serial 2> /dev/null | sed 's/.*=0*//' | tr A-F a-f)
-        [ "$serial" = "$2" ] && return
-        sleep 0.5
-    done
-    fail "$1 serves certificate ${serial:-none}, not $2"
-}
+# serving ENDPOINT NAME SERIAL: the certificate that callers get is the one just installed.
+serving() { sh "$here/certificates" serving "$1" "$2" "$3"; }
 
 # confirm RELEASE: the host is what was asked for; keep the last five releases.
 confirm() {

@@ -42,13 +42,14 @@ units() {
     systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS |
         awk -v RS= -F '\n' '{
             split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
-            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"], p["NeedDaemonReload"]
+            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"] + 0, p["NeedDaemonReload"]
         }' | while read -r id load active enabled pid reload; do
             fingerprint=- binary=- given=
             if [ "$pid" -gt 0 ]; then
                 fingerprint=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^CALLREADY_FINGERPRINT=//p')
                 binary=$(readlink "/proc/$pid/exe")
                 given=$(sha256sum "/run/credentials/$id"/* 2>/dev/null | cut -c 1-64 | sort)
+                [ -e "/run/callready/$id" ] && read -r fingerprint < "/run/callready/$id"
             fi
             printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
                 "$pid" "$reload" "${fingerprint:--}" "${binary:--}" "$(printf %s "$given" | tr '\n' ' ')"
@@ -57,7 +58,13 @@ units() {
 
 # Every listening socket with the unit of its process, and the port this connection came in by.
 listeners() {
-    ss -Hlntup | awk -v OFS="$T" '
+    found=$(ss -Hlntup)
+    # A socket that is opened while ss looks for its process seems to have none, as happens to
+    # relays under load: only what has none twice has none.
+    unknown=$(printf '%s\n' "$found" | awk 'NF && !/users:/ { printf "%s/%s ", $1, $5 }')
+    [ -z "$unknown" ] || found=$(ss -Hlntup |
+        awk -v unknown=" $unknown" '/users:/ || index(unknown, " " $1 "/" $5 " ")')
+    printf '%s\n' "$found" | awk -v OFS="$T" '
         function unit_of(pid,  file, line) {
             if (pid == "-" || pid in unit) return pid in unit ? unit[pid] : "-"
             file = "/proc/" pid "/cgroup"; unit[pid] = "-"
@@ -67,7 +74,7 @@ listeners() {
             close(file)
             return unit[pid]
         }
-        {
+        NF {
             pid = match($0, /pid=[0-9]+/) ? substr($0, RSTART + 4, RLENGTH - 4) : "-"
             name = match($0, /\(\("[^"]+"/) ? substr($0, RSTART + 3, RLENGTH - 4) : "-"
             port = $5; sub(/.*:/, "", port)
@@ -117,8 +124,14 @@ state() {
                 printf 'row\t%s\t%s\n' "$database" "$(printf %s "$row" | sha256sum | cut -c1-16)"
             done
     done
-    pair=/etc/callready/tls/current
-    [ -L $pair ] && printf 'pair\t%s\n' "$(cat $pair/fullchain.pem $pair/privkey.pem | sha256sum | cut -c1-16)"
+    for pair in /etc/callready/tls/*/current; do
+        [ -L "$pair" ] || continue
+        name=${pair%/current}
+        printf 'pair\t%s\t%s\t%s\t%s\n' "${name##*/}" \
+            "$(cat "$pair/fullchain.pem" "$pair/privkey.pem" | sha256sum | cut -c1-16)" \
+            "$(openssl x509 -noout -serial -in "$pair/fullchain.pem" | sed 's/.*=0*//' | tr A-F a-f)" \
+            "$(cat "$name/asked" 2>/dev/null)" # as certbot was asked for it
+    done
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ -f "$path" ] || continue
@@ -134,8 +147,9 @@ state() {
 
 # The certificate that callers get now, whatever lies in the file.
 served() {
-    for endpoint in $TLS_ENDPOINTS; do
-        printf 'served\t%s\t%s\n' "$endpoint" "$(timeout 3 openssl s_client -no-CAfile -no-CApath -no-CAstore -connect "$endpoint" 2>/dev/null |
+    for item in $TLS_ENDPOINTS; do # address:port,name
+        printf 'served\t%s\t%s\t%s\n' "${item%,*}" "${item#*,}" "$(timeout 3 openssl s_client \
+            -no-CAfile -no-CApath -no-CAstore -connect "${item%,*}" -servername "${item#*,}" 2>/dev/null |
             openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
     done
 }

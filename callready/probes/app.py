@@ -14,9 +14,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import websockets
+from pydantic import SecretStr
 
 from callready.probes import TIMEOUT, ProbeError, reason, run
 from callready.probes.tls import client_context
+from callready.probes.turn_client import IceServer
 
 Scheme = Literal["http", "ws"]
 _LOOK_AT = "the app's unit and its log, and a proxy before it"
@@ -51,9 +53,20 @@ def web_url(url: str, scheme: Scheme, path: str | None = None) -> str:
 
 
 def get(
-    url: str, ca_file: str | None = None, headers: Mapping[str, str] | None = None
+    url: str,
+    ca_file: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    body: Mapping[str, str] | None = None,
+    server_name: str | None = None,
 ) -> tuple[httpx.Response, float]:
     """GET without a proxy and without following redirects; the response and its time (s).
+
+    Args:
+        url: http:// or https:// URL.
+        ca_file: PEM file of the authorities to trust; default the system's.
+        headers: of the request.
+        body: POSTed as JSON instead.
+        server_name: asked for in TLS and verified, where the URL has an address.
 
     Raises:
         ProbeError: no answer in 5 s, or a certificate that callers refuse.
@@ -62,7 +75,10 @@ def get(
     try:
         with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
             start = time.perf_counter()
-            response = client.get(url, headers=headers)
+            response = client.request(
+                "POST" if body else "GET", url, headers=headers, json=body,
+                extensions={"sni_hostname": server_name} if server_name else {},
+            )  # fmt: skip
             return response, time.perf_counter() - start
     except (httpx.HTTPError, OSError) as error:
         raise ProbeError(
@@ -116,6 +132,72 @@ def _field(body: Any, path: str) -> Any:
         else:
             return None
     return body
+
+
+def token(
+    url: str, bearer: SecretStr | None, room: str, identity: str, ca_file: str | None = None
+) -> tuple[str, SecretStr]:
+    """LiveKit's URL and a token to join a room, from the app's ``/token`` (examples/backend).
+
+    Args:
+        url: the app's URL, without the path.
+        bearer: what the app asks of its callers; None asks without.
+        room: to join.
+        identity: to join as.
+        ca_file: PEM file of the authorities to trust; default the system's.
+
+    Raises:
+        Refused: 401 or 403.
+        ProbeError: no answer, or another one.
+    """
+    found = _issued(f"{url}/token", bearer, ca_file, {"room": room, "identity": identity})
+    return _text(found, "url", url), SecretStr(_text(found, "token", url))
+
+
+def turn_credentials(url: str, bearer: SecretStr | None, ca_file: str | None = None) -> IceServer:
+    """STUN and TURN servers from the app's ``/turn-credentials``; arguments and errors as `token`.
+
+    Raises ProbeError too for credentials that live less than a minute.
+    """
+    found = _issued(f"{url}/turn-credentials", bearer, ca_file)
+    if not isinstance(found.get("ttl"), int) or found["ttl"] < 60:
+        raise ProbeError(f"calls lose their relay: {url} says ttl {found.get('ttl')}", _LOOK_AT)
+    uris = found.get("uris")
+    if not isinstance(uris, list) or not uris:
+        raise ProbeError(f"callers get no relay: {url}/turn-credentials names no uris", _LOOK_AT)
+    credentials = _text(found, "username", url), _text(found, "credential", url)
+    return IceServer(tuple(map(str, uris)), *credentials)
+
+
+class Refused(ProbeError):
+    """The app wants its callers to authenticate."""
+
+
+def _issued(
+    url: str, bearer: SecretStr | None, ca_file: str | None, body: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {bearer.get_secret_value()}"} if bearer else {}
+    response, _ = get(url, ca_file, headers, body)
+    if response.status_code in (401, 403):
+        raise Refused(
+            f"callers get {response.status_code} from the app: {url}",
+            "APP_TOKEN in its .env, and whether it was restarted since",
+        )
+    try:
+        found = response.json()
+    except ValueError:
+        found = None
+    if response.status_code != 200 or not isinstance(found, dict):
+        raise ProbeError(
+            f"the app gives callers nothing: {url} answers {response.status_code}", _LOOK_AT
+        )
+    return found
+
+
+def _text(found: Mapping[str, Any], key: str, url: str) -> str:
+    if not isinstance(found.get(key), str):
+        raise ProbeError(f"the app gives callers no {key}: {url}", _LOOK_AT)
+    return str(found[key])
 
 
 def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> Exchange:

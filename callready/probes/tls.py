@@ -8,6 +8,7 @@ import contextlib
 import socket
 import ssl
 import sys
+import warnings
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -159,6 +160,22 @@ def _rejected(
         f"{what}its chain: {error.verify_message}",
         "whether the file holds the intermediate certificates too, and which authority signed it",
     )
+
+
+def versions(address: str, port: int, server_name: str) -> list[str]:
+    """The TLS versions that `address`:`port` accepts, offered one at a time, old ciphers too."""
+    accepted = []
+    for version in (
+        ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+    ):  # fmt: skip
+        context = client_context(verify=False)
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # that is what they are asked for
+            context.minimum_version = context.maximum_version = version
+        with contextlib.suppress(ProbeError):
+            accepted.append(_handshake(address, port, server_name, context, TIMEOUT).tls_version)
+    return accepted
 
 
 @contextlib.asynccontextmanager

@@ -141,7 +141,21 @@ def call(
         ProbeError: what did not work, and why as far as it can be found out from here.
     """
     room = f"probe-{os.urandom(8).hex()}"
-    first, second = (token(key, secret, room).get_secret_value() for _ in range(2))
+    tokens = token(key, secret, room), token(key, secret, room)
+    return call_with(url, tokens, ice_servers, relay_only, ca_file, duration, timeout)
+
+
+def call_with(
+    url: str,
+    tokens: tuple[SecretStr, SecretStr],
+    ice_servers: Sequence[IceServer] | None = None,
+    relay_only: bool = False,
+    ca_file: str | None = None,
+    duration: float = 1.0,
+    timeout: float = CONNECT_TIMEOUT,
+) -> Call:
+    """The same with tokens for one room that somebody else made, such as the app."""
+    first, second = (each.get_secret_value() for each in tokens)
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
     request = Request(
         url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration, timeout
@@ -151,7 +165,7 @@ def call(
         one, other = (Participant(**each) for each in answer.pop("participants"))
         return Call((one, other), **answer)
     if answer["failed"] == "connect":
-        joined = signalling(url, token(key, secret), ca_file)
+        joined = signalling(url, tokens[0], ca_file)
         look_at = _ice_trouble(ice_servers or joined.ice_servers, relay_only, ca_file)
         raise ProbeError(answer["suffers"], look_at)
     raise ProbeError(answer["suffers"], answer["look_at"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from callready import android as nsc
 from callready.settings import android, coturn_keys, livekit_keys
@@ -31,7 +33,8 @@ _UNREACHABLE = [
 def check(fleet: Fleet) -> Iterator[Finding]:
     """Everything that is wrong with a fleet whose hosts are valid one by one."""
     for name, here in fleet.hosts.items():
-        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_certificates(here, name)):
+        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_edge(here),
+                        *_certificates(here, name)):
             yield [name], problem
         for key, message in overlaps(port_plan(here)):
             yield [name], Problem("error", key, message)
@@ -58,7 +61,7 @@ def _same_addresses(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _addresses(here: HostSettings) -> Iterator[Problem]:
-    if not here.groups & {"livekit", "turn"}:
+    if not here.serves:
         return
     if here.address is None:
         yield _error(
@@ -84,7 +87,7 @@ def _unreachable(address: str) -> bool:
 def _roles(here: HostSettings) -> Iterator[Problem]:
     if not here.groups & GROUPS:
         groups = ", ".join(sorted(GROUPS))
-        yield Problem("warning", "", f"is in none of the groups {groups}: nothing is deployed to it")
+        yield Problem("warning", "", f"is in none of the groups {groups}: it gets nothing")
     if here.is_sfu and here.livekit is None:
         yield _error("livekit", "is missing: the host is in group livekit")
     if "turn" in here.groups and not here.pools:
@@ -128,23 +131,58 @@ def _keys(here: HostSettings) -> Iterator[Problem]:
 
 
 def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
-    if not any(pool.tls for pool in here.turn_pools.values()):
-        return
-    if here.tls is None:
+    if here.tls_names and here.tls is None:
         yield _error(
             "tls",
-            "is missing: TURN over TLS needs certificate and key (or set turn.tls to False, which "
-            "shuts out callers behind strict firewalls)",
+            f"is missing: {', '.join(here.tls_names)} needs certificate and key (without TURN "
+            "over TLS, turn.tls = False, callers behind strict firewalls are shut out)",
         )
+    elif here.tls and here.tls.acme:
+        for name in here.tls_names:
+            if "." not in name or name.rpartition(".")[2].isdigit():
+                yield _error("tls.acme", f"{name} is not a name that an authority certifies: use "
+                             "certificate and key, or a name in a public domain")  # fmt: skip
+        if here.challenge_port and here.edge and here.has_edge and here.edge.http_port != 80:
+            yield _error(
+                "edge.http_port",
+                "must be 80: that is where the authority looks for HTTP-01 challenges (RFC 8555, "
+                "section 8.3); or use dns-01",
+            )
+        if here.tls.acme.ca and not Path(here.tls.acme.ca).expanduser().is_file():
+            yield _error("tls.acme.ca", f"{here.tls.acme.ca}: no such file")
+    elif here.tls:
+        for name in here.tls_names:
+            try:
+                read_pair(*here.tls.files(inventory_name, name), name)
+            except CertificateError as error:
+                yield _error("tls", str(error))
+
+
+def _edge(here: HostSettings) -> Iterator[Problem]:
+    if not here.edge:
         return
-    try:
-        read_pair(
-            here.tls.certificate.format(host=inventory_name),
-            here.tls.key.format(host=inventory_name),
-            here.name,
+    if here.is_sfu and here.livekit and not here.livekit.url.startswith("wss://"):
+        yield _error("livekit.url", "must be wss:// with an edge, which takes TLS only")
+    if here.app and bool(here.app.url) != bool(here.app.upstream):
+        yield _error("app", "the edge needs both url and upstream, or neither")
+    if (
+        here.is_sfu and "app" in here.groups and here.livekit and here.app and here.app.url
+        and urlsplit(here.app.url).hostname == urlsplit(here.livekit.url).hostname
+    ):  # fmt: skip
+        yield _error("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
+    names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
+    for name in names:
+        if name in here.edge_backends:
+            yield _error(
+                "name",
+                f"{name} is both HTTPS and TURN over TLS on 443, told apart by name only: give "
+                "the host another name for TURN (name) or LiveKit another one (livekit.url)",
+            )
+    if len(names) > 1:
+        yield _error(
+            "turn.tls_on_443",
+            "only one pool of a host can be reached on 443: set it in one of turn.pools",
         )
-    except CertificateError as error:
-        yield _error("tls", str(error))
 
 
 def _pools(fleet: Fleet) -> Iterator[Finding]:
@@ -202,6 +240,8 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
         if here.livekit:
             for api_key, secret in here.livekit.keys.items():
                 places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
+        if here.app and here.app.api_token:
+            places.setdefault(here.app.api_token.get_secret_value(), set()).add("app.api_token")
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)

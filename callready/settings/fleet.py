@@ -70,7 +70,8 @@ class Fleet:
         report.placeholders(data)
         hosts: dict[str, HostSettings] = {}
         known: set[str] = set()
-        for name, raw in data.items():
+        for name, plain in data.items():
+            raw = secrets.rotating(plain, entries)
             values: dict[str, str] = {}
             for path, reference in secrets.references(raw):
                 value = store.lookup(entries, reference)
@@ -192,7 +193,7 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
         "livekit": models.LiveKit, "rtc": models.Rtc, "turn": models.Turn, "pools": models.Pool,
         "firewall": models.Firewall, "app": models.App, "host": models.Host, "tls": models.Tls,
         "logging": models.Logging, "redis": models.Redis, "prometheus": models.Prometheus,
-        "webhook": models.Webhook, "android": android.Android,
+        "webhook": models.Webhook, "android": android.Android, "edge": models.Edge,
     }  # fmt: skip
     model = next(
         (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings

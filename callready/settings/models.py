@@ -122,9 +122,9 @@ def _path(value: str) -> str:
 
 def _controller_file(value: str) -> str:
     try:
-        value.format(host="")
+        value.format(host="", name="")
     except (KeyError, IndexError, ValueError):
-        raise ValueError(f"{value!r}: only {{host}} may stand in braces") from None
+        raise ValueError(f"{value!r}: only {{host}} and {{name}} may stand in braces") from None
     return value
 
 
@@ -174,14 +174,87 @@ class Host(Section):
     )
 
 
-class Tls(Section):
-    """Certificate and key for TURN over TLS, as files on the controller; `{host}` in a path is
-    the host's inventory name."""
+class Ovh(Section):
+    """OVH's API, for the DNS records of the dns-01 challenge (certbot's dns-ovh plugin)."""
 
-    certificate: ControllerFile = Field(description="PEM file with the full chain, leaf first.")
-    key: ControllerFile = Field(description="PEM file with its private key.")
+    endpoint: Literal["ovh-eu", "ovh-ca", "ovh-us"] = Field("ovh-eu", description="Which API.")
+    application_key: Secret = Field(description="Its application key.")
+    application_secret: Secret = Field(description="Its application secret.")
+    consumer_key: Secret = Field(description="Its consumer key.")
+    propagation: int = Field(
+        120, ge=10, description="Seconds until the zone's name servers have a new record."
+    )
+
+
+class Acme(Section):
+    """Certificates from an ACME server (RFC 8555), issued and renewed on the host by certbot."""
+
+    email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Where the authority reaches you.")
+    server: str = Field(
+        "https://acme-v02.api.letsencrypt.org/directory",
+        pattern=r"^https://\S+$",
+        description="Directory URL of the ACME server. For staging: "
+        "`https://acme-staging-v02.api.letsencrypt.org/directory`.",
+    )
+    challenge: Literal["http-01", "dns-01"] = Field(
+        "http-01", description="How the names are proved: on port 80, or by DNS records at OVH."
+    )
+    dns: Ovh | None = Field(None, description="For dns-01.")
+    ca: str | None = Field(
+        None,
+        description="PEM file of the authority that a private ACME server's HTTPS is signed by.",
+    )
+
+    @model_validator(mode="after")
+    def _dns(self) -> Acme:
+        if (self.challenge == "dns-01") != bool(self.dns):
+            raise ValueError("challenge dns-01 needs dns with OVH's keys, http-01 takes none")
+        return self
+
+
+class Tls(Section):
+    """Certificates and keys: from an ACME server, or files on the controller, in whose paths
+    `{name}` is the name that the certificate is for and `{host}` the host's inventory name."""
+
+    acme: Acme | None = Field(None, description="An ACME server, instead of files.")
+    certificate: ControllerFile | None = Field(
+        None, description="PEM file with the full chain, leaf first."
+    )
+    key: ControllerFile | None = Field(None, description="PEM file with its private key.")
     ca: str | None = Field(
         None, description="PEM file of the authority, where it is not a publicly trusted one."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Tls:
+        given = (self.acme is not None, self.certificate is not None, self.key is not None)
+        if given not in ((True, False, False), (False, True, True)):
+            raise ValueError("set either acme, or both certificate and key")
+        return self
+
+    def files(self, host: str, name: str) -> tuple[str, str]:
+        """The certificate and key file for `name` on the inventory host `host`."""
+        certificate, key = (
+            (path or "").format(host=host, name=name) for path in (self.certificate, self.key)
+        )
+        return certificate, key
+
+
+class Edge(Section):
+    """HAProxy in front of LiveKit and the application: TLS on 443, redirects and ACME on 80."""
+
+    port: Port = Field(443, description="HTTPS and wss.")
+    http_port: Port = Field(80, description="Redirects to HTTPS and ACME challenges.")
+    max_connections: int = Field(20_000, ge=100, description="Connections in all.")
+    connections_per_client: int = Field(
+        1_000, ge=10, description="Connections that one client address may hold; a whole office "
+        "may share one."
+    )  # fmt: skip
+    requests_per_client: int = Field(
+        500, ge=10, description="Requests in 10 s that one client address may make."
+    )
+    tunnel_timeout: int = Field(
+        86_400, ge=3600, description="Seconds a silent WebSocket lives; calls are long."
     )
 
 
@@ -208,7 +281,7 @@ class Rtc(Section):
         [], description="STUN servers, `host:port`, besides our own coturn (which comes first)."
     )
     turn_ttl: int = Field(
-        3600, ge=60, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
+        3600, ge=30, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
     )
 
     @model_validator(mode="after")
@@ -293,6 +366,10 @@ class LiveKit(Section):
     keys: dict[str, StrongSecret] = Field(
         min_length=1, description="API key name to secret; the first is the one handed to the app."
     )
+    token_ttl: int = Field(
+        21_600, ge=30, description="Seconds the app's tokens are valid at most (6 h is the SDKs' "
+        "default); a rotated key stays known that long."
+    )  # fmt: skip
     turn_pool: str | None = Field(
         "calls", description="The TURN pool LiveKit hands out; none is for a LAN only."
     )
@@ -321,6 +398,15 @@ class PoolKeys(Section):
     listening_port: Port = Field(3478, description="STUN and TURN, UDP and TCP.")
     tls_listening_port: Port = Field(5349, description="TURN over TLS.")
     tls: bool = Field(True, description="Listen with TLS; needs a certificate.")
+    tls_on_443: bool = Field(
+        False,
+        description="TURN over TLS on 443 too, for networks that let nothing else out; it is then "
+        "what clients are told.",
+    )
+    proxy_port: Port = Field(
+        3480, description="Where coturn takes connections from the edge of the same host (PROXY "
+        "protocol, loopback only)."
+    )  # fmt: skip
     min_port: Port = Field(49152, description="First relay port (RFC 8656, section 7.2).")
     max_port: Port = Field(65535, description="Last relay port.")
     peers: Literal["sfu", "internet"] = Field(
@@ -337,6 +423,11 @@ class PoolKeys(Section):
     extra: dict[str, Any] = Field(
         {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
     )
+
+    @property
+    def advertised_tls_port(self) -> int:
+        """The port of TURN over TLS that clients are told: the one that most networks let out."""
+        return 443 if self.tls_on_443 else self.tls_listening_port
 
     @model_validator(mode="after")
     def _range(self) -> PoolKeys:
@@ -420,7 +511,15 @@ class App(Section):
     """The application that mints tokens: its environment file and how to see that it works."""
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
+    url: str | None = Field(None, description="URL that callers reach it at.")
+    upstream: str | None = Field(None, description="`address:port` it listens on, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
+    api_token: StrongSecret | None = Field(
+        None,
+        description="Written into it as `APP_TOKEN`: what callers of `/token` and "
+        "`/turn-credentials` present (examples/backend). With `url`, verification makes a call "
+        "with what they hand out.",
+    )
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
     commands: list[str] = Field([], description="Shell commands to run when it changed.")
     health: list[HttpCheck] = Field([], description="HTTP checks.")
@@ -442,7 +541,8 @@ class HostSettings(Section):
     sudo_password: Secret | None = Field(None, description="sudo's, where it asks for one.")
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
-    tls: Tls | None = Field(None, description="Certificate files.")
+    tls: Tls | None = Field(None, description="Certificates.")
+    edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
     turn: Turn = Field(Turn(), description="coturn.")
@@ -460,6 +560,52 @@ class HostSettings(Section):
         if "turn" not in self.groups:
             return {}
         return {name: self.turn.pools[name] for name in self.pools if name in self.turn.pools}
+
+    @property
+    def serves(self) -> bool:
+        """Whether callers reach this host, so that its kernel and firewall are ours to set."""
+        return bool(self.groups & {"livekit", "turn"}) or bool(self.edge_backends)
+
+    @property
+    def edge_backends(self) -> dict[str, str]:
+        """What this host's edge serves: name in the URL to `address:port` behind it."""
+        found: dict[str, str] = {}
+        if self.edge and self.is_sfu and self.livekit:
+            found[urlsplit(self.livekit.url).hostname or ""] = f"127.0.0.1:{self.livekit.port}"
+        if self.edge and "app" in self.groups and self.app and self.app.url and self.app.upstream:
+            found[urlsplit(self.app.url).hostname or ""] = self.app.upstream
+        return found
+
+    @property
+    def shares_443(self) -> bool:
+        """Whether TURN over TLS and HTTPS meet on port 443 of this host."""
+        return self.has_edge and any(pool.tls_on_443 for pool in self.turn_pools.values())
+
+    @property
+    def has_edge(self) -> bool:
+        """Whether there is anything on this host for an edge to serve."""
+        return bool(self.edge_backends)
+
+    @property
+    def tls_names(self) -> list[str]:
+        """The names this host needs certificates for."""
+        names = [self.name] if any(pool.tls for pool in self.turn_pools.values()) else []
+        return [*names, *(name for name in self.edge_backends if name not in names)]
+
+    @property
+    def challenge_port(self) -> int | None:
+        """Where certbot answers HTTP-01 challenges: behind an edge on loopback, else on 80."""
+        acme = self.tls.acme if self.tls else None
+        if acme is None or acme.challenge != "http-01" or not self.tls_names:
+            return None
+        return 8888 if self.has_edge else 80
+
+    @property
+    def livekit_addresses(self) -> list[str]:
+        """livekit.yaml's `bind_addresses`: loopback behind an edge."""
+        if self.livekit is None:
+            return []
+        return ["127.0.0.1"] if self.has_edge else self.livekit.bind_addresses
 
     @property
     def is_sfu(self) -> bool:

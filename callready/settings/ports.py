@@ -51,9 +51,8 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         for port in ssh_ports or (here.ssh_port,)
     ]
     if here.is_sfu and (lk := here.livekit):
-        public = not lk.bind_addresses or any(
-            a not in ("127.0.0.1", "::1", "localhost") for a in lk.bind_addresses
-        )
+        addresses = here.livekit_addresses
+        public = not addresses or any(a not in ("127.0.0.1", "::1", "localhost") for a in addresses)
         rtc = lk.rtc
         plan += [
             Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
@@ -78,11 +77,30 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         ]
         if pool.tls:
             plan.append(Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port"))
+            if pool.tls_on_443 and here.has_edge:
+                port = pool.proxy_port
+                plan.append(
+                    Use(service, "tcp", port, port, "TURN from the edge", f"{key}.proxy_port",
+                        public=False)
+                )  # fmt: skip
+            elif pool.tls_on_443:
+                plan.append(
+                    Use(service, "tcp", 443, 443, "TURN over TLS on 443", f"{key}.tls_on_443")
+                )
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
                 Use(service, proto, pool.min_port, pool.max_port, "relay range",
                     f"{key}.min_port", relay=True)
             )  # fmt: skip
+    if here.has_edge and here.edge:
+        for port, purpose, key in (
+            (here.edge.port, "HTTPS and wss", "edge.port"),
+            (here.edge.http_port, "redirects and ACME", "edge.http_port"),
+        ):
+            plan.append(Use("edge", "tcp", port, port, purpose, key))
+    if port_ := here.challenge_port:
+        purpose = "challenges behind the edge" if here.has_edge else "HTTP-01 challenges"
+        plan.append(Use("ACME", "tcp", port_, port_, purpose, "tls.acme", public=not here.has_edge))
     for value in here.firewall.extra_ports:
         proto_, first, last = parse_port(value)
         plan.append(

@@ -39,7 +39,7 @@ def test_dry_run_shows_the_plan_of_bare_hosts_and_touches_nothing(bare_fleet: Fl
     assert {"+ file /etc/coturn/calls.conf", "+ firewall table inet callready",
             "+ unit turnserver@calls.service: start"} <= set(turn), turn  # fmt: skip
     assert [line for line in turn if line.startswith("+ row /var/lib/turn/calls.db calls.lab.test")]
-    assert [line for line in turn if line.startswith("+ certificate serial")]
+    assert [line for line in turn if line.startswith("+ certificate h03.lab.test serial")]
     assert {"+ user livekit", "+ binary /opt/livekit/1.13.5/livekit-server",
             "+ unit livekit-server.service: start"} <= set(sfu), sfu  # fmt: skip
     assert "relay-ip=198.51.100.103" in run.text
@@ -154,7 +154,7 @@ def test_environment_file_keeps_what_is_not_ours(fleet: Fleet) -> None:
     assert lines[0] == "DEBUG=1"
     assert lines[1:3] == ["LIVEKIT_API_KEY=APIfleet", "PORT=80"]
     assert sorted(line.partition("=")[0] for line in lines[3:]) == [
-        "LIVEKIT_API_SECRET", "LIVEKIT_URL", "TURN_SECRET", "TURN_TTL", "TURN_URIS",
+        "LIVEKIT_API_SECRET", "LIVEKIT_URL", "STUN_URIS", "TURN_SECRET", "TURN_TTL", "TURN_URIS",
     ]  # fmt: skip
     assert SFU.root("stat -c '%a %U' /srv/app/.env") == "600 debian"
 
@@ -173,8 +173,9 @@ def test_renewed_certificate_is_served_without_a_restart(fleet: Fleet) -> None:
     assert {served(TWO_POOLS, port) for port in (5349, 5350)} == {renewed}
     assert {host: host.pids() for host in HOSTS} == before
     for name in ("privkey.pem", "fullchain.pem"):
-        assert TWO_POOLS.root(f"stat -Lc '%F' /etc/callready/tls/current/{name}") == "regular file"
-    key = TWO_POOLS.root("stat -Lc '%a %U %G' /etc/callready/tls/current/privkey.pem")
+        path = f"/etc/callready/tls/h05.lab.test/current/{name}"
+        assert TWO_POOLS.root(f"stat -Lc '%F' {path}") == "regular file"
+    key = TWO_POOLS.root("stat -Lc '%a %U %G' /etc/callready/tls/h05.lab.test/current/privkey.pem")
     assert key == "640 root turnserver"
 
 
@@ -201,8 +202,8 @@ def test_dry_run_shows_a_change_with_secrets_hidden_and_touches_nothing(fleet: F
     assert run.plan("h04") == [
         f"~ file {config}",
         f"~ file /etc/systemd/system/{livekit}.d/callready.conf",
-        "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, TURN_URIS, "
-        "TURN_SECRET, TURN_TTL",
+        "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, STUN_URIS, "
+        "TURN_URIS, TURN_SECRET, TURN_TTL",
         f"! unit {livekit}: restart, its process is older than its configuration",
         "! command echo restarted >> /run/app-log: run, /srv/app/.env changed",
     ]

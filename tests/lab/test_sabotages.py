@@ -19,7 +19,7 @@ from lab import Lab, ca, hosts, plan
 INVENTORY = "inventories/lab"
 SFU, CALLS, AVATAR = Host("sfu1"), Host("turn1"), Host("turn2")
 EDIT = "sed -i --follow-symlinks"
-TLS = "/etc/callready/tls"
+TLS = "/etc/callready/tls/turn1.lab.test"
 
 
 @dataclass(frozen=True)

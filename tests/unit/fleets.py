@@ -193,11 +193,9 @@ def deployed(release: Release) -> Facts:
     facts.databases = set(release.databases)
     for path, item in release.databases.items():
         facts.rows[path] = {row_hash(row) for row in item.rows}
-    if release.certificate:
-        facts.pair = release.certificate.digest
-        facts.served = dict.fromkeys(
-            (endpoint for endpoint, _ in release.certificate.endpoints), release.certificate.serial
-        )
+    for name, pair in release.certificates.items():
+        facts.pairs[name] = pair.digest
+        facts.served |= {(endpoint, name): pair.serial for endpoint, _ in pair.endpoints}
     for path, env in release.environments.items():
         facts.environments[path] = EnvironmentFact(0o600, env.owner, env.sha256, env.sha256)
     if release.archive:

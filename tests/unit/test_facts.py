@@ -239,11 +239,11 @@ def test_the_certificate_that_is_served_is_read(host: Sandbox, authority: Author
         ["openssl", "x509", "-in", chain, "-noout", "-serial"], text=True
     ).strip().removeprefix("serial=").lstrip("0").lower()  # fmt: skip
     found = host.survey(
-        {**NOTHING, "TLS_ENDPOINTS": ["127.0.0.1:5349", "127.0.0.1:5350"]},
+        {**NOTHING, "TLS_ENDPOINTS": [f"127.0.0.1:5349,{TURN1}", f"127.0.0.1:5350,{TURN1}"]},
         f"openssl s_server -quiet -accept 127.0.0.1:5349 -cert {chain} -key {key} < /dev/zero &",
         "until ss -Hlnt | grep -q :5349; do sleep 0.02; done",
     )
-    assert found.served == {"127.0.0.1:5349": serial, "127.0.0.1:5350": ""}
+    assert found.served == {("127.0.0.1:5349", TURN1): serial, ("127.0.0.1:5350", TURN1): ""}
 
 
 @AS_ROOT
@@ -267,7 +267,7 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
     lines = (host.folder / "upper/srv/app/.env").read_text().splitlines()
     assert [line.partition("=")[0] for line in lines] == [
         "DEBUG", "TURN_TTL", "last", "LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET",
-        "TURN_URIS", "TURN_SECRET",
+        "STUN_URIS", "TURN_URIS", "TURN_SECRET",
     ]  # fmt: skip
     assert (host.folder / "upper/srv/app/.env").stat().st_mode & 0o777 == 0o600
 
@@ -307,7 +307,7 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
         "echo edited >> /etc/coturn/calls.conf; chmod 0644 /etc/livekit/livekit.yaml",
         "rm /etc/coturn/avatar.conf; echo TURN_TTL=1 >> /srv/app/.env",
         "sqlite3 /var/lib/turn/calls.db \"insert into turn_secret values ('callready.test', 'x')\"",
-        f"echo x >> {ROOT}/tls/current/fullchain.pem",
+        f"echo x >> {ROOT}/tls/{SFU1}/current/fullchain.pem",
     )
     found = host.survey(variables)
     changed = {f"{c.kind} {c.what}" for c in release.plan(found).changes}
@@ -327,9 +327,9 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
 def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
     host.apply(release, bare())
-    assert release.certificate
+    (certificate,) = release.certificates.values()
     wanted = [SECRETS["livekit/api_secret"].encode(), SECRETS["turn/calls"].encode()]
-    wanted.append(release.certificate.key)
+    wanted.append(certificate.key)
     holders = [
         path
         for path in (host.folder / "upper").rglob("*")
@@ -337,7 +337,7 @@ def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> N
         if any(value in path.read_bytes() for value in wanted)
     ]
     assert sorted(path.name for path in holders) == [
-        ".env", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
+        ".env", "both.pem", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
     ]  # fmt: skip
     assert [path for path in holders if path.stat().st_mode & 0o007] == []
     # What was transferred is gone.
@@ -376,7 +376,7 @@ candidate|coturn|4.6.1-2
 user|livekit
 current|0123
 ruleset|abc
-pair|def
+pair|turn.test|def|beef|request
 manifest|file|/a|0644|root|root|ff
 link|/a|/b
 stat|/a|640|root|turnserver
@@ -393,7 +393,7 @@ unit|firewalld.service|loaded|active|enabled|9|no|-|-|
 sysctl|net.core.rmem_max|5000000
 database|/x.db
 row|/x.db|feed
-served|192.0.2.1:5349|beef
+served|192.0.2.1:5349|turn.test|beef
 environment|/srv/.env|600|app|aa|bb
 binary|/opt/livekit/1.13.5/livekit-server
 a line of somebody's login banner
@@ -401,7 +401,7 @@ end"""
     found = facts.parse([line.replace("|", "\t") for line in text.splitlines()], 1000.0)
     assert (found.os, found.os_version, found.arch) == ("debian", "13", "arm64")
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
-    assert (found.current, found.ruleset, found.pair) == ("0123", "abc", "def")
+    assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]
     assert found.units["x.service"] == UnitFact(
@@ -415,7 +415,8 @@ end"""
     assert (found.tables, found.nat_tables) == ({"inet callready"}, {"ip nat"})
     assert found.sysctls == {"net.core.rmem_max": "5000000"}
     assert (found.databases, found.rows) == ({"/x.db"}, {"/x.db": {"feed"}})
-    assert found.served == {"192.0.2.1:5349": "beef"}
+    assert found.served == {("192.0.2.1:5349", "turn.test"): "beef"}
+    assert (found.serials, found.asked) == ({"turn.test": "beef"}, {"turn.test": "request"})
     assert found.environments["/srv/.env"] == facts.EnvironmentFact(0o600, "app", "aa", "bb")
     assert found.binaries == {"/opt/livekit/1.13.5/livekit-server"}
 

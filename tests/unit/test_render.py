@@ -462,6 +462,7 @@ def test_the_app_gets_the_same_keys_and_uris_as_livekit() -> None:
         "LIVEKIT_URL": "wss://livekit.callready.test",
         "LIVEKIT_API_KEY": "APIunit",
         "LIVEKIT_API_SECRET": livekit_yaml(fleet)["keys"]["APIunit"],
+        "STUN_URIS": ",".join(stun_uris(fleet, "calls")),
         "TURN_URIS": ",".join(turn_uris(fleet, "calls")),
         "TURN_SECRET": SECRETS["turn/calls"],
         "TURN_TTL": "600",

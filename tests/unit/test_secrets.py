@@ -117,6 +117,57 @@ def test_references_become_values_and_the_rest_stays() -> None:
     assert "X" not in repr(found)
 
 
+# Rotation: what stands beside a secret in the store is accepted too
+
+
+def rotated(entries: dict[str, str]) -> dict[str, object]:
+    data = {
+        "livekit": {
+            "keys": {"APIunit": "secret:livekit/key", "APIother": "secret:livekit/other"},
+            "webhook": {"urls": ["https://a.test"], "api_key": "APIunit"},
+        },
+        "turn": {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}},
+    }
+    found = secrets.rotating(data, entries)
+    assert data["turn"] == {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}}
+    return {
+        "turn": found["turn"]["pools"]["calls"]["secrets"],
+        "keys": found["livekit"]["keys"],
+        "webhook": found["livekit"]["webhook"]["api_key"],
+    }
+
+
+def test_the_one_that_mints_comes_first_in_every_phase() -> None:
+    assert rotated({"turn/calls": "a"})["turn"] == ["secret:turn/calls"]
+    first = rotated({"turn/calls.next": "b"})["turn"]
+    assert first == ["secret:turn/calls", "secret:turn/calls.next"]
+    second = rotated({"turn/calls.previous": "a", "turn/calls.generation": "2"})["turn"]
+    assert second == ["secret:turn/calls", "secret:turn/calls.previous"]
+    assert rotated({"turn/calls.retired": "a"})["turn"] == ["secret:turn/calls"]
+
+
+def test_a_livekit_key_keeps_its_name_while_its_secret_is_the_same() -> None:
+    other = {"APIother": "secret:livekit/other"}
+    first = rotated({"livekit/key.next": "b"})
+    assert first["keys"] == {
+        "APIunit": "secret:livekit/key", "APIunit-2": "secret:livekit/key.next", **other
+    }  # fmt: skip
+    assert first["webhook"] == "APIunit"
+    second = rotated({"livekit/key.previous": "a", "livekit/key.generation": "2"})
+    assert second["keys"] == {
+        "APIunit-2": "secret:livekit/key", "APIunit": "secret:livekit/key.previous", **other
+    }  # fmt: skip
+    assert next(iter(second["keys"])) == second["webhook"] == "APIunit-2"  # type: ignore[call-overload]
+    later = rotated({"livekit/key.next": "c", "livekit/key.generation": "2"})
+    assert list(later["keys"])[:2] == ["APIunit-2", "APIunit-3"]  # type: ignore[call-overload]
+
+
+def test_a_store_whose_generation_was_edited_is_refused() -> None:
+    write_store({"livekit/key.generation": "second"})
+    with pytest.raises(SecretsError, match=r"livekit/key\.generation must be a number in quotes"):
+        Store(SOURCE).read()
+
+
 # Writing
 
 
@@ -154,7 +205,7 @@ def test_make_secrets_generates_what_is_missing_and_keeps_what_is_there(
 ) -> None:
     write_inventory()
     write_store({"turn/calls": "kept as it is", "of/no/use": "kept too"})
-    assert complete(SOURCE) == ["redis/password", "sudo/prod"]
+    assert complete(SOURCE) == (["redis/password", "sudo/prod"], "")
     entries = Store(SOURCE).read()
     assert entries.keys() == {"turn/calls", "of/no/use", "livekit/api_secret", "turn/avatar"}
     assert (entries["turn/calls"], entries["of/no/use"]) == ("kept as it is", "kept too")
@@ -170,7 +221,7 @@ def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPat
     for name in WANTED - {"turn/avatar"}:
         variable = "CALLREADY_SECRET_" + name.upper().replace("/", "_")
         monkeypatch.setenv(variable, "a value of the environment's own")
-    assert complete(SOURCE) == []
+    assert complete(SOURCE) == ([], "")
     assert Store(SOURCE).read().keys() == {"turn/avatar"}
 
 

@@ -76,8 +76,8 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         ("livekit.rtc.port_range_end", 50010,
          "livekit.rtc: 50000-50010 is less than 100 ports, too few for media: set port_range_start "
          "and port_range_end"),
-        ("livekit.rtc.turn_ttl", 59,
-         "livekit.rtc.turn_ttl: Input should be greater than or equal to 60"),
+        ("livekit.rtc.turn_ttl", 29,
+         "livekit.rtc.turn_ttl: Input should be greater than or equal to 30"),
         ("livekit.rtc.turn_ttl", 86401,
          "livekit.rtc.turn_ttl: Input should be less than or equal to 86400"),
         ("livekit.logging.level", "loud",
@@ -103,8 +103,8 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
          "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
         ("host.other_listeners", ["0/tcp"],
          "host.other_listeners.0: '0/tcp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
-        ("tls.certificate", "/certs/{name}.pem",
-         "tls.certificate: '/certs/{name}.pem': only {host} may stand in braces"),
+        ("tls.certificate", "/certs/{names}.pem",
+         "tls.certificate: '/certs/{names}.pem': only {host} and {name} may stand in braces"),
         ("app.env_file", "srv/.env", "app.env_file: 'srv/.env' is not an absolute path without "
          "spaces"),
         ("app", {"env_file": "/srv/../etc/passwd"},
@@ -180,7 +180,7 @@ def test_all_errors_of_all_hosts_come_at_once_and_shared_ones_are_said_once() ->
         (TURN2, "fierwall", {}),
     ) == [
         f"{SFU1}: address: 'nowhere' is not an IPv4 address",
-        f"{ALL}: livekit.rtc.turn_ttl: Input should be greater than or equal to 60",
+        f"{ALL}: livekit.rtc.turn_ttl: Input should be greater than or equal to 30",
         f"{ALL}: turn.user_quota: Input should be greater than or equal to 0",
         f"{TURN1}: pools: must be a list in [ ]",
         f"{TURN1}: turn.min_port: 70000 is not a port (1-65535)",
@@ -353,8 +353,9 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
           (TURN1, "livekit", ...)],
          [f"{TURN1}: livekit: is missing: the app's .env needs the key and the URL"]),
         ([("*", "tls", ...)],
-         [f"{TURN1}, {TURN2}: tls: is missing: TURN over TLS needs certificate and key (or set "
-          "turn.tls to False, which shuts out callers behind strict firewalls)"]),
+         [f"{name}: tls: is missing: {name} needs certificate and key (without TURN over TLS, "
+          "turn.tls = False, callers behind strict firewalls are shut out)"
+          for name in (TURN1, TURN2)]),
         ([("*", "tls.key", "certificates/{host}.key")],
          [f"{name}: tls: key certificates/{name}.key: No such file or directory"
           for name in (TURN1, TURN2)]),

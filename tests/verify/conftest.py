@@ -25,7 +25,7 @@ from verify.targets import Site
 LANES = {"checks": 6, "calls": 1, "attempts": 1}
 
 # From the host outwards; calls need all the rest.
-ORDER = ["test_hosts", "test_ports", "test_turn", "test_livekit", "test_calls", "test_app"]
+ORDER = ["hosts", "ports", "edge", "turn", "livekit", "calls", "app"]
 
 NOTHING = pytest.mark.nothing
 SITE = pytest.StashKey[Site]()
@@ -75,7 +75,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """An inventory without TURN has no TURN checks: they are not there, rather than skipped."""
     items[:] = [item for item in items if not item.get_closest_marker(NOTHING.name)]
-    items.sort(key=lambda item: ORDER.index(item.path.stem))
+    items.sort(key=lambda item: ORDER.index(item.path.stem.removeprefix("test_")))
     for item in items:
         item.stash[CHECK] = Check()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import ip_address
 from threading import Lock
@@ -143,6 +143,7 @@ class Turn:
     pool_name: str
     pool: Pool
     transport: Transport = "udp"
+    on_443: bool = False
 
     @property
     def name(self) -> str:
@@ -150,12 +151,19 @@ class Turn:
         return self.server.name
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.pool_name}-{self.transport}"
+        return f"{self.name}-{self.pool_name}-{self.transport}" + "-443" * self.on_443
+
+    @property
+    def over(self) -> str:
+        """The transport as a person says it."""
+        return self.transport + " on 443" * self.on_443
 
     @property
     def port(self) -> int:
         """Where it listens for the transport."""
         pool = self.pool
+        if self.on_443:
+            return 443
         return pool.tls_listening_port if self.transport == "tls" else pool.listening_port
 
     @property
@@ -165,7 +173,7 @@ class Turn:
 
     def at(self, address: str, transport: Transport | None = None) -> TurnServer:
         """One way into it."""
-        way = Turn(self.server, self.pool_name, self.pool, transport or self.transport)
+        way = replace(self, transport=transport or self.transport)
         return TurnServer(address, way.port, way.transport, self.server.settings.name, self.ca)
 
     @property
@@ -268,12 +276,14 @@ class Site:
         return list(self.servers.values())
 
     def turns(self, *transports: Transport) -> list[Turn]:
-        """Every pool on every host, once for each of these transports that it has."""
+        """Every pool on every host, once for each of these transports that it has; tls on 443
+        beside tls on its own port."""
         return [
-            Turn(server, name, pool, transport)
+            Turn(server, name, pool, transport, on_443)
             for server in self.servers.values()
             for name, pool in server.settings.turn_pools.items()
             for transport in transports or ("udp",)
+            for on_443 in ((False, True) if transport == "tls" and pool.tls_on_443 else (False,))
             if pool.tls or transport != "tls"
         ]
 
@@ -358,6 +368,11 @@ def _secrets(fleet: Fleet) -> set[str]:
                 yield from walk(item)
 
     return {text for here in fleet.hosts.values() for text in walk(here.model_dump()) if text}
+
+
+def bracketed(address: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{address}]" if ":" in address else address
 
 
 def local_address(peer: str) -> str | None:

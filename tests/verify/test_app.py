@@ -1,10 +1,16 @@
 """The app's own endpoints, as the settings name them."""
 
+import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
-from callready.probes import app
+import pytest
+from pydantic import SecretStr
+
+from callready.probes import ProbeError, app, livekit, webrtc
 from callready.settings.models import App, HttpCheck, WebSocketCheck
+from callready.uris import stun_uris, turn_uris
 from verify.check import Check, each, ms
 from verify.targets import Server, Site
 
@@ -50,3 +56,64 @@ def test_websocket(endpoint: Endpoint, check: Check) -> None:
     assert isinstance(wanted, WebSocketCheck)
     got = app.websocket(wanted.url, wanted.send, wanted.expect, _ca(endpoint.server))
     check.figure(f"connected in {ms(got.time_to_connect)}, answered in {ms(got.rtt)}")
+
+
+@each(lambda site: [at for at, app in _apps(site) if app.url and app.api_token])
+def test_api_is_guarded(server: Server, check: Check) -> None:
+    """App hands out nothing to strangers"""
+    url, ca = _url(server), _ca(server)
+    for bearer in (None, SecretStr("x" * 40)):
+        for ask in (
+            lambda who: app.token(url, who, "probe", "probe", ca),
+            lambda who: app.turn_credentials(url, who, ca),
+        ):
+            with check.probing(), suppress(app.Refused):
+                ask(bearer)
+                raise ProbeError(
+                    f"strangers call at your expense: {url} gives them tokens or credentials",
+                    "what the app asks of its callers",
+                )
+    check.figure("401")
+
+
+@pytest.mark.lane("calls")
+@each(lambda site: [at for at, app in _apps(site) if app.url and app.api_token])
+def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
+    """Call with the app's own tokens and TURN credentials"""
+    settings, url, ca = server.settings, _url(server), _ca(server)
+    assert settings.app and settings.livekit
+    bearer, room = settings.app.api_token, f"probe-{secrets.token_hex(8)}"
+    (at, first), (_, second) = (app.token(url, bearer, room, who, ca) for who in ("ann", "bob"))
+    check.expect(
+        at == settings.livekit.url,
+        f"the app sends its users to {at} instead of {settings.livekit.url}",
+        "LIVEKIT_URL in its .env, and whether it was restarted since",
+    )
+    status = livekit.validate(settings.livekit.url, first, ca)
+    check.expect(
+        status == 200,
+        f"no call starts: LiveKit refuses the app's token with {status}",
+        f"LIVEKIT_API_KEY and LIVEKIT_API_SECRET in {settings.app.env_file}, whether app and "
+        "LiveKit were restarted since they changed",
+    )
+    given = app.turn_credentials(url, bearer, ca)
+    pool = settings.livekit.turn_pool
+    wanted = {*stun_uris(site.fleet, pool), *turn_uris(site.fleet, pool)}
+    check.expect(
+        set(given.urls) == wanted,
+        f"the app sends its users to {', '.join(sorted(given.urls))}, which is not the pool {pool}",
+        f"STUN_URIS and TURN_URIS in {settings.app.env_file}",
+    )
+    got = webrtc.call_with(settings.livekit.url, (first, second), [given], True, ca, 0.5)
+    check.figure(f"{ms(max(side.connect_seconds for side in got.participants))} to connect")
+    check.figure(f"{len(given.urls)} ICE URIs")
+    check.expect(
+        {side.local for side in got.participants} == {"relay"},
+        "the call did not go through the relay that the app names",
+        "the probe (callready.probes.webrtc)",
+    )
+
+
+def _url(server: Server) -> str:
+    assert server.settings.app and server.settings.app.url
+    return server.settings.app.url.rstrip("/")

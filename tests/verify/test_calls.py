@@ -66,7 +66,7 @@ def test_direct(sfu: Sfu, check: Check) -> None:
 @calls
 @each(lambda site: site.pairs("udp", "tcp", "tls"))
 def test_relayed(pair: Pair, check: Check) -> None:
-    """Call only through {pair.turn.name} over {pair.turn.transport}"""
+    """Call only through {pair.turn.name} over {pair.turn.over}"""
     got = _call(pair.sfu, pair.turn)
     _figures(got, check)
     _check_far_end(got, pair.sfu, check)

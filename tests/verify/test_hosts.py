@@ -2,6 +2,7 @@
 the survey has not."""
 
 import re
+from datetime import UTC, datetime
 from hashlib import sha256
 
 from callready.facts import Listener
@@ -36,8 +37,14 @@ STARTUP_ERRORS = {
         r"UDP receive buffer is too small": "LiveKit drops packets under load",
         r"could not|unable to|panic:": "LiveKit reports an error",
     },
+    "haproxy": {
+        r"\[(ALERT|EMERG)\]": "the edge reports an error",
+        r"Missing|deprecated|unknown": "the edge ignores a line of its configuration",
+    },
 }
-READY = re.compile(r"^Started turnserver@|starting LiveKit server")
+READY = re.compile(r"^Started turnserver@|starting LiveKit server|^Started haproxy")
+# HAProxy's master stays root, in a cage.
+EXPOSURE, ROOT_EXPOSURE = 2.0, 2.6
 
 
 def test_inventory(site: Site, check: Check) -> None:
@@ -255,10 +262,11 @@ def test_exposure(server: Server, check: Check) -> None:
         said = server.host.run("systemd-analyze security --no-pager %s | tail -n 1", unit).stdout
         score = re.search(r": ([\d.]+) ", said)
         check.figure(f"exposure {score[1]}" if score else "no score")
+        limit = ROOT_EXPOSURE if unit == "haproxy.service" else EXPOSURE
         check.expect(
-            score and float(score[1]) <= 2.0,
+            score and float(score[1]) <= limit,
             f"a break-in through {unit} reaches the rest of the host: its exposure is "
-            f"{score[1] if score else 'unknown'}, not 2.0 or less",
+            f"{score[1] if score else 'unknown'}, not {limit} or less",
             f"drop-ins of {unit} (systemctl cat), which loosen it",
         )
 
@@ -274,7 +282,8 @@ def test_journal(server: Server, check: Check) -> None:
         ).splitlines()
         ready = next((i for i, line in enumerate(lines) if READY.search(line)), len(lines))
         check.figure(f"{ready} lines")
-        patterns = next(found for name, found in STARTUP_ERRORS.items() if unit.startswith(name))
+        named = (found for name, found in STARTUP_ERRORS.items() if unit.startswith(name))
+        patterns: dict[str, str] = next(named, {})
         for line in lines[: ready + 1]:
             known = (text for pattern, text in patterns.items() if re.search(pattern, line))
             if suffers := next(known, None):
@@ -297,24 +306,47 @@ def test_secrets(server: Server, check: Check) -> None:
     )
 
 
-@each(having(lambda server: server.planned.certificate))
+@each(having(lambda server: server.planned.certificates))
 def test_certificate_file(server: Server, check: Check) -> None:
-    """Certificate on the host is served"""
-    pair = server.release.certificate
-    assert pair
-    check.figure(f"serial …{pair.serial[-8:]}")
+    """Certificates on the host are served"""
     check.expect(
         not server.changes("certificate"),
         "the certificate on the host is not the one that the inventory names",
-        "/etc/callready/tls/current, and who renewed it; deploy again",
+        "/etc/callready/tls/*/current, and who renewed it; deploy again",
     )
-    for endpoint, unit in pair.endpoints:
-        served = server.facts.served.get(endpoint, "")
+    for name, pair in server.release.certificates.items():
+        serial = pair.serial or server.facts.serials.get(name, "")
+        check.figure(f"{name} …{serial[-8:]}")
+        for endpoint, unit in pair.endpoints:
+            served = server.facts.served.get((endpoint, name), "")
+            check.expect(
+                served and served == serial,
+                f"callers of {name} on {endpoint} get certificate {served or 'none'}, not the "
+                "renewed one",
+                f"systemctl reload {unit}, which reads it again without touching a call",
+            )
+
+
+@each(having(lambda server: server.planned.timers))
+def test_renewal(server: Server, check: Check) -> None:
+    """Certificates renew themselves"""
+    for timer, service in server.release.timers.items():
+        found, last = (server.facts.units.get(unit) for unit in (timer, service))
         check.expect(
-            served == pair.serial,
-            f"callers on {endpoint} get certificate {served or 'none'}, not the renewed one",
-            f"systemctl reload {unit}, which reads it again without touching a call",
+            found and found.is_running and found.enabled == "enabled",
+            f"in some weeks callers are refused by an expired certificate: {timer} does not run",
+            f"systemctl status {timer}; deploy again",
         )
+        check.expect(
+            last and last.active != "failed",
+            f"callers keep the old certificate until it expires: {service} failed",
+            f"journalctl -u {service} on {server.name}",
+        )
+    for name, pair in server.release.certificates.items():
+        path = pair.path("fullchain.pem")
+        end = server.host.check_output("openssl x509 -noout -enddate -in %s", path)
+        until = datetime.strptime(f"{end.partition('=')[2]}+0000", "%b %d %H:%M:%S %Y GMT%z")
+        check.figure(f"{name} {(until - datetime.now(UTC)).days} days")
 
 
 @each(having(lambda server: server.planned.environments))

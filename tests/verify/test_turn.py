@@ -3,7 +3,8 @@
 import socket
 from ipaddress import ip_address, ip_network
 
-from callready.probes import ProbeError, stun, tls, turn
+from callready.probes import ProbeError, stun, turn
+from verify.certificates import check_certificate
 from verify.check import Check, each, ms
 from verify.targets import Site, Turn, credentials, local_address
 
@@ -21,7 +22,6 @@ FORBIDDEN = (
     "64:ff9b::a00:1", "2002:a00:1::1", "::100", "fd00::100", "fe80::1:0:0:1",
 )  # fmt: skip
 ANYWHERE = ("9.9.9.9", "2620:fe::fe", "2620:fe::100")
-MIN_DAYS = 14
 
 
 @each(Site.turns)
@@ -61,7 +61,7 @@ def test_stun(pool: Turn, check: Check) -> None:
 
 @each(lambda site: site.turns("udp", "tcp", "tls"))
 def test_allocation(way: Turn, check: Check) -> None:
-    """TURN over {way.transport}: relay in range ({way.pool_name})"""
+    """TURN over {way.over}: relay in range ({way.pool_name})"""
     here, pool = way.server.settings, way.pool
     for family, server in way.ways.items():
         with check.probing():
@@ -187,22 +187,8 @@ def test_media(pool: Turn, check: Check) -> None:
 
 @each(lambda site: site.turns("tls"))
 def test_certificate(pool: Turn, check: Check) -> None:
-    """Certificate: chain, name, days left ({pool.pool_name})"""
-    name = pool.server.settings.name
-    for family, way in pool.ways.items():
-        with check.probing():
-            got = tls.served(way.address, way.port, name, pool.ca)
-            check.figure(f"IPv{family} {got.days_left} days, {got.tls_version}")
-            check.expect(
-                got.days_left >= MIN_DAYS,
-                f"in {got.days_left} days callers lose TURN over TLS: the certificate of {name} "
-                f"ends on {got.not_after:%Y-%m-%d}",
-                "its renewal, and whether the renewed one reached the host",
-            )
-            pair = pool.server.planned.certificate
-            check.expect(
-                pair and int(got.serial, 16) == int(pair.serial, 16),
-                f"callers get certificate {got.serial} on {way.address}, the inventory names "
-                f"{pair.serial if pair else 'none'}",
-                f"systemctl reload turnserver@{pool.pool_name} on {pool.name}",
-            )
+    """Certificate over {pool.over}: chain, name, days left ({pool.pool_name})"""
+    unit = f"turnserver@{pool.pool_name}"
+    if pool.pool.tls_on_443 and pool.server.settings.has_edge:
+        unit = "haproxy"
+    check_certificate(pool.server, pool.server.settings.name, pool.port, unit, check)

@@ -1,0 +1,343 @@
+"""Rotate a secret under load, one phase a run: python -m callready.rotate inventories/ENV WHAT
+
+WHAT is `turn` (the secrets that LiveKit and the app mint TURN credentials with), `livekit` (the API
+keys) or the name of one entry of the store, such as `turn/avatar`. Each phase is an ordinary deploy
+of the whole fleet; the store's entry and what stands beside it say which phase it is in:
+
+    turn/calls                       at rest
+    turn/calls + turn/calls.next     1: accepted beside the old one, nothing mints with it yet
+    turn/calls + turn/calls.previous 2: the new one mints, the old one is accepted until `.until`
+    turn/calls + turn/calls.retired  3: the old one goes
+
+A phase begins only when a survey of every host finds nothing that differs from the one before, so
+any deploy in between, of part of the fleet too, meets hosts that accept whatever it mints with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from callready.secrets import GENERATION, NEXT, PREVIOUS, SecretsError, Store, variable
+from callready.secrets import references as references_in
+from callready.settings.fleet import Fleet, SettingsError, inventory_data
+
+RETIRED, UNTIL = ".retired", ".until"
+PHASES = ("", NEXT, PREVIOUS, RETIRED)
+WORDS = {
+    "turn": (
+        "",
+        "every coturn of the pool accepts the new secret beside the old one",
+        "LiveKit and the app mint with the new secret",
+        "the old secret is gone",
+    ),
+    "livekit": (
+        "",
+        "LiveKit knows the new key beside the old one",
+        "the app makes its tokens with the new key",
+        "the old key is gone",
+    ),
+}
+
+
+class RotationError(Exception):
+    """Why a phase is not begun; the message says what to do."""
+
+
+@dataclass
+class Rotation:
+    """The secrets of one inventory that are rotated together, and the fleet that has them."""
+
+    inventory: str
+    what: str
+    kind: str
+    fleet: Fleet
+    store: Store
+    entries: dict[str, str]
+    names: list[str]
+
+    @classmethod
+    def load(cls, inventory: str, what: str) -> Rotation:
+        """Read the inventory and its store; raises RotationError, SettingsError, SecretsError."""
+        data, store = inventory_data(inventory), Store(inventory)
+        fleet = Fleet.from_data(inventory, data)
+        kind, names = _names(fleet, data, what)
+        entries = store.read()
+        for name in names:
+            if variable(name) in os.environ:
+                raise RotationError(
+                    f"{name} comes from the environment ({variable(name)}), which callready cannot "
+                    f"change: move it to {store.path}"
+                )
+        return cls(inventory, what, kind, fleet, store, entries, names)
+
+    @property
+    def phase(self) -> int:
+        """The phase that has begun last, 0 at rest; raises RotationError for an edited store."""
+        found = {
+            tuple(n for n in (1, 2, 3) if name + PHASES[n] in self.entries) for name in self.names
+        }
+        if len(found) > 1 or any(len(phases) > 1 for phases in found):
+            raise RotationError(
+                f"{self.store.path}: {', '.join(self.names)} and what stands beside them are not "
+                "in one phase: restore the file from version control"
+                + (", or rotate each by its name" if len(self.names) > 1 else "")
+            )
+        return next((phases[0] for phases in found if phases), 0)
+
+    @property
+    def wait(self) -> timedelta:
+        """How long after phase 2 a credential or token made with the old secret may be valid; the
+        clocks of two hosts may differ by twice the limit of each."""
+        hosts = self.fleet.hosts.values()
+        skew = 2 * max(here.host.max_clock_skew for here in hosts)
+        livekits = [here.livekit for here in hosts if here.livekit]
+        if self.kind == "livekit":
+            return timedelta(seconds=skew + max(item.token_ttl for item in livekits))
+        pools = {
+            name
+            for here in hosts
+            for name, pool in here.turn_pools.items()
+            if any(s.get_secret_value() == self.entries.get(n) for s in pool.secrets
+                   for n in self.names)
+        }  # fmt: skip
+        # Others' programs may mint for a pool that is not LiveKit's: a day, as the setting's limit.
+        known = pools <= {item.turn_pool for item in livekits}
+        ttl = max(item.rtc.turn_ttl for item in livekits) if known and livekits else 86_400
+        return timedelta(seconds=skew + ttl)
+
+    def begin(self, phase: int) -> None:
+        """Bring the store to a phase (0: the rotation is over)."""
+        for name in self.names:
+            if phase == 1:
+                self.entries[name + NEXT] = secrets.token_urlsafe(32)
+            elif phase == 2:
+                self.entries[name + PREVIOUS] = self.entries[name]
+                self.entries[name] = self.entries.pop(name + NEXT)
+                number = int(self.entries.get(name + GENERATION, "1"))
+                self.entries[name + GENERATION] = str(number + 1)
+            elif phase == 3:
+                self.entries[name + RETIRED] = self.entries.pop(name + PREVIOUS)
+                del self.entries[name + UNTIL]
+            else:
+                del self.entries[name + RETIRED]
+        self.store.write(self.entries)
+
+    @property
+    def until(self) -> datetime | None:
+        """When phase 3 may start, if that is known yet."""
+        found = [self.entries.get(name + UNTIL) for name in self.names]
+        if None in found:
+            return None
+        return max(datetime.fromisoformat(text) for text in found if text)
+
+    def set_until(self) -> None:
+        """Phase 2 is complete as of now."""
+        until = (datetime.now(UTC) + self.wait).isoformat(timespec="seconds")
+        self.entries |= {name + UNTIL: until for name in self.names}
+        self.store.write(self.entries)
+
+
+def _names(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[str, list[str]]:
+    """The kind of rotation and the names of the secrets it is about."""
+    kinds: dict[str, str] = {}
+    ours: list[str] = []
+    pools = {here.livekit.turn_pool for here in fleet.hosts.values() if here.livekit}
+    for host in data.values():
+        seen: list[str] = []
+        for path, name in references_in(host):
+            parts = path.split(".")
+            # The first key is the app's and the first secret of a pool mints; others are for
+            # programs that callready does not know.
+            if path.startswith("livekit.keys."):
+                first = not any(key.startswith("livekit.keys.") for key in seen)
+                kinds[name] = "livekit"
+                ours += [name] if what == "livekit" and first else []
+            seen.append(path)
+            if path.startswith("turn.pools.") and parts[3:] == ["secrets", "0"]:
+                kinds[name] = "turn"
+                ours += [name] if what == "turn" and parts[2] in pools else []
+    if ours:
+        return what, sorted(set(ours))
+    if what in kinds:
+        return kinds[what], [what]
+    raise RotationError(
+        f"{what}: nothing to rotate by this name; WHAT is turn, livekit, or one of "
+        + (", ".join(sorted(kinds)) or "the secrets of turn.pools and livekit.keys")
+    )
+
+
+def rotate(inventory: str, what: str, wanted: int | None = None, end_calls: bool = False) -> str:
+    """Complete the phase that was begun, or go on to the next one; returns what was reached.
+
+    Args:
+        inventory: path of the inventory.
+        what: `turn`, `livekit` or a name of the store.
+        wanted: the phase the operator means; another one is refused.
+        end_calls: remove an old LiveKit key although calls are running.
+
+    Raises RotationError, SettingsError or SecretsError if a phase may not begin or fails.
+    """
+    rotation = Rotation.load(inventory, what)
+    phase = rotation.phase
+    found = survey(inventory)
+    differing = sorted(host for host, item in found.items() if item["changes"])
+    complete = not differing
+    target = phase + 1 if complete else phase
+    if phase == 3 and complete:  # the last run was cut short at its very end
+        rotation.begin(0)
+        return _reached(rotation, 3)
+    if not complete and phase == 0:
+        raise RotationError(
+            f"{', '.join(differing)}: not what the inventory and the store say; a rotation starts "
+            f"from there: look at pyinfra {inventory} deploy.py --dry, deploy, then rotate"
+        )
+    if wanted not in (None, target):
+        state = "has begun and is not complete" if not complete else "is complete"
+        raise RotationError(
+            f"phase {wanted} is not what comes next: "
+            + (f"phase {phase} {state}" if phase else "no rotation is under way")
+            + f", next is phase {target}"
+        )
+    if not complete:
+        print(f"phase {phase} is not complete on {', '.join(differing)}: completing it", flush=True)
+    else:
+        if phase == 2:
+            _may_retire(rotation, found, end_calls)
+            if rotation.until is None:
+                rotation.set_until()
+                return _reached(rotation, 2)
+        rotation.begin(target)
+        print(f"phase {target} of 3: {WORDS[rotation.kind][target]}", flush=True)
+    deploy(inventory, target)
+    if target == 2:
+        rotation.set_until()
+    if target == 3:
+        rotation.begin(0)
+    return _reached(rotation, target)
+
+
+def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> None:
+    until = rotation.until
+    if until and datetime.now(UTC) < until:
+        raise RotationError(
+            f"phase 3 may start at {_time(until)}: until then something made with the old "
+            f"{'key' if rotation.kind == 'livekit' else 'secret'} may be valid and would be refused"
+        )
+    # LiveKit signs the refresh tokens of running calls with any key it knows (getFirstKeyPair in
+    # its roommanager.go), the old one too, and a removal means a restart.
+    ports = sum(item["busy"].get("livekit-server.service", 0) for item in found.values())
+    if until and rotation.kind == "livekit" and ports and not end_calls:
+        raise RotationError(
+            f"phase 3 has to wait for the end of the calls ({ports} media ports in use): LiveKit "
+            "restarts without the old key, and calls whose last token it signed with that could "
+            "not come back; try again when they are over, or end them with --end-calls"
+        )
+
+
+def _reached(rotation: Rotation, phase: int) -> str:
+    livekit = rotation.kind == "livekit"
+    again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
+    done = f"phase {phase} is complete: {WORDS[rotation.kind][phase]}"
+    if phase == 1:
+        more = "" if livekit else ", which restarts LiveKit: running calls reconnect once"
+        return f"{done}\nnext is phase 2{more}; it may start now: {again}"
+    if phase == 2:
+        until = rotation.until
+        unit = " and LiveKit has no calls (it restarts)" if livekit else ""
+        return (
+            f"{done}{_by_hand(rotation)}\nnext is phase 3, not before "
+            f"{_time(until) if until else '?'}{unit}: {again}"
+        )
+    return f"{done}\nthe rotation of {', '.join(rotation.names)} is over"
+
+
+def _by_hand(rotation: Rotation) -> str:
+    """What mints and is not restarted by callready."""
+    apps = [h.app for h in rotation.fleet.group("app").values() if h.app]
+    if any(app.restart or app.commands for app in apps):
+        return ""
+    files = ", ".join(app.env_file for app in apps)
+    what = f"restart what reads {files}" if apps else "give the new one to your application"
+    return f"\nnow {what}: callready does not do that here (app.restart is empty)"
+
+
+def _time(moment: datetime) -> str:
+    left = (moment - datetime.now(UTC)).total_seconds()
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC (in {max(0, round(left))} s)"
+
+
+def survey(inventory: str) -> dict[str, Any]:
+    """What a deploy of the whole fleet would change, host by host, and each unit's media ports."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        done = _pyinfra(inventory, ["--dry"], {"CALLREADY_REPORT": str(report)}, quiet=True)
+        if done.returncode or not report.exists():
+            raise RotationError(
+                f"cannot look at every host, and a phase concerns them all:\n{done.stderr.strip()}"
+            )
+        found: dict[str, Any] = json.loads(report.read_text())
+    return found
+
+
+def deploy(inventory: str, phase: int) -> None:
+    """Deploy the whole fleet; raises RotationError if any host failed."""
+    if _pyinfra(inventory, [], {"PYINFRA_YES": "1"}, quiet=False).returncode:
+        raise RotationError(
+            f"phase {phase} has begun and is not complete; nothing is refused meanwhile. Mend what "
+            "is said above, then run the same command again"
+        )
+
+
+def _pyinfra(
+    inventory: str, options: list[str], environment: dict[str, str], quiet: bool
+) -> subprocess.CompletedProcess[str]:
+    if not Path("deploy.py").is_file():
+        raise RotationError("there is no deploy.py here: run this in callready's folder")
+    return subprocess.run(
+        [sys.executable, "-m", "pyinfra", inventory, "deploy.py", *options],
+        env={**os.environ, "PYINFRA_PROGRESS": "off", **environment}, stdin=subprocess.DEVNULL,
+        text=True, capture_output=quiet, check=False,
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """The `make rotate` command."""
+    parser = argparse.ArgumentParser(
+        "python -m callready.rotate", description="Rotate a secret, one phase a run."
+    )
+    parser.add_argument("inventory", help="such as inventories/prod")
+    parser.add_argument("what", help="turn, livekit, or an entry of the store such as turn/avatar")
+    parser.add_argument("--phase", type=int, choices=[1, 2, 3], help="refuse unless it is this one")
+    parser.add_argument(
+        "--end-calls", action="store_true", help="remove an old LiveKit key although calls run"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        print(
+            f"{rest[0]}: is for a deploy; a phase always concerns every host of the inventory",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        print(rotate(options.inventory, options.what, options.phase, options.end_calls))
+    except (RotationError, SettingsError, SecretsError) as error:
+        print(f"callready: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("callready: interrupted; run the same command again", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,263 @@
+"""Certificates from a real ACME server (Pebble) on both layouts: a TURN host of its own, and one
+box where TURN and HTTPS share port 443."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+from fleet import Fleet, Host, eventually, probe
+from fleet import inventory as common
+
+from callready.probes import tls
+from lab import Lab, acme, plan
+
+TURN, BOX = Host("h17"), Host("h18")
+# Every name on every port that serves it.
+ENDPOINTS = (
+    (TURN, TURN.fqdn, 443), (TURN, TURN.fqdn, 5349),
+    (BOX, BOX.fqdn, 443), (BOX, f"turn.{BOX.fqdn}", 443), (BOX, f"turn.{BOX.fqdn}", 5349),
+    (BOX, f"turn.{BOX.fqdn}", 5350),
+)  # fmt: skip
+UNIT = "callready-certificates.service"
+LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}"
+
+
+@pytest.fixture(scope="module")
+def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Both layouts as delivered, and an authority that refuses good nonces."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab, names = Lab(), (TURN.name, BOX.name)
+    made = [name for name in names if lab.state(name) == "absent"]
+    lab.up(names)
+    for name in set(names) - set(made):
+        lab.reset(name)
+    acme.start()
+    yield Fleet(tmp_path_factory.mktemp("operator"), *inventory())
+    acme.stop()
+    for name in made:
+        lab.destroy(name)
+
+
+@pytest.fixture(scope="module")
+def site(bare_site: Fleet) -> Fleet:
+    """Both layouts after one deploy."""
+    bare_site.first = bare_site.run("--json")
+    return bare_site
+
+
+def inventory() -> tuple[dict[str, object], dict[str, object], list[str]]:
+    """One box with an SFU, two pools and an edge, and a TURN host of its own with a third pool."""
+    _, data, _ = common()
+
+    def address(host: Host, **more: object) -> tuple[str, dict[str, object]]:
+        return host.fqdn, {"address": host.ipv4, "address6": host.ipv6, **more}
+
+    data["livekit"]["url"] = f"wss://{BOX.fqdn}"
+    data["edge"] = {}
+    data["host"] = {"other_listeners": ["5355/tcp", "5355/udp"]}
+    data["turn"] = {"pools": {
+        "calls": {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"], "tls_on_443": True,
+                  "min_port": 60001, "max_port": 62000},
+        "avatar": {"realm": "avatar.lab.test", "secrets": ["secret:turn/avatar"],
+                   "listening_port": 3479, "tls_listening_port": 5350, "min_port": 62001},
+        "far": {"realm": "far.lab.test", "secrets": ["secret:turn/far"], "tls_on_443": True},
+    }}  # fmt: skip
+    data["tls"] = {
+        "acme": {
+            "email": "operator@lab.test",
+            "server": acme.DIRECTORY,
+            "ca": f"{plan.STATE}/ca.pem",
+        },
+        "ca": str(acme.ROOT),
+    }
+    groups = {
+        "livekit": [address(BOX, name=f"turn.{BOX.fqdn}")],
+        "turn": [(BOX.fqdn, {"pools": ["calls", "avatar"]}), address(TURN, pools=["far"])],
+        "app": [BOX.fqdn],
+    }
+    return groups, data, ["livekit/api_secret", "turn/calls", "turn/avatar", "turn/far"]
+
+
+def served() -> dict[tuple[str, str, int], str]:
+    """The serial that callers get, by address, name and port; all valid to who trusts the
+    authority."""
+    return {
+        (address, name, port): tls.served(address, port, name, str(acme.ROOT)).serial
+        for host, name, port in ENDPOINTS
+        for address in (host.ipv4, host.ipv6)
+    }
+
+
+def renew(host: Host) -> bool:
+    """certbot.timer's unit with every certificate due; whether ours, which it starts, succeeded."""
+    conf = "/etc/letsencrypt/renewal/*.conf"
+    host.root(f"sed -i '1i renew_before_expiry = 3650 days\n/renew_before_expiry/d' {conf}")
+    return taken_up(host, "certbot.service")
+
+
+def taken_up(host: Host, start: str = UNIT) -> bool:
+    """Start a unit and wait until ours has run; whether it succeeded."""
+
+    def state() -> list[str]:
+        show = f"systemctl show -p InvocationID,ActiveState --value {UNIT}"
+        return sorted(host.root(show).split(), key=len)
+
+    *_, before = state()
+    host.root(f"systemctl start {start}", check=False)
+    eventually(lambda: state()[-1] != before and state()[0] in ("inactive", "failed"))
+    return state()[0] == "inactive"
+
+
+def words(host: Host) -> str:
+    return host.root(f"journalctl --sync; journalctl -u {UNIT} -n 12 -o cat --no-pager")
+
+
+def test_what_the_authority_would_refuse_is_refused_before(bare_site: Fleet) -> None:
+    TURN.root("apt-get -qq -y install nftables > /dev/null 2>&1 || apt-get -qq update && "
+              "apt-get -qq -y install nftables > /dev/null")  # fmt: skip
+    bare_site.groups["turn"][1][1]["name"] = "h01.lab.test"
+    with TURN.listening("tcp", 80), dropped("input", "tcp dport 80 drop"):
+        said = "\n".join(bare_site.run().message)
+    bare_site.restore()
+    assert "port 80/tcp is taken by perl (foreign-tcp-80.service), ACME needs it" in said
+    assert (
+        "tls.acme: h01.lab.test resolves to 198.51.100.101, 2001:db8:ca11::101, this host is "
+        "198.51.100.117 and 2001:db8:ca11::117: the authority would ask another host" in said
+    )
+    for address in (TURN.ipv4, TURN.ipv6):
+        assert f"tls.acme: port 80 of {address} is dropped on the way there" in said
+    assert TURN.root("ls /etc/callready", check=False) == ""
+
+
+def test_one_deploy_of_bare_hosts_is_enough(site: Fleet) -> None:
+    assert site.first
+    assert site.first.status == 0, site.first.text
+    assert "+ certificate h17.lab.test from ACME" in site.first.plan("h17")
+    assert len({serial for serial in served().values()}) == 3
+    again = site.deploy()
+    assert again.changed == [], again.text
+
+
+def test_renewal_costs_no_call(site: Fleet) -> None:
+    """The calls go on through wss and TURN over TLS; who comes new gets the new certificate."""
+    before = served()
+    keys = {"secret": site.secrets["livekit/api_secret"], "LIVEKIT_API_KEY": "APIfleet"}
+
+    def call(uri: str, pool: str) -> dict[str, object]:
+        return probe("webrtc", f"wss://{BOX.fqdn}", "--turn", uri, "--duration", "30", "--ca-file",
+                     str(acme.ROOT), TURN_SECRET=site.secrets[f"turn/{pool}"], **keys)  # fmt: skip
+
+    def renewed(host: Host) -> bool:
+        # The authority refuses good nonces: like the timer, come again.
+        return any(renew(host) for _ in range(4))
+
+    with ThreadPoolExecutor() as pool:
+        calls = [
+            pool.submit(call, f"turns:turn.{BOX.fqdn}:443?transport=tcp", "calls"),
+            pool.submit(call, f"turns:{TURN.fqdn}:443?transport=tcp", "far"),
+        ]
+        eventually(lambda: in_calls() == 2)
+        assert all(pool.map(renewed, (TURN, BOX))), words(TURN) + words(BOX)
+        after = served()
+        assert not any(done.done() for done in calls), "the calls ended too soon to prove it"
+    assert not [where for where in before if after[where] == before[where]]
+    for done in calls:
+        assert done.result()["ok"], done.result()
+        assert done.result()["reconnects"] == 0
+    assert site.deploy().changed == []
+
+
+def in_calls() -> int:
+    """TURN hosts that carry a TLS connection of the callers."""
+    shown = "ss -Htn state established sport = :443 or sport = :5349 | wc -l"
+    return sum(int(host.root(shown)) > 0 for host in (TURN, BOX))
+
+
+@contextmanager
+def dropped(chain: str, rule: str) -> Iterator[None]:
+    """A packet filter of somebody else on the TURN host."""
+    hook = f"{{ type filter hook {chain} priority 0; }}"
+    TURN.root(
+        f"nft 'add table inet other; add chain inet other c {hook}; add rule inet other c {rule}'"
+    )
+    try:
+        yield
+    finally:
+        TURN.root("nft delete table inet other")
+
+
+def authority_down() -> AbstractContextManager[None]:
+    return dropped("output", "tcp dport 14000 reject")
+
+
+@contextmanager
+def wrong_dns() -> Iterator[None]:
+    acme.resolve(TURN.fqdn, plan.find_host("h01"))
+    try:
+        yield
+    finally:
+        acme.resolve(TURN.fqdn, plan.find_host(TURN.name))
+
+
+@contextmanager
+def stopped_between_key_and_chain() -> Iterator[None]:
+    """certbot's link to the key is the other one already, that to the chain is not."""
+    key = f"{LIVE}/privkey.pem"
+    TURN.root(f"readlink {key} > /run/was; ln -sfn ../../archive/{TURN.fqdn}/privkey1.pem {key}")
+    try:
+        yield
+    finally:
+        TURN.root(f"ln -sfn $(cat /run/was) {key}")
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    folder = f"/etc/callready/tls/{TURN.fqdn}"
+    TURN.root(f"cp -a {folder} /run/was-tls; mount -t tmpfs -o size=64k,mode=755 tmpfs {folder}; "
+              f"cp -a /run/was-tls/. {folder}; cat /dev/zero > {folder}/x",
+              check=False)  # fmt: skip
+    try:
+        yield
+    finally:
+        TURN.root(f"umount {folder}; rm -r /run/was-tls")
+
+
+@contextmanager
+def deaf_to_reload() -> Iterator[None]:
+    folder = "/run/systemd/system/turnserver@far.service.d"
+    TURN.root(f"mkdir -p {folder}; printf '[Service]\\nExecReload=\\nExecReload=/bin/true\\n' > "
+              f"{folder}/deaf.conf; systemctl daemon-reload")  # fmt: skip
+    try:
+        yield
+    finally:
+        TURN.root(f"rm -r {folder}; systemctl daemon-reload")
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (authority_down, "certbot's last run failed"),
+        (wrong_dns, "certbot's last run failed"),
+        (stopped_between_key_and_chain, "h17.lab.test: the key does not belong to the certificate"),
+        (full_disk, "h17.lab.test: cannot be copied to"),
+        (deaf_to_reload, "turnserver@far.service on 198.51.100.117:5349: "),
+    ],
+)
+def test_failed_renewal_leaves_the_old_one_and_is_seen(
+    site: Fleet, fault: Callable[[], AbstractContextManager[None]], says: str
+) -> None:
+    before = served()
+    with fault():
+        assert not (taken_up if fault is stopped_between_key_and_chain else renew)(TURN)
+        assert says in words(TURN)
+        assert served() == before
+    if fault is authority_down:  # a deploy mends it too
+        assert site.deploy().changed == [TURN.name]
+        assert TURN.root(f"systemctl is-failed {UNIT}", check=False) == "inactive"
+    else:
+        assert any(renew(TURN) for _ in range(4)), words(TURN)

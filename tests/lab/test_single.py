@@ -1,0 +1,137 @@
+"""inventories/single and inventories/dev as they ship, but for names, addresses and where the lab
+keeps its files: refused unedited, and edited deployed to a bare host and verified in full."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from fleet import PYINFRA, REPOSITORY, Host
+
+from lab import Lab, ca, plan
+
+# The names that an operator replaces, longest first.
+NAMES = {
+    "livekit.example.com": "{box}",
+    "turn.example.com": "turn.{box}",
+    "app.example.com": "app.{box}",
+    "one.example.com": "{box}",
+    "dev.example.com": "{box}",
+    "example.com": "{box}",
+    "192.0.2.10": "{ipv4}",
+    "2001:db8::10": "{ipv6}",
+    "192.168.1.0-192.168.1.255": "198.51.100.0-198.51.100.255",
+    '"192.168.1.10"': '"{ipv4}", "address6": "{ipv6}"',
+    "/CHANGE-ME/path/to/the/flutter/project": "{checkout}",
+}
+PLACES = f"""
+ssh_key = "{plan.STATE}/id_ed25519"
+ssh_known_hosts_file = "{plan.STATE}/known_hosts"
+ssh_config_file = "/dev/null"
+livekit["base_url"] = "http://{plan.MACHINE.ipv4}:{plan.WWW_PORT}"
+# Addresses that no public peer has.
+turn["pools"]["avatar"]["allowed_peers"] = [
+    "198.51.100.0-198.51.100.255", "2001:db8:ca11::-2001:db8:ca11:0:ffff:ffff:ffff:ffff",
+]
+"""
+LAB_AUTHORITY = f"""
+tls = {{
+    "certificate": "{ca.CERTIFICATES}/{{name}}.pem",
+    "key": "{ca.CERTIFICATES}/{{name}}.key",
+    "ca": "{ca.CA_CERTIFICATE}",
+}}
+"""
+LAN_BACKEND = """
+mkdir -p /etc/systemd/system/backend.service.d
+printf '[Service]\\nEnvironment=LISTEN=0.0.0.0:8000\\nIPAddressAllow=any\\n' \
+    > /etc/systemd/system/backend.service.d/lan.conf
+systemctl daemon-reload
+"""
+
+# Checks that must be among those that pass, by the pytest id's beginning.
+SINGLE_CHECKS = {
+    "test_redirects", "test_https", "test_tls_versions", "test_behind", "test_signalling",
+    "test_direct", "test_peer_to_peer", "test_side_by_side", "test_call_from_the_app",
+    "test_workers", "test_websocket", "test_api_is_guarded", "test_sweep",
+}  # fmt: skip
+DEV_CHECKS = SINGLE_CHECKS - {"test_redirects", "test_https", "test_tls_versions", "test_behind"}
+BOXES = {"single": (Host("h02"), SINGLE_CHECKS), "dev": (Host("h01"), DEV_CHECKS)}
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """Bare hosts; those that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    names = [box.name for box, _ in BOXES.values()]
+    made = [name for name in names if lab.state(name) == "absent"]
+    lab.up(names)
+    for name in set(names) - set(made):
+        lab.reset(name)
+    yield lab
+    for name in made:
+        lab.destroy(name)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=REPOSITORY, env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def edited(env: str, box: Host, folder: Path) -> Path:
+    """The shipped inventory after an operator has edited it, in a folder of its own."""
+    source = REPOSITORY / "inventories"
+    values = {"box": box.fqdn, "ipv4": box.ipv4, "ipv6": box.ipv6, "checkout": folder / "app"}
+    (folder / "group_data").mkdir()
+    for name in (env, f"group_data/{env}.py"):
+        text = (source / name).read_text()
+        for example, own in NAMES.items():
+            text = text.replace(example, own.format(**values))
+        (folder / name).write_text(text)
+    with (folder / f"group_data/{env}.py").open("a") as file:
+        file.write(PLACES + (LAB_AUTHORITY if env == "single" else ""))
+    subprocess.run(["cp", "-r", REPOSITORY / "lab/checkout", folder / "app"], check=True)
+    return folder / env
+
+
+@pytest.mark.parametrize("env", BOXES)
+def test_unedited_it_is_refused(env: str, tmp_path: Path) -> None:
+    (tmp_path / "group_data").mkdir()
+    for name in (env, f"group_data/{env}.py"):
+        (tmp_path / name).write_text((REPOSITORY / "inventories" / name).read_text())
+    done = run(PYINFRA, tmp_path / env, "deploy.py", "--dry")
+    assert done.returncode == 1
+    (line,) = done.stderr.partition("nothing was connected to\n")[2].splitlines()
+    assert line.startswith(f"{tmp_path / env}: still has the example's /CHANGE-ME/")
+    assert line.endswith(
+        f"edit {tmp_path / env} and {tmp_path}/group_data/{env}.py to name your own hosts"
+    )
+
+
+@pytest.mark.parametrize("env", BOXES)
+def test_one_host_carries_everything(env: str, lab: Lab, tmp_path: Path) -> None:
+    box, wanted = BOXES[env]
+    inventory = edited(env, box, tmp_path)
+    lab.install_backend(box.name)
+    if env == "dev":
+        box.root(LAN_BACKEND)
+    assert run(sys.executable, "-m", "callready.secrets", inventory).returncode == 0
+    for expected in ("done: release ", "No changes"):
+        done = run(PYINFRA, inventory, "deploy.py")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert expected in done.stdout + done.stderr
+
+    report = tmp_path / "report"
+    verified = run(*lab.client_prefix(), sys.executable, "-m", "callready.verify", inventory,
+                   "--report", report)  # fmt: skip
+    assert verified.returncode == 0, verified.stdout
+    passed = {case.attrib["name"].partition("[")[0]
+              for case in ElementTree.parse(report / "verify.xml").iter("testcase")}  # fmt: skip
+    assert wanted <= passed, wanted - passed
+    assert ("test_redirects" in passed) == (env == "single")

@@ -1,0 +1,259 @@
+"""Certificates from an ACME server: what may be set, what a host is asked to do, what certbot gets,
+and the script that takes certificates up, run against real OpenSSL."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.x509 import DNSName
+from fleets import SFU1, TURN1, TURN2, Authority, Edit, bare, box, deployed, load, write_store
+
+from callready.facts import Facts, UnitFact
+from callready.here import Here
+from callready.release import CERTIFICATES, Release
+from callready.secrets import complete
+from callready.settings.fleet import Fleet, SettingsError
+from callready.settings.ports import port_plan
+from tasks import declare
+from tasks.tls import TIMER, UNIT
+
+pytestmark = pytest.mark.usefixtures("project")
+
+ACME = {"email": "operator@callready.test"}
+OVH = {name: f"secret:ovh/{name}" for name in
+       ("application_key", "application_secret", "consumer_key")}  # fmt: skip
+BY_DNS = {**ACME, "challenge": "dns-01", "dns": OVH}
+
+
+def tls(acme: object, **more: object) -> Edit:
+    return "*", "tls", {"acme": acme, **more}
+
+
+def edge_box(*edits: Edit) -> Fleet:
+    """One box with an edge, TURN and HTTPS on 443."""
+    return box(
+        (SFU1, "edge", {}), (SFU1, "turn.pools.calls.tls_on_443", True), tls(ACME), *edits
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"acme": ACME, "certificate": "a.pem", "key": "a.key"},
+         "tls: set either acme, or both certificate and key"),
+        ({"certificate": "a.pem"}, "tls: set either acme, or both certificate and key"),
+        ({"acme": {**ACME, "challenge": "dns-01"}},
+         "tls.acme: challenge dns-01 needs dns with OVH's keys, http-01 takes none"),
+        ({"acme": {**ACME, "ca": "no/such.pem"}}, "tls.acme.ca: no/such.pem: no such file"),
+    ],
+)  # fmt: skip
+def test_there_is_exactly_one_way_to_a_certificate(section: object, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load((TURN1, "tls", section))
+    assert str(error.value).splitlines() == [f"inventories/test: {TURN1}: {message}"]
+
+
+def test_http_01_needs_port_80_of_the_edge() -> None:
+    with pytest.raises(SettingsError, match=r"edge\.http_port: must be 80: that is where"):
+        edge_box((SFU1, "edge", {"http_port": 8080}))
+
+
+def challenges(fleet: Fleet, host: str) -> list[tuple[int, bool]]:
+    return [(use.first, use.public) for use in port_plan(fleet[host]) if use.service == "ACME"]
+
+
+def test_a_turn_host_opens_port_80_and_an_edge_answers_for_certbot() -> None:
+    assert challenges(load(tls(ACME)), TURN1) == [(80, True)]
+    assert challenges(edge_box(), SFU1) == [(8888, False)]
+    write_store_with_ovh()
+    assert challenges(load(tls(BY_DNS)), TURN1) == []
+
+
+def test_the_edge_answers_challenges_for_the_name_of_turn_too() -> None:
+    fleet = edge_box((SFU1, "name", "turn.callready.test"))
+    config = declare(fleet, SFU1).release.files["/etc/haproxy/haproxy.cfg"].content.decode()
+    named = re.search(r"acl named .* -m str (.*)", config)
+    assert named
+    assert set(named[1].split()) == {"turn.callready.test", "livekit.callready.test"}
+
+
+def write_store_with_ovh() -> None:
+    from fleets import SECRETS
+
+    write_store({**SECRETS, **{f"ovh/{name}": f"unit{name.replace('_', '')}" for name in OVH}})
+
+
+def test_ovh_credentials_are_a_file_of_root_alone() -> None:
+    write_store_with_ovh()
+    release = declare(load(tls(BY_DNS)), TURN1).release
+    file = release.files["/etc/callready/ovh.ini"]
+    assert (file.mode, file.owner, file.group, file.secret) == (0o600, "root", "root", True)
+    assert file.content.decode().splitlines()[1:] == [
+        "dns_ovh_endpoint = ovh-eu",
+        "dns_ovh_application_key = unitapplicationkey",
+        "dns_ovh_application_secret = unitapplicationsecret",
+        "dns_ovh_consumer_key = unitconsumerkey",
+    ]
+    asked = release.certificates[TURN1].asked
+    assert "--dns-ovh" in asked
+    assert "--standalone" not in asked
+    assert not [word for word in asked if "unit" in word]
+    assert "python3-certbot-dns-ovh" in release.packages
+
+
+def acme_release(fleet: Fleet | None = None, host: str = TURN1) -> Release:
+    return declare(fleet or load(tls(ACME)), host).release
+
+
+def issued(release: Release) -> Facts:
+    facts = deployed(release)
+    for name, certificate in release.certificates.items():
+        facts.pairs[name], facts.serials[name] = "0123456789abcdef", "2a"
+        facts.asked[name] = certificate.request
+        facts.served |= {(endpoint, name): "2a" for endpoint, _ in certificate.endpoints}
+    for timer, service in release.timers.items():
+        facts.units[timer] = UnitFact("loaded", "active", "enabled", 0, False, "-", "-")
+        facts.units[service] = UnitFact("loaded", "inactive", "static", 0, False, "-", "-")
+    return facts
+
+
+def steps(release: Release, facts: Facts) -> list[str]:
+    return [step.split()[0] for step in release.plan(facts).steps]
+
+
+def test_a_bare_host_gets_a_placeholder_before_its_services_and_a_certificate_after() -> None:
+    release = acme_release()
+    plan = release.plan(bare())
+    assert ("+", "certificate", f"{TURN1} from ACME") in plan.changes
+    names = [step.split()[0] for step in plan.steps]
+    order = ["placeholder", "firewall", "restart", "listening", "acme", "take_up", "timer"]
+    assert [name for name in dict.fromkeys(names) if name in order] == order
+    asked = next(step for step in plan.steps if step.startswith("acme"))
+    assert "--standalone --http-01-port 80" in asked
+    assert f"--cert-name {TURN1} -d {TURN1}" in asked
+
+
+def test_a_host_with_its_certificate_needs_nothing() -> None:
+    release = acme_release()
+    assert release.plan(issued(release)).steps == []
+
+
+def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() -> None:
+    release, staging = acme_release(), acme_release(
+        load(tls({**ACME, "server": "https://acme-staging-v02.api.letsencrypt.org/directory"}))
+    )  # fmt: skip
+    assert steps(staging, issued(release)) == ["acme", "take_up", "confirm"]
+    facts = issued(release)
+    facts.units[UNIT] = UnitFact("loaded", "failed", "static", 0, False, "-", "-")
+    plan = release.plan(facts)
+    assert [tuple(change) for change in plan.changes] == [
+        ("~", "certificate", f"{TURN1} from ACME again: its renewal failed")
+    ]
+
+
+def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_started() -> None:
+    release = acme_release()
+    facts = issued(release)
+    facts.served = dict.fromkeys(facts.served, "29")
+    assert steps(release, facts) == ["reload", "take_up", "confirm"]
+    facts = issued(release)
+    facts.units[TIMER] = UnitFact("loaded", "inactive", "enabled", 0, False, "-", "-")
+    assert steps(release, facts) == ["timer", "confirm"]
+
+
+def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from callready import refusals
+
+    here: Here = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
+    monkeypatch.setattr(refusals.socket, "create_connection", lambda *a, **k: pytest.fail("asked"))
+    facts = bare()
+    facts.tables = {"inet callready"}
+    assert [why for why in refusals.of(here, facts) if why.startswith("tls.acme")]
+    assert not list(refusals.of(here, issued(here.release)))
+
+
+def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {TURN1: {"tls": {"acme": {"dns": OVH}}}}
+    monkeypatch.setattr("callready.settings.fleet.inventory_data", lambda _: data)
+    assert sorted(complete("inventories/test")[0]) == sorted(f"ovh/{name}" for name in OVH)
+
+
+# The script, with real OpenSSL; only the folder it writes to is another one.
+
+
+class Script:
+    def __init__(self, folder: Path) -> None:
+        self.root, self.path = folder / "tls", folder / "script"
+        text = CERTIFICATES.read_text().replace("root=/etc/callready/tls", f"root={self.root}")
+        self.path.write_text(text.replace("/run/callready-certificates.lock", f"{folder}/lock"))
+
+    def install(self, name: str, chain: str, key: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", self.path, "install", name, chain, key, "root"], text=True, capture_output=True
+        )
+
+    def current(self, name: str) -> bytes:
+        return (self.root / name / "current/both.pem").read_bytes()
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    if not shutil.which("openssl"):
+        pytest.fail("openssl is missing: make lab-install")
+    return Script(tmp_path)
+
+
+def test_a_pair_is_installed_whole(script: Script, authority: Authority) -> None:
+    first, second = (authority.issue(DNSName(TURN1)) for _ in range(2))
+    for chain, key in (first, second, second):
+        done = script.install(TURN1, chain, key)
+        assert done.returncode == 0, done.stderr
+        assert script.current(TURN1) == Path(chain).read_bytes() + Path(key).read_bytes()
+    folder = script.root / TURN1
+    assert len([path for path in folder.iterdir() if path.name != "current"]) == 1
+    assert (folder / "current/privkey.pem").stat().st_mode & 0o777 == 0o640
+    assert (folder / "current/both.pem").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("fault", ["key", "name", "expired", "future", "chain", "empty"])
+def test_a_broken_pair_leaves_the_old_one(
+    script: Script, authority: Authority, fault: str, tmp_path: Path
+) -> None:
+    good, key = authority.issue(DNSName(TURN1))
+    assert script.install(TURN1, good, key).returncode == 0
+    before = script.current(TURN1)
+    other, other_key = authority.issue(DNSName(TURN1))
+    if fault == "key":
+        other_key = key
+    elif fault == "name":
+        other, other_key = authority.issue(DNSName(TURN2))
+    elif fault == "expired":
+        other, other_key = authority.issue(DNSName(TURN1), days=-0.5)
+    elif fault == "future":
+        other, other_key = authority.issue(DNSName(TURN1), since=1)
+    elif fault == "chain":  # an intermediate that did not sign it
+        (tmp_path / "wrong.pem").write_bytes(Path(other).read_bytes() + Path(good).read_bytes())
+        other = str(tmp_path / "wrong.pem")
+    else:
+        (tmp_path / "empty.pem").touch()
+        other = str(tmp_path / "empty.pem")
+    done = script.install(TURN1, other, other_key)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"callready: {TURN1}: ")
+    assert script.current(TURN1) == before
+    assert len(list((script.root / TURN1).iterdir())) == 2
+
+
+def test_a_placeholder_is_replaced_by_the_first_certificate(
+    script: Script, authority: Authority
+) -> None:
+    done = subprocess.run(["sh", script.path, "placeholder", TURN1, "root"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert b"BEGIN CERTIFICATE" in script.current(TURN1)
+    chain, key = authority.issue(DNSName(TURN1))
+    assert script.install(TURN1, chain, key).returncode == 0
+    assert script.current(TURN1).startswith(Path(chain).read_bytes())

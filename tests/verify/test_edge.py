@@ -1,0 +1,142 @@
+"""The edge as browsers and apps meet it: TLS on 443 by name, redirects on 80, and what stays
+behind it."""
+
+from callready.probes import ProbeError, ports, tls
+from callready.probes.app import get
+from callready.probes.tls import served
+from verify.certificates import check_certificate
+from verify.check import Check, each, having
+from verify.targets import Server, bracketed
+
+STRANGER = "stranger.invalid"  # RFC 2606: nobody's
+EDGE = "frontend http and https in /etc/haproxy/haproxy.cfg; journalctl -u haproxy"
+
+edges = each(having(lambda server: server.settings.has_edge))
+
+
+def _ca(server: Server) -> str | None:
+    return server.settings.tls.ca if server.settings.tls else None
+
+
+@edges
+def test_redirects(server: Server, check: Check) -> None:
+    """Port 80 redirects to HTTPS"""
+    edge, names = server.settings.edge, server.settings.edge_backends
+    assert edge
+    for family, address in server.addresses.items():
+        for name in names:
+            with check.probing():
+                url = f"http://{bracketed(address)}:{edge.http_port}/x?y=1"
+                answer, _ = get(url, headers={"Host": name})
+                check.expect(
+                    (answer.status_code, answer.headers.get("location"))
+                    == (301, f"https://{name}/x?y=1"),
+                    f"who types {name} without https:// does not arrive: {answer.status_code} "
+                    f"{answer.headers.get('location', '')}",
+                    EDGE,
+                )
+                stranger, _ = get(url, headers={"Host": STRANGER})
+                check.expect(
+                    stranger.status_code == 404,
+                    f"{address} redirects to whatever name it is called by "
+                    f"({stranger.status_code})",
+                    EDGE,
+                )
+        check.figure(f"IPv{family} {len(names)} names")
+
+
+@edges
+def test_https(server: Server, check: Check) -> None:
+    """HTTPS answers by its own names only, with HSTS"""
+    edge, names = server.settings.edge, server.settings.edge_backends
+    assert edge
+    for family, address in server.addresses.items():
+        url = f"https://{bracketed(address)}:{edge.port}/"
+        for name in names:
+            with check.probing():
+                answer, _ = get(url, _ca(server), {"Host": name}, server_name=name)
+                age = answer.headers.get("strict-transport-security", "").partition("max-age=")[2]
+                check.expect(
+                    age.isdigit() and int(age) >= 15_768_000,
+                    f"browsers may be talked into plain HTTP: no HSTS of half a year from {name}",
+                    EDGE,
+                )
+                stranger, _ = get(url, _ca(server), {"Host": STRANGER}, server_name=name)
+                check.expect(
+                    stranger.status_code == 404,
+                    f"{name} answers to another name ({stranger.status_code})",
+                    EDGE,
+                )
+        for called, server_name in (("another name", STRANGER), ("no name", address)):
+            check.expect(
+                _refuses(address, edge.port, server_name),
+                f"{address} port {edge.port} shows a certificate to who asks for {called}",
+                f"strict-sni; {EDGE}",
+            )
+        try:
+            plain, _ = get(f"http://{bracketed(address)}:{edge.port}/")
+        except ProbeError:
+            check.figure(f"IPv{family} {len(names)} names, others refused")
+        else:
+            check.expect(
+                False, f"{address} port {edge.port} speaks plain HTTP ({plain.status_code})", EDGE
+            )
+
+
+def _refuses(address: str, port: int, server_name: str) -> bool:
+    try:
+        served(address, port, server_name, verify=False)
+    except ProbeError:
+        return True
+    return False
+
+
+@edges
+def test_tls_versions(server: Server, check: Check) -> None:
+    """TLS 1.2 and 1.3, nothing older"""
+    assert server.settings.edge
+    for name in server.settings.edge_backends:
+        for address in server.addresses.values():
+            found = tls.versions(address, server.settings.edge.port, name)
+            check.expect(
+                found == ["TLSv1.2", "TLSv1.3"],
+                f"{name} on {address} speaks {', '.join(found) or 'no TLS'} instead of TLS 1.2 "
+                "and 1.3",
+                f"ssl-default-bind-options; {EDGE}",
+            )
+        check.figure(name)
+
+
+@edges
+def test_certificate(server: Server, check: Check) -> None:
+    """Certificates of HTTPS: chain, name, days left"""
+    assert server.settings.edge
+    for name in server.settings.edge_backends:
+        check_certificate(server, name, server.settings.edge.port, "haproxy", check)
+
+
+@edges
+def test_behind(server: Server, check: Check) -> None:
+    """What is behind the edge is reached through it only"""
+    behind = {use.first: use.purpose for use in server.here.ports if not use.public}
+    for name, upstream in server.settings.edge_backends.items():
+        host, _, port = upstream.rpartition(":")
+        if host in ("127.0.0.1", "localhost"):
+            behind[int(port)] = f"plain HTTP of {name}"
+    for item in server.facts.listeners:
+        check.expect(
+            item.proto != "tcp" or item.port not in behind or item.is_loopback,
+            f"{behind.get(item.port)} listens on {item.address} port {item.port}: only a firewall "
+            "is before it, and it believes whatever addresses it is told",
+            f"{item.unit}; the listening addresses in its configuration",
+        )
+    for address in server.addresses.values():
+        with check.probing():
+            reached = ports.sweep(address, behind).open
+            check.expect(
+                not reached,
+                f"strangers reach {', '.join(behind[port] for port in sorted(reached))} on "
+                f"{address} past the edge",
+                "nft list table inet callready",
+            )
+    check.figure(", ".join(map(str, sorted(behind))))
