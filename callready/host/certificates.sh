@@ -41,7 +41,7 @@ install_pair() {
         cat "$2" "$3" > "$new/both.pem" || # as HAProxy wants it; root only
         { complain "$1: cannot be copied to $new"; rm -rf "$new"; return 1; }
     sound "$1" "$new/fullchain.pem" "$new/privkey.pem" || { rm -rf "$new"; return 1; }
-    cmp -s "$new/both.pem" "$tls/current/both.pem" && { rm -rf "$new"; return 0; }
+    diff -r "$new" "$tls/current/" > /dev/null 2>&1 && { rm -rf "$new"; return 0; }
     folder=${5:-$(cat "$new/fullchain.pem" "$new/privkey.pem" | sha256sum | cut -c 1-16)}
     sync "$new"/* &&
         if [ -d "$tls/$folder" ]; then mv "$new"/* "$tls/$folder"; else mv -T "$new" "$tls/$folder"; fi &&
