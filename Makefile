@@ -19,7 +19,7 @@ endif
 .PHONY: help demo test check lint unit lab-tests verify secrets rotate lab-up lab-down bench docs install lab-install
 
 help:
-	@echo "make demo                boot three lab hosts, deploy them, prove that calls connect"
+	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make test                everything: lint, types, unit, lab"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"

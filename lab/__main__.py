@@ -111,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text)
 
-    up = add("up", "boot hosts (sfu1 turn1 turn2 unless told otherwise)")
+    up = add("up", "boot hosts (sfu1 turn1 turn2 app1 unless told otherwise)")
     up.add_argument("hosts", nargs="*", metavar="HOST")
     up.add_argument("--hosts", type=_count, default=0, dest="count", metavar="N",
                     help="bench hosts h01..hNN, at most 20")  # fmt: skip

@@ -1,6 +1,6 @@
-"""Verification fails on each of ten sabotages of a good deploy, and says what is wrong where.
+"""Verification fails on each sabotage of a good deploy, and says what is wrong where.
 
-The hosts are the lab's three; a deploy mends what it is meant to see.
+The hosts are the lab's four; a deploy mends what it is meant to see.
 """
 
 import os
@@ -17,7 +17,7 @@ from fleet import PYINFRA, REPOSITORY, Host
 from lab import Lab, ca, hosts, plan
 
 INVENTORY = "inventories/lab"
-SFU, CALLS, AVATAR = Host("sfu1"), Host("turn1"), Host("turn2")
+SFU, CALLS, AVATAR, APP = Host("sfu1"), Host("turn1"), Host("turn2"), Host("app1")
 EDIT = "sed -i --follow-symlinks"
 TLS = "/etc/callready/tls/turn1.lab.test"
 
@@ -62,16 +62,43 @@ SABOTAGES = [
         ("a relay that nobody reaches", "instead of 198.51.100.21 port 49152-65535", "min-port"),
     ),
     Sabotage(
-        "service stopped", SFU,
+        "edge up and LiveKit down", SFU,
         "systemctl stop livekit-server",
         "test_health[sfu1.lab.test]",
-        ("no answer from http://sfu1.lab.test:7880", "Connection refused"),
+        ("no answer from https://sfu1.lab.test", "no answer in time"),
     ),
     Sabotage(
-        ".env edited", SFU,
+        ".env edited", APP,
         f"{EDIT} 's/^LIVEKIT_API_SECRET=./&x/' /srv/app/.env",
-        "test_environment[sfu1.lab.test]",
+        "test_environment[app1.lab.test]",
         ("callers get 401", "LIVEKIT_API_SECRET in /srv/app/.env"),
+    ),
+    Sabotage(
+        ".env one rotation behind", APP,
+        "sed 's/^TURN_SECRET=./&x/' /srv/app/.env > /root/behind; cat /root/behind > /srv/app/.env; "
+        "systemctl restart backend; sleep 2",
+        "test_call_from_the_app[app1.lab.test]",
+        ("calls do not connect", "turn:turn1.lab.test:3478", "401"),
+    ),
+    Sabotage(
+        "TURN on 443 gone", CALLS,
+        "nft flush chain inet callready turn_on_443",
+        "test_allocation[turn1.lab.test-calls-tls-443]",
+        ("no relay through turns:198.51.100.21:443", "443/tcp in nftables"),
+    ),
+    Sabotage(
+        "LiveKit past the edge", SFU,
+        f"{EDIT} /bind_addresses/d /etc/livekit/livekit.yaml; systemctl restart livekit-server; "
+        "sleep 2",
+        "test_behind[sfu1.lab.test]",
+        ("plain HTTP of sfu1.lab.test listens on", "livekit-server.service"),
+    ),
+    Sabotage(
+        "old TLS", SFU,
+        f"{EDIT} 's/TLSv1.2 no-tls/TLSv1.0 no-tls/; s/bind-ciphers /&ALL:@SECLEVEL=0:/' "
+        "/etc/haproxy/haproxy.cfg; systemctl reload haproxy; sleep 1",
+        "test_tls_versions[sfu1.lab.test]",
+        ("speaks TLSv1, TLSv1.1, TLSv1.2, TLSv1.3",),
     ),
     Sabotage(
         "deny-list emptied", AVATAR,

@@ -107,7 +107,7 @@ def test_unedited_it_is_refused(env: str, tmp_path: Path) -> None:
         (tmp_path / name).write_text((REPOSITORY / "inventories" / name).read_text())
     done = run(PYINFRA, tmp_path / env, "deploy.py", "--dry")
     assert done.returncode == 1
-    (line,) = done.stderr.partition("nothing was connected to\n")[2].splitlines()
+    line, *_ = done.stderr.partition("nothing was connected to\n")[2].splitlines()
     assert line.startswith(f"{tmp_path / env}: still has the example's /CHANGE-ME/")
     assert line.endswith(
         f"edit {tmp_path / env} and {tmp_path}/group_data/{env}.py to name your own hosts"

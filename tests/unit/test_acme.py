@@ -8,8 +8,21 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName
-from fleets import SFU1, TURN1, TURN2, Authority, Edit, bare, box, deployed, load, write_store
+from fleets import (
+    SECRETS,
+    SFU1,
+    TURN1,
+    TURN2,
+    Authority,
+    Edit,
+    bare,
+    box,
+    deployed,
+    load,
+    write_store,
+)
 
+from callready import refusals
 from callready.facts import Facts, UnitFact
 from callready.here import Here
 from callready.release import CERTIFICATES, Release
@@ -80,8 +93,6 @@ def test_the_edge_answers_challenges_for_the_name_of_turn_too() -> None:
 
 
 def write_store_with_ovh() -> None:
-    from fleets import SECRETS
-
     write_store({**SECRETS, **{f"ovh/{name}": f"unit{name.replace('_', '')}" for name in OVH}})
 
 
@@ -101,6 +112,15 @@ def test_ovh_credentials_are_a_file_of_root_alone() -> None:
     assert "--standalone" not in asked
     assert not [word for word in asked if "unit" in word]
     assert "python3-certbot-dns-ovh" in release.packages
+
+
+def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
+    write_store_with_ovh()
+    here: Here = declare(load(tls(BY_DNS)), TURN1)
+    facts = bare()
+    assert [why for why in refusals.of(here, facts) if "Debian 13 has no python3-certbot" in why]
+    facts.os_version = "12"
+    assert not list(refusals.of(here, facts))
 
 
 def acme_release(fleet: Fleet | None = None, host: str = TURN1) -> Release:
@@ -166,8 +186,6 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from callready import refusals
-
     here: Here = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
     monkeypatch.setattr(refusals.socket, "create_connection", lambda *a, **k: pytest.fail("asked"))
     facts = bare()

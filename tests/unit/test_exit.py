@@ -63,7 +63,7 @@ def test_every_error_comes_before_any_connection_and_no_secret_with_it(clone: Pa
         clone, "-y", "-vvv", "--key", "inventories/lab", "inventories/broken", "deploy.py", **STORE
     )
     assert run.returncode == 1
-    hosts = "sfu1.lab.test, turn1.lab.test, turn2.lab.test, @local"
+    hosts = "sfu1.lab.test, turn1.lab.test, turn2.lab.test, app1.lab.test, @local"
     for line in (
         f"inventories/broken: {hosts}: turn.min_port: 70000 is not a port (1-65535)",
         f"inventories/broken: {hosts}: fierwall: is not a setting; did you mean firewall?",
