@@ -100,8 +100,8 @@ def _challenges(here: Here, facts: Facts) -> Iterator[str]:
     settings, unissued = here.settings, here.release.unissued(facts)
     if "python3-certbot-dns-ovh" in here.release.packages and facts.os_version == "13":
         yield (
-            "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use challenge "
-            "http-01 for this host, or certificate and key"
+            "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
+            "challenge http-01 for this host, or certificate and key"
         )
     if not settings.challenge_port or not unissued:
         return

@@ -33,8 +33,13 @@ _UNREACHABLE = [
 def check(fleet: Fleet) -> Iterator[Finding]:
     """Everything that is wrong with a fleet whose hosts are valid one by one."""
     for name, here in fleet.hosts.items():
-        for problem in (*_addresses(here), *_roles(here), *_keys(here), *_edge(here),
-                        *_certificates(here, name)):
+        for problem in (
+            *_addresses(here),
+            *_roles(here),
+            *_keys(here),
+            *_edge(here),
+            *_certificates(here, name),
+        ):
             yield [name], problem
         for key, message in overlaps(port_plan(here)):
             yield [name], Problem("error", key, message)
