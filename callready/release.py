@@ -438,9 +438,9 @@ class Release:
                     plan.step("serving", endpoint, c.name, c.serial)
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
-            if (found_env is None or found_env.applied != env.sha256) and (
-                env.units or env.commands
-            ):
+            # A restart since the last deploy may have read what somebody wrote in between.
+            is_read = found_env and env.sha256 == found_env.sha256 == found_env.applied
+            if not is_read and (env.units or env.commands):
                 for unit in env.units:
                     plan.add("!", "unit", f"{unit}: restart, it reads {path}")
                 for command in env.commands:

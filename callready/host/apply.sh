@@ -267,6 +267,8 @@ environment() {
             "$here/files/$3" "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)"
     } > "$new"
     sync "$new"
+    # Who reads it may have started with what stood there: note that before it is gone.
+    cmp -s "$new" "$1" || rm -f "$state/environment/$(printf %s "$1" | tr / _)"
     mv -T "$new" "$1"
 }
 

@@ -10,7 +10,7 @@ ssh_known_hosts_file = "inventories/staging.known_hosts"  # ssh-keyscan -H NAME.
 
 livekit = {
     "version": "1.13.5",
-    # What clients are told. Your own proxy terminates TLS and passes on to port 7880.
+    # What clients are told; this name leads to the SFU's host.
     "url": "wss://livekit.staging.example.com",
     "keys": {"APIstaging": "secret:livekit/api_secret"},
     # "prometheus": {"password": "secret:livekit/prometheus"},
@@ -20,8 +20,13 @@ livekit = {
 
 turn = {
     "pools": {
-        # For LiveKit: relays reach the SFU and nothing else.
-        "calls": {"realm": "staging.example.com", "secrets": ["secret:turn/calls"]},
+        # For LiveKit: relays reach the SFU and nothing else. TURN over TLS on 443 too, for callers
+        # whose network lets nothing else out.
+        "calls": {
+            "realm": "staging.example.com",
+            "secrets": ["secret:turn/calls"],
+            "tls_on_443": True,
+        },
         # For peer-to-peer media: relays reach any public address.
         "avatar": {
             "realm": "avatar.staging.example.com",
@@ -31,16 +36,26 @@ turn = {
     },
 }
 
-# TURN over TLS: {host} is the host's name in the inventory.
+# HAProxy with TLS on 443 in front of LiveKit and the application (docs/edge.md).
+edge = {}
+
+# Certificates, issued and renewed on the hosts (docs/certificates.md). Or files of your own:
+# {"certificate": "certificates/{name}/fullchain.pem", "key": "certificates/{name}/privkey.pem"}
 tls = {
-    "certificate": "certificates/{host}/fullchain.pem",
-    "key": "certificates/{host}/privkey.pem",
+    "acme": {
+        "email": "operator@staging.example.com",
+        # Its own certificates are for trying out: no browser trusts them.
+        "server": "https://acme-staging-v02.api.letsencrypt.org/directory",
+    },
 }
 
 # Listeners of other programs that are meant to be there: Debian's systemd-resolved has these.
 host = {"other_listeners": ["5355/tcp", "5355/udp"]}
 
 app = {
+    # What the edge serves, and where it passes it on to; leave both out for a proxy of your own.
+    "url": "https://app.staging.example.com",
+    "upstream": "127.0.0.1:8000",
     "env_file": "/opt/app/.env",
     "owner": "app",
     "restart": ["app.service"],

@@ -75,8 +75,8 @@ SABOTAGES = [
     ),
     Sabotage(
         ".env one rotation behind", APP,
-        "sed 's/^TURN_SECRET=./&x/' /srv/app/.env > /root/behind; "
-        "cat /root/behind > /srv/app/.env; systemctl restart backend; sleep 2",
+        f"{EDIT} 's/^TURN_SECRET=./&x/' /srv/app/.env; chown app: /srv/app/.env; "
+        "systemctl restart backend; sleep 2",
         "test_call_from_the_app[app1.lab.test]",
         ("calls do not connect", "turn:turn1.lab.test:3478", "401"),
     ),

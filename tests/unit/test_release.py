@@ -169,6 +169,11 @@ def change_the_environment(facts: Facts) -> None:
     facts.environments["/srv/app/.env"] = EnvironmentFact(0o600, "app", "0" * 64, "0" * 64)
 
 
+def edit_the_environment(facts: Facts) -> None:
+    found = facts.environments["/srv/app/.env"]
+    facts.environments["/srv/app/.env"] = dataclasses.replace(found, sha256="0" * 64)
+
+
 def open_the_environment(facts: Facts) -> None:
     found = facts.environments["/srv/app/.env"]
     facts.environments["/srv/app/.env"] = dataclasses.replace(found, mode=0o640)
@@ -223,6 +228,11 @@ OLD = "restart, its process is older than its configuration"
          ["rows", "confirm"]),
         (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows", "confirm"]),
         (change_the_environment,
+         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
+          "! unit app.service: restart, it reads /srv/app/.env"],
+         ["environment", "applied", "confirm"]),
+        (edit_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
           "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
           "! unit app.service: restart, it reads /srv/app/.env"],
@@ -535,3 +545,11 @@ BOB = subprocess.run(
     ["md5sum"], input=b"bob:callready.test:unit-turn-fixed-user-password-0006",
     capture_output=True, check=True,
 ).stdout[:32].decode()  # fmt: skip
+
+
+def test_an_edge_that_others_started_is_restarted_and_ours_is_reloaded() -> None:
+    release = declare(box((SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")), SFU1).release
+    for fingerprint, step in (("-", "restart"), ("0" * 16, "reload")):
+        facts = deployed(release)
+        unit("haproxy.service", fingerprint=fingerprint)(facts)
+        assert functions(release.plan(facts))[0] == f"{step} haproxy.service"

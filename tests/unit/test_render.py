@@ -89,12 +89,30 @@ def lan() -> Fleet:
     )
 
 
+def edges() -> Fleet:
+    """TURN and wss on 443 of one host, TURN on 443 of another, and the app on a third."""
+    return load(
+        ("*", "edge", {}),
+        ("*", "turn.pools.avatar", ...),
+        ("*", "turn.pools.calls.tls_on_443", True),
+        (SFU1, "groups", ["livekit", "turn"]),
+        (SFU1, "name", "turn.callready.test"),
+        (SFU1, "pools", ["calls"]),
+        (SFU1, "turn.pools.calls.min_port", 60001),
+        (TURN2, "groups", ["app"]),
+        (TURN2, "pools", ...),
+        (TURN2, "app", {"env_file": "/srv/app/.env", "url": "https://app.callready.test",
+                        "upstream": "127.0.0.1:8000"}),
+    )  # fmt: skip
+
+
 CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "production": (production, [SFU1, TURN1, TURN2]),
     "one-box": (full_box, [SFU1]),
     "coturn-4.18": (new_coturn, [TURN1]),
     "fixed-users": (fixed_users, [SFU1, TURN1]),
     "lan": (lan, [SFU1]),
+    "edges": (edges, [SFU1, TURN1, TURN2]),
 }
 
 

@@ -386,6 +386,16 @@ def test_the_ports_of_one_host_are_checked_with_the_rest() -> None:
     )
 
 
+def test_the_app_needs_a_name_of_its_own_beside_livekit() -> None:
+    app = {"env_file": "/srv/.env", "upstream": "127.0.0.1:8000"}
+    edits = [(SFU1, "groups", ["livekit", "app"]), (SFU1, "edge", {})]
+    (line,) = said(*edits, (SFU1, "app", {**app, "url": "https://livekit.callready.test/"}))
+    assert line == (
+        f"{SFU1}: app.url: is LiveKit's name too (livekit.url): give each a name of its own"
+    )
+    load(*edits, (SFU1, "app", {**app, "url": "https://app.callready.test"}))
+
+
 def test_a_private_address_is_fine_on_a_lan_without_tls() -> None:
     load(("*", "livekit.url", "ws://sfu1.callready.test:7880"), (SFU1, "address", "10.0.0.11"))
 
