@@ -204,11 +204,13 @@ class Release:
         restarted it.
         """
         given = sorted(self.files[path].sha256 for path in credentials)
+        inputs = list(inputs)
         parts = [self.files[path].sha256 for path in inputs] + given + [binary]
-        fingerprint = hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
+        read = b"".join(self.files[path].content for path in inputs)
+        fingerprint = hashlib.sha256(read if reloads else "".join(parts).encode()).hexdigest()[:16]
         self.file(
             f"/etc/systemd/system/{unit}.d/callready.conf", "drop-in.conf.j2",
-            fingerprint=fingerprint, unit=unit, reloads=reloads,
+            fingerprint=fingerprint, unit=unit, reloads=reloads, inputs=" ".join(inputs),
         )  # fmt: skip
         self.services[unit] = Service(
             unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means
