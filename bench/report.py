@@ -58,8 +58,8 @@ packages, a user, a masked unit, kernel settings, two folders, certificate and k
 configuration, the firewall's rules and loader, two units that run). "One file changed" is another
 `user-quota` in coturn's configuration, which means a restart.
 
-- **callready**: `pyinfra INVENTORY deploy.py`.
-- **empty.py**: `pyinfra INVENTORY empty.py` with an empty file: what pyinfra itself takes to start
+- **callready**: `pyinfra` with `deploy.py`.
+- **empty.py**: `pyinfra` with an empty deploy file: what pyinfra itself takes to start
   and to connect.
 - **floor**: one `ssh` a host, all at once, running one script that does it all (`bench/floor.sh`).
 - **pyinfra's operations**: the same as a usual pyinfra deploy (`bench/ordinary.py`), pyinfra as it
