@@ -212,6 +212,29 @@ class Acme(Section):
         return self
 
 
+class Deploy(Section):
+    """How a host changes."""
+
+    confirm_timeout: int = Field(
+        60,
+        ge=5,
+        le=3600,
+        description="Seconds from the switch until a host that nobody confirmed reverts by itself.",
+    )
+    gate_from: Name | None = Field(
+        None,
+        description="A host of the inventory to probe from, where this machine's network lets no "
+        "UDP out.",
+    )
+    batch: int = Field(5, ge=1, description="Hosts of a role that change at once, after the first.")
+    drain: int = Field(
+        0,
+        ge=0,
+        le=86_400,
+        description="Seconds to wait for calls to end before LiveKit or coturn restarts.",
+    )
+
+
 class Tls(Section):
     """Certificates and keys: from an ACME server, or files on the controller, in whose paths
     `{name}` is the name that the certificate is for and `{host}` the host's inventory name."""
@@ -541,6 +564,7 @@ class HostSettings(Section):
     sudo_password: Secret | None = Field(None, description="sudo's, where it asks for one.")
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
+    deploy: Deploy = Field(Deploy(), description="How it changes.")
     tls: Tls | None = Field(None, description="Certificates.")
     edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")
