@@ -72,13 +72,15 @@ class EnvironmentFact:
 
 @dataclass
 class Facts:
-    """One host's survey; `skew` is its clock minus the controller's, in seconds."""
+    """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
+    running release, `pending` one that waits for its confirmation, by whom and since when."""
 
     os: str = ""
     os_version: str = ""
     arch: str = ""
     skew: float = 0.0
-    current: str = ""
+    folder: str = ""
+    pending: str = ""
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -100,6 +102,11 @@ class Facts:
     served: dict[tuple[str, str], str] = field(default_factory=dict)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
+
+    @property
+    def current(self) -> str:
+        """The id of the running release; its folder may carry a number after it."""
+        return self.folder.partition("-")[0]
 
 
 class SurveyError(Exception):
@@ -128,7 +135,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         match kind:
             case "os":
                 facts.os, facts.os_version = f
-            case "arch" | "current" | "ruleset":
+            case "arch" | "folder" | "pending" | "ruleset":
                 setattr(facts, kind, f[0])
             case "clock":
                 middle = ((sent_at or received_at) + received_at) / 2

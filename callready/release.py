@@ -1,5 +1,5 @@
 """What a host shall be: roles declare it here, `plan` compares it with what the host is, and
-`bundle` packs what `host/apply.sh` needs to get there in one transfer and one script."""
+`bundle` packs what `host/apply.sh` needs to get there."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ from callready.facts import EnvironmentFact, Facts, FileFact
 from callready.render import render
 
 ROOT = "/etc/callready"
-APPLY = package_files("callready").joinpath("host/apply.sh")
-CERTIFICATES = package_files("callready").joinpath("host/certificates.sh")
+NONE = "none"  # the release that a host has before its first one
+HOST = package_files("callready").joinpath("host")
+# What apply.sh finds beside itself.
+SCRIPTS = {
+    "apply.sh": "apply.sh",
+    "release": "release.sh",
+    "certificates": "certificates.sh",
+    "revert.service": "revert.service",
+    "boot.service": "boot.service",
+}
 
 
 class File(NamedTuple):
@@ -40,7 +48,7 @@ class Service(NamedTuple):
     """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
     the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
     takes new inputs without dropping a connection; `restart_means` is what a restart does to
-    calls."""
+    calls, `drain` the signal that makes it take no new ones (empty: it has none)."""
 
     unit: str
     fingerprint: str
@@ -48,6 +56,7 @@ class Service(NamedTuple):
     listens: tuple[str, ...]
     reloads: bool = False
     restart_means: str = ""
+    drain: str = ""
 
 
 class Rows(NamedTuple):
@@ -127,19 +136,48 @@ class Change(NamedTuple):
 
 @dataclass
 class Plan:
-    """What would change on a host, in words and as the steps of apply.sh."""
+    """What would change on a host, in words and as the steps of apply.sh: `base` installs
+    programs, `prepare` adds what nothing uses yet, `switch` changes what runs, `keep` follows the confirmation, and `prune`,
+    when the whole fleet is confirmed, takes away what no host uses any more. `release` is what
+    has to be confirmed (empty if files stay as they are)."""
 
     changes: list[Change] = field(default_factory=list)
-    steps: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    base: list[str] = field(default_factory=list)
+    prepare: list[str] = field(default_factory=list)
+    switch: list[str] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
+    prune: list[str] = field(default_factory=list)
+    release: str = ""
+    verb: str = "deploy"
 
     def add(self, mark: str, kind: str, what: str) -> None:
         """Note a change."""
         self.changes.append(Change(mark, kind, what))
 
-    def step(self, function: str, *arguments: str) -> None:
-        """Note a call of one of apply.sh's functions."""
-        self.steps.append(shlex.join([function, *arguments]))
+    @property
+    def steps(self) -> list[str]:
+        """All of them."""
+        return self.base + self.prepare + self.switch + self.keep + self.prune
+
+    def take(self, folder: str) -> None:
+        """Each script takes the host's lock; the one that switches, if the host still has the
+        release that the plan was made for. The one after the confirmation begins with that."""
+        if self.base:
+            self.base.insert(0, step("take"))
+        if self.prepare or self.switch:
+            self.prepare.insert(0, step("take", folder))
+        if self.release:
+            self.keep.insert(0, step("confirm", self.release, self.verb))
+        elif self.keep:
+            self.keep.insert(0, step("take"))
+        if self.prune:
+            self.prune.insert(0, step("take"))
+
+
+def step(function: str, *arguments: str) -> str:
+    """A call of one of apply.sh's functions."""
+    return shlex.join([function, *arguments])
 
 
 @dataclass
@@ -159,6 +197,8 @@ class Release:
     environments: dict[str, Environment] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)  # and the services they start
     archive: Archive | None = None
+    confirm_timeout: int = 60  # seconds
+    drain: int = 0  # seconds
 
     def file(
         self, path: str, template: str | None = None, *, content: bytes = b"", mode: int = 0o644,
@@ -193,7 +233,7 @@ class Release:
     def service(
         self, unit: str, *, inputs: Iterable[str] = (), credentials: Iterable[str] = (),
         binary: str = "", listens: Iterable[str] = (), reloads: bool = False,
-        restart_means: str = "",
+        restart_means: str = "", drain: str = "",
     ) -> None:  # fmt: skip
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
@@ -213,7 +253,7 @@ class Release:
             fingerprint=fingerprint, unit=unit, reloads=reloads, inputs=" ".join(inputs),
         )  # fmt: skip
         self.services[unit] = Service(
-            unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means
+            unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means, drain
         )
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:
@@ -232,6 +272,20 @@ class Release:
         lines = tuple(f"{key}={value}" for key, value in values.items())
         self.environments[path] = Environment(path, owner, lines, tuple(units), tuple(commands))
 
+    def go_back(self, previous: str, facts: Facts, verb: str = "rollback") -> Plan:
+        """What it takes to have an earlier release again (`none`: what was before the first); with
+        `remove` nothing else of callready stays either."""
+        plan = Plan(release=previous.partition("-")[0], verb=verb)
+        plan.add("~", "release", f"{facts.folder} -> {previous}")
+        plan.switch = [
+            step("arm", str(self.confirm_timeout), previous),
+            step("return_to", previous),
+        ]
+        if verb == "remove":
+            plan.keep.append(step("forget", *self.masks))
+        plan.take(facts.folder)
+        return plan
+
     @property
     def manifest(self) -> str:
         """The release as text: every file with mode, owner and hash, every link and unit."""
@@ -240,8 +294,20 @@ class Release:
             for path, f in sorted(self.files.items())
         ]
         lines += [f"link\t{path}\t{target}" for path, target in sorted(self.links.items())]
-        lines += [f"unit\t{unit}" for unit in self.services]
-        lines += [f"unit\t{t}" for t in self.timers if f"/etc/systemd/system/{t}" in self.files]
+        lines += [
+            "\t".join(
+                ["unit", s.unit, s.fingerprint, "".join(f"{g}," for g in s.given) or "-",
+                 "reload" if s.reloads else "restart", " ".join(s.listens) or "-"]
+            )
+            for s in self.services.values()
+        ]  # fmt: skip
+        lines += [f"timer\t{t}" for t in self.timers if f"/etc/systemd/system/{t}" in self.files]
+        lines += [
+            "\t".join(
+                ["environment", e.path, e.owner, e.sha256, " ".join(e.units) or "-", *e.commands]
+            )
+            for e in self.environments.values()
+        ]
         return "".join(f"{line}\n" for line in lines)
 
     @property
@@ -279,11 +345,12 @@ class Release:
         """What it takes to bring a host from `facts` to this release; empty if nothing."""
         plan = Plan()
         self._plan_base(plan, facts)
-        changed = self._plan_files(plan, facts)
         self._plan_state(plan, facts)
+        changed = self._plan_files(plan, facts)
+        self._plan_kernel(plan, facts)
+        self._plan_environment(plan, facts)
         self._plan_units(plan, facts, changed)
-        if plan.steps:
-            plan.step("confirm", self.id)
+        plan.take(facts.folder or NONE)
         return plan
 
     def _plan_base(self, plan: Plan, facts: Facts) -> None:
@@ -293,26 +360,27 @@ class Release:
             if not any(name in facts.packages for name in names.split(" | "))
         }
         if missing:
-            plan.step("candidates", *(f"{n}={v}" if v else n for n, v in missing.items()))
+            plan.base.append(
+                step("candidates", *(f"{n}={v}" if v else n for n, v in missing.items()))
+            )
         for unit in self.masks:
             if unit not in facts.units or facts.units[unit].load != "masked":
                 plan.add("+", "mask", unit)
-                plan.step("mask", unit)
+                plan.base.append(step("mask", unit))
         for name, version in missing.items():
             plan.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
         if missing:
-            plan.step("packages", *missing)
+            plan.base.append(step("packages", *missing))
         for user in self.users:
             if user not in facts.users:
                 plan.add("+", "user", user)
-                plan.step("users", user)
+                plan.base.append(step("users", user))
         if self.archive and self.archive.binary not in facts.binaries:
             name = f"livekit_{self.archive.version}_linux_{facts.arch}.tar.gz"
             plan.add("+", "binary", self.archive.binary)
-            plan.step(
-                "archive", self.archive.base_url, self.archive.version, name,
+            plan.base.append(step("archive", self.archive.base_url, self.archive.version, name,
                 self.archive.sha256.get(facts.arch, ""),
-            )  # fmt: skip
+            ))  # fmt: skip
 
     def _plan_files(self, plan: Plan, facts: Facts) -> bool:
         changed = False
@@ -337,7 +405,8 @@ class Release:
         units_gone = [
             line[1]
             for line in facts.manifest
-            if line[0] == "unit" and line[1] not in self.services.keys() | self.timers.keys()
+            if line[0] in ("unit", "timer")
+            and line[1] not in self.services.keys() | self.timers.keys()
         ]
         for unit in units_gone:
             plan.add("-", "unit", unit)
@@ -345,17 +414,19 @@ class Release:
             plan.add("-", "file", path)
         if changed or gone or (self.manifest and facts.current != self.id):
             changed = True
-            plan.step("stage", self.id)
+            plan.release = self.id
+            plan.prepare.append(step("stage", self.id))
+            plan.switch.append(step("arm", str(self.confirm_timeout)))
             # Before the manifest that names them is replaced: a run cut short is taken up again.
             if units_gone:
-                plan.step("stop", *units_gone)
+                plan.switch.append(step("stop", *units_gone))
             if f"{ROOT}/nftables.conf" in gone:
                 plan.add("-", "firewall", "table inet callready")
-                plan.step("unload_firewall")
+                plan.switch.append(step("unload_firewall"))
             if gone:
-                plan.step("withdraw", *gone)
-            plan.step("activate", self.id)
-            plan.step("reload_manager")
+                plan.switch.append(step("withdraw", *gone))
+            plan.switch.append(step("activate"))
+            plan.switch.append(step("reload_manager"))
         return changed
 
     def _drift(self, facts: Facts, path: str, found: FileFact | None) -> str:
@@ -366,14 +437,6 @@ class Release:
         return ""
 
     def _plan_state(self, plan: Plan, facts: Facts) -> None:
-        wrong = [key for key, value in self.sysctls.items() if _differs(facts, key, value)]
-        for key in wrong:
-            plan.add("~", "sysctl", f"{key} = {self.sysctls[key]}")
-        if wrong:
-            plan.step("sysctls")
-        for key in self.sysctls:
-            if facts.sysctls.get(key) == "-":
-                plan.notes.append(f"sysctl {key}: not applicable, this container cannot set it")
         for path, item in self.databases.items():
             wanted = {row_hash(row) for row in item.rows}
             have = facts.rows.get(path, set())
@@ -382,22 +445,38 @@ class Release:
                     plan.add("+", "row", f"{path} {_row_name(row)} {row_hash(row)}")
             for digest in sorted(have - wanted):
                 plan.add("-", "row", f"{path} {digest}")
-            if have != wanted or path not in facts.databases:
-                plan.step("rows", path, content_name(rows_sql(item)))
+            if wanted - have or path not in facts.databases:
+                plan.prepare.append(step("rows", path, content_name(rows_sql(item, prune=False))))
+            if have - wanted:
+                plan.prune.append(step("rows", path, content_name(rows_sql(item))))
         for name, c in self.certificates.items():
             if c.asked:
                 if name not in facts.pairs:
-                    plan.step("placeholder", name, c.group)
+                    plan.prepare.append(step("placeholder", name, c.group))
             elif c.digest != facts.pairs.get(name):
                 mark = "~" if name in facts.pairs else "+"
                 plan.add(mark, "certificate", f"{name} serial {c.serial}")
-                plan.step("pair", name, content_name(c.chain), content_name(c.key), c.group)
+                plan.prepare.append(
+                    step("pair", name, content_name(c.chain), content_name(c.key), c.group)
+                )
+
+    def _plan_kernel(self, plan: Plan, facts: Facts) -> None:
+        wrong = [key for key, value in self.sysctls.items() if _differs(facts, key, value)]
+        for key in wrong:
+            plan.add("~", "sysctl", f"{key} = {self.sysctls[key]}")
+        if wrong:
+            plan.switch.append(step("sysctls"))
+        for key in self.sysctls:
+            if facts.sysctls.get(key) == "-":
+                plan.notes.append(f"sysctl {key}: not applicable, this container cannot set it")
+
+    def _plan_environment(self, plan: Plan, facts: Facts) -> None:
         for path, env in self.environments.items():
             mode = EnvironmentFact(0o600, env.owner, env.sha256, "")
             found = facts.environments.get(path)
             if found is None or (found.mode, found.owner, found.sha256) != mode_of(mode):
                 plan.add("~" if found else "+", "environment", f"{path}: {', '.join(env.keys)}")
-                plan.step("environment", path, env.owner, content_name(_lines(env)))
+                plan.switch.append(step("environment", path, env.owner))
 
     def _plan_units(self, plan: Plan, facts: Facts, changed: bool) -> None:
         stale = [
@@ -406,30 +485,30 @@ class Release:
             if facts.units[unit].needs_reload and not changed and unit in self.services
         ]
         if stale:
-            plan.step("reload_manager")
+            plan.switch.append(step("reload_manager"))
         firewall = self.files.get(f"{ROOT}/nftables.conf")
         if firewall and facts.ruleset != f"{firewall.sha256}":
             plan.add("~" if facts.ruleset else "+", "firewall", "table inet callready")
-            plan.step("firewall")
+            plan.switch.append(step("firewall"))
         for unit, service in self.services.items():
             found = facts.units.get(unit)
             if found is None or not found.is_running:
                 plan.add("+", "unit", f"{unit}: start")
-                plan.step("restart", unit)
+                plan.switch.append(step("restart", unit))
             elif service.reloads and found.fingerprint not in (service.fingerprint, "-"):
                 plan.add("~", "unit", f"{unit}: reload, no connection is dropped")
-                plan.step("reload", unit)
+                plan.switch.append(step("reload", unit))
             elif found.fingerprint != service.fingerprint:
                 plan.add(
                     "!", "unit", f"{unit}: restart, its process is older than its configuration"
                 )
-                plan.step("restart", unit)
+                plan.switch.append(step("restart", unit))
             elif found.given != service.given:
                 plan.add("!", "unit", f"{unit}: restart, it was started with an edited file")
-                plan.step("restart", unit)
+                plan.switch.append(step("restart", unit))
             elif found.binary.endswith("(deleted)"):
                 plan.add("!", "unit", f"{unit}: restart, its binary was replaced")
-                plan.step("restart", unit)
+                plan.switch.append(step("restart", unit))
             else:
                 self._plan_reload(plan, facts, unit)
                 continue
@@ -438,12 +517,19 @@ class Release:
                 plan.notes.append(
                     f"restarting {unit} ({ports} media ports in use): {service.restart_means}"
                 )
-            plan.step("listening", unit, *service.listens)
+                if self.drain:
+                    plan.notes.append(
+                        f"waiting up to {self.drain} s for them first{_new_calls(service)}"
+                    )
+                    plan.prepare.append(
+                        step("drain", unit, service.drain or "-", str(self.drain), *service.listens)
+                    )
+            plan.switch.append(step("listening", unit, *service.listens))
         self._plan_acme(plan, facts)
         for c in self.certificates.values():
             for endpoint, _unit in c.endpoints:
                 if not c.asked and facts.served.get((endpoint, c.name)) != c.serial:
-                    plan.step("serving", endpoint, c.name, c.serial)
+                    plan.switch.append(step("serving", endpoint, c.name, c.serial))
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
             # A restart since the last deploy may have read what somebody wrote in between.
@@ -453,7 +539,9 @@ class Release:
                     plan.add("!", "unit", f"{unit}: restart, it reads {path}")
                 for command in env.commands:
                     plan.add("!", "command", f"{command}: run, {path} changed")
-                plan.step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
+                plan.switch.append(
+                    step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
+                )
 
     def unissued(self, facts: Facts) -> list[Certificate]:
         """The certificates that the ACME server has to be asked for: those it was not asked for
@@ -477,21 +565,21 @@ class Release:
                 plan.add(
                     "~" if c.name in facts.pairs else "+", "certificate", f"{c.name} from ACME"
                 )
-            plan.step("acme", c.name, c.request, *c.asked)
+            plan.keep.append(step("acme", c.name, c.request, *c.asked))
         if unissued or any(
             facts.served.get((endpoint, c.name)) != facts.serials.get(c.name)
             for c in self.certificates.values()
             for endpoint, _ in c.endpoints
             if c.asked
         ):
-            plan.step("take_up")
+            plan.keep.append(step("take_up"))
         for timer in self.timers:
             found, file = facts.units.get(timer), self.files.get(f"/etc/systemd/system/{timer}")
             on_host = facts.files.get(f"/etc/systemd/system/{timer}")
             is_right = found and found.is_running and found.enabled == "enabled"
             if not is_right or (file and on_host and on_host.sha256 != file.sha256):
                 plan.add("+", "unit", f"{timer}: start")
-                plan.step("timer", timer)
+                plan.keep.append(step("timer", timer))
 
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
         if any(
@@ -501,21 +589,20 @@ class Release:
             for endpoint, owner in c.endpoints
         ):
             plan.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
-            plan.step("reload", unit)
+            plan.switch.append(step("reload", unit))
 
-    def bundle(self, plan: Plan) -> str:
-        """Everything apply.sh needs, as base64 of a compressed tar archive."""
+    def bundle(self, steps: Iterable[str]) -> str:
+        """What apply.sh needs to run `steps`, as base64 of a compressed tar archive."""
         contents = {f.sha256: f.content for f in self.files.values()}
-        blobs = [rows_sql(item) for item in self.databases.values()]
-        blobs += [_lines(env) for env in self.environments.values()]
+        blobs = [rows_sql(i, prune) for i in self.databases.values() for prune in (False, True)]
         blobs += [blob for c in self.certificates.values() for blob in (c.chain, c.key)]
         contents |= {content_name(blob): blob for blob in blobs}
         members = {
-            "apply.sh": APPLY.read_bytes(),
-            "certificates": CERTIFICATES.read_bytes(),
+            **{name: HOST.joinpath(file).read_bytes() for name, file in SCRIPTS.items()},
             "manifest": self.manifest.encode(),
-            "steps": "\n".join(plan.steps).encode() + b"\n",
+            "steps": "".join(f"{line}\n" for line in steps).encode(),
             **{f"files/{name}": content for name, content in contents.items()},
+            **{f"environment{e.path}": _lines(e) for e in self.environments.values()},
         }
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
@@ -534,6 +621,10 @@ def content_name(content: bytes) -> str:
 def mode_of(fact: EnvironmentFact) -> tuple[int, str, str]:
     """What of an environment file must be as declared."""
     return fact.mode, fact.owner, fact.sha256
+
+
+def _new_calls(service: Service) -> str:
+    return "" if service.drain else "; it takes new calls all the while"
 
 
 def media_ports(facts: Facts, service: Service) -> int:
@@ -555,9 +646,8 @@ def _row_name(row: tuple[str, str, str]) -> str:
     )
 
 
-def rows_sql(item: Rows) -> bytes:
-    """SQL that makes the tables hold exactly these rows: the new ones first, so that no
-    credential is refused in between (it is one short transaction anyway)."""
+def rows_sql(item: Rows, prune: bool = True) -> bytes:
+    """SQL that makes the tables hold these rows, and no other one if `prune`."""
 
     def quote(text: str) -> str:
         return "'" + text.replace("'", "''") + "'"
@@ -574,7 +664,7 @@ def rows_sql(item: Rows) -> bytes:
         )
         condition = zip(columns.split(", "), values, strict=True)
         keep[table].append(" AND ".join(f"{column} = {quote(v)}" for column, v in condition))
-    for table, conditions in keep.items():
+    for table, conditions in keep.items() if prune else ():
         where = " OR ".join(f"({condition})" for condition in conditions)
         sql.append(f"DELETE FROM {table}" + (f" WHERE NOT ({where});" if where else ";"))
     return "\n".join([*sql, "COMMIT;", ""]).encode()

@@ -1,23 +1,39 @@
 # The steps that bring a host to a release; run as root from a private folder ($1) that holds this
-# script, the files, and `steps`: the calls of the functions below, in order, made by
+# script, release.sh, the files, and `steps`: the calls of the functions below, in order, made by
 # callready/release.py. Prints one line a step; stops at the first failure with what to do.
 set -eu
-umask 077
-export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
 here=$1
-root=/etc/callready
-state=/var/lib/callready
-T=$(printf '\t')
-trap 'rm -rf "$here"' EXIT
+. "$here/release"
+export DEBIAN_FRONTEND=noninteractive
+armed=
+trap finish EXIT
 trap 'exit 143' INT TERM HUP
 
-say() { printf '%s\n' "$*"; }
-fail() { printf 'callready: %s\n' "$*" >&2; exit 1; }
+# What was not armed has changed nothing that matters; what was goes back at once.
+finish() {
+    status=$?
+    trap - EXIT
+    set +e
+    rm -rf "$here" $root/releases/.new-*
+    if [ -n "$armed" ] && [ $status != 0 ]; then
+        exec 9>&-
+        systemctl start callready-revert.service
+        say "this host has returned to release $(name_of current)"
+    fi
+    exit $status
+}
 
-# One deploy at a time: the lock dies with the process that holds it.
-lock() {
-    exec 9>>/run/callready.lock
-    flock -n 9 || fail "another deploy is running on this host: $(cat /run/callready.holder 2>/dev/null)"
+# take [FOLDER]: one deploy at a time. The lock dies with the process that holds it, and a release
+# that waits for its confirmation counts as one. FOLDER is the release that the plan was made for.
+take() {
+    lock -n || fail "another deploy is running on this host: $(cat /run/callready.holder 2>/dev/null)"
+    if read -r release process who 2>/dev/null < $pending; then
+        systemctl is-active --quiet callready-dead-man.timer ||
+            systemctl start --no-block callready-revert.service
+        fail "another deploy of this host waits for its confirmation: release $release by $who; within a minute or so it is confirmed or the host has returned to release $(name_of confirmed), then try again"
+    fi
+    [ "${1:-$(name_of current)}" = "$(name_of current)" ] ||
+        fail "another deploy has changed this host since it was looked at: run it again"
     printf '%s since %s\n' "${SUDO_USER:-root}" "$(date '+%F %T')" > /run/callready.holder
     mkdir -p $root/releases $state/environment
     chmod 0755 $root $root/releases
@@ -58,6 +74,7 @@ candidates() {
 packages() {
     log=$here/apt.log
     say "installing $*"
+    dpkg-query -W -f '${Package}\n' | sort > "$here/had"
     # What a power cut left half done; apt-get would only say so.
     dpkg --force-confold --configure -a > "$log" 2>&1 < /dev/null || :
     # A controller that is gone (sed dies of SIGPIPE) must not leave dpkg half done.
@@ -67,6 +84,7 @@ packages() {
         sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p' || :
         cat > /dev/null
     }
+    dpkg-query -W -f '${Package}\n' | sort | comm -13 "$here/had" - >> $state/packages
     [ -e "$here/installed" ] ||
         fail "apt-get install $* failed: $(grep '^E:' "$log" | tail -n 3)"
 }
@@ -76,6 +94,7 @@ users() {
         getent passwd "$name" > /dev/null && continue
         say "creating user $name"
         useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin "$name"
+        printf '%s\n' "$name" >> $state/users
     done
 }
 
@@ -104,15 +123,23 @@ archive() {
     mv "$here/unpacked" "$target"
 }
 
-# stage RELEASE: write the release beside the others, whole or not at all.
+# stage RELEASE: write the release beside the others, whole or not at all, and let the programs read
+# their files. One that somebody edited stays as it is; the new one gets another name.
 stage() {
     new=$root/releases/.new-$1
     mkdir "$new"
-    while IFS=$T read -r kind path mode owner group sum; do
-        [ "$kind" = file ] || continue
-        getent group "$group" > /dev/null || fail "$path: no group $group on this host"
-        (umask 022 && mkdir -p "$new/files${path%/*}")
-        install -m "$mode" -o "$owner" -g "$group" "$here/files/$sum" "$new/files$path"
+    while IFS=$T read -r kind path mode owner group sum rest; do
+        case $kind in
+            file)
+                getent group "$group" > /dev/null || fail "$path: no group $group on this host"
+                (umask 022 && mkdir -p "$new/files${path%/*}")
+                install -m "$mode" -o "$owner" -g "$group" "$here/files/$sum" "$new/files$path"
+                ;;
+            environment)
+                mkdir -p "$new/environment${path%/*}"
+                install -m 0600 "$here/environment$path" "$new/environment$path"
+                ;;
+        esac
     done < "$here/manifest"
     install -m 0644 "$here/manifest" "$new/manifest"
     chmod 0755 "$new"
@@ -125,6 +152,13 @@ stage() {
         # It exits 0 whatever it finds; the words decide.
         livekit_check "$new"
     fi
+    release=$1
+    number=1
+    while [ -e "$root/releases/$release" ]; do
+        release=$1-$number
+        number=$((number + 1))
+    done
+    mv "$new" "$root/releases/$release"
 }
 
 livekit_check() {
@@ -135,56 +169,67 @@ livekit_check() {
     return 0
 }
 
-# activate RELEASE: one rename makes the whole release the current one; the live paths lead there.
-activate() {
-    say "activating release $1"
-    if [ -e "$root/releases/$1" ]; then
-        # The same release again, because somebody edited its files: put them back one by one.
-        (cd "$root/releases/.new-$1" && find . -type f) | while read -r path; do
-            mkdir -p "$root/releases/$1/${path%/*}"
-            mv "$root/releases/.new-$1/$path" "$root/releases/$1/$path"
-        done
-        rm -rf "$root/releases/.new-$1"
-    else
-        mv "$root/releases/.new-$1" "$root/releases/$1"
-    fi
-    ln -sfn "releases/$1" $root/.current
-    mv -T $root/.current $root/current
-    while IFS=$T read -r kind path rest; do
-        case $kind in
-            file) live "$path" "$root/current/files$path" ;;
-            link) live "$path" "$rest" ;;
-        esac
-    done < "$here/manifest"
-}
-
-# live PATH TARGET: make PATH a link to TARGET; what stood there before callready is kept.
-live() {
-    [ "$(readlink "$1")" = "$2" ] && return
-    (umask 022 && mkdir -p "${1%/*}")
-    if [ -e "$1" ] && [ ! -L "$1" ] && [ ! -e "$root/before$1" ]; then
-        mkdir -p "$root/before${1%/*}"
-        cp -a "$1" "$root/before$1"
-    fi
-    ln -sfn "$2" "$1.callready-new"
-    mv -T "$1.callready-new" "$1"
-}
-
-# withdraw PATH...: live paths that the release no longer has; what stood there before callready
-# comes back, what somebody put there since stays.
-withdraw() {
-    for path; do
-        if [ -e "$root/before$path" ]; then
-            mv -T "$root/before$path" "$path"
-        elif [ -L "$path" ]; then
-            rm "$path"
-        fi
-        case $path in *.d/callready.conf) rmdir "${path%/*}" 2> /dev/null || : ;; esac
+# arm SECONDS [RELEASE]: from here on the host goes back by itself, unless `release confirm` comes in
+# time: by a timer, or when it boots. RELEASE instead of the staged one.
+arm() {
+    release=${2:-$release}
+    say "switching to release $release; without confirmation back within $1 s"
+    (umask 022 && mkdir -p /usr/local/lib/callready)
+    install -m 0755 "$here/release" /usr/local/lib/callready/.release
+    mv -T /usr/local/lib/callready/.release /usr/local/lib/callready/release
+    for unit in revert boot; do
+        cmp -s "$here/$unit.service" "/etc/systemd/system/callready-$unit.service" && continue
+        install -m 0644 "$here/$unit.service" "/etc/systemd/system/callready-$unit.service"
+        reload=yes
     done
+    [ -z "${reload:-}" ] || systemctl daemon-reload
+    systemctl is-enabled --quiet callready-boot.service || systemctl enable --quiet callready-boot.service
+    # A host of an older callready: what it has was never confirmed in so many words.
+    if [ -e $root/current ] && [ ! -e $root/confirmed ]; then
+        cp -P $root/current $root/confirmed
+    fi
+    good=$(name_of confirmed)
+    # Made now, because a full disk has no room for a link.
+    [ "$good" = none ] || ln -sfn "releases/$good" $root/.back
+    ln -sfn "releases/$release" $root/.next
+    systemctl stop callready-dead-man.timer 2> /dev/null || :
+    systemd-run --quiet --unit=callready-dead-man --on-active="$1" --timer-property=AccuracySec=1s \
+        systemctl start --no-block callready-revert.service
+    printf '%s %s %s since %s\n' "$release" $$ "${SUDO_USER:-root}" "$(date '+%F %T')" > $pending.new
+    sync /usr/local/lib/callready /etc/systemd/system/callready-* /etc/systemd/system/sysinit.target.wants \
+        $root $root/releases $pending.new
+    mv $pending.new $pending
+    sync $state
+    armed=yes
+}
+
+# activate: one rename makes the whole release the current one; the live paths lead there.
+activate() {
+    mv -T $root/.next $root/current
+    links "$release"
+}
+
+# return_to RELEASE: what an earlier release says, all of it.
+return_to() {
+    from=$(name_of current)
+    files "$1" "$from"
+    services "$1" "$from"
+}
+
+# environment PATH OWNER: our keys in an application's environment file.
+environment() {
+    say "writing $1"
+    put_environment "$1" "$2" "$root/current/environment$1" "$root/confirmed/environment$1"
 }
 
 sysctls() {
-    sysctl -q -e -p /etc/sysctl.d/60-callready.conf > /dev/null 2>&1 || :
+    if [ ! -e $root/before/sysctl ]; then
+        mkdir -p $root/before
+        sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' /etc/sysctl.d/60-callready.conf |
+            xargs sysctl -e 2> /dev/null > $root/before/.sysctl || :
+        mv $root/before/.sysctl $root/before/sysctl
+    fi
+    kernel
 }
 
 # rows DATABASE SQL: change a coturn user database in place; coturn reads it at every request.
@@ -252,48 +297,6 @@ timer() {
     systemctl restart "$1"
 }
 
-# environment PATH OWNER LINES: replace our keys in an environment file and keep the others.
-environment() {
-    say "writing $1"
-    (umask 022 && mkdir -p "${1%/*}")
-    new=$1.callready-new
-    rm -f "$new"
-    install -m 0600 -o "$2" -g "$(id -gn "$2")" /dev/null "$new"
-    {
-        awk -F= 'NR == FNR { line[$1] = $0; order[++n] = $1; next }
-            $1 in line { if (!done[$1]++) print line[$1]; next }
-            { print }
-            END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' \
-            "$here/files/$3" "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)"
-    } > "$new"
-    sync "$new"
-    # Who reads it may have started with what stood there: note that before it is gone.
-    cmp -s "$new" "$1" || rm -f "$state/environment/$(printf %s "$1" | tr / _)"
-    mv -T "$new" "$1"
-}
-
-# applied PATH HASH UNITS COMMANDS: restart what reads an environment file, then remember that.
-applied() {
-    for unit in $3; do
-        say "restarting $unit, which reads $1"
-        systemctl restart "$unit" || fail "$unit does not restart: $(last_words "$unit")"
-    done
-    if [ -n "$4" ]; then
-        printf '%s\n' "$4" | while IFS= read -r command; do
-            say "running $command"
-            sh -c "$command" < /dev/null || fail "the command exits with $?: $command"
-        done
-    fi
-    printf '%s\n' "$2" > "$state/environment/$(printf %s "$1" | tr / _)"
-}
-
-stop() {
-    for unit; do
-        say "stopping $unit"
-        systemctl stop "$unit" 2> /dev/null || :
-    done
-}
-
 reload_manager() { systemctl daemon-reload; }
 
 firewall() {
@@ -309,55 +312,52 @@ unload_firewall() {
     nft delete table inet callready 2> /dev/null || :
 }
 
-restart() {
-    for unit; do
-        say "restarting $unit"
-        systemctl reset-failed "$unit" 2> /dev/null || :
-        systemctl restart "$unit" || fail "$unit does not start: $(last_words "$unit")"
-    done
-}
-
-reload() {
-    for unit; do
-        say "reloading $unit"
-        systemctl reload "$unit" || fail "$unit does not reload: $(last_words "$unit")"
-    done
-}
-
-last_words() {
-    journalctl -u "$1" -n 8 --no-pager -o cat 2> /dev/null | sed 's/^/    /'
-}
-
-# listening UNIT PROTO/PORT...: a unit is up when every port it should serve is open, not before.
-listening() {
-    unit=$1
-    shift
-    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
-        ss -Hlntu > "$here/listening"
-        missing=
-        for port; do
-            awk -v proto="${port%/*}" -v port="${port#*/}" '
-                $1 == proto { p = $5; sub(/.*:/, "", p); if (p == port) found = 1 }
-                END { exit !found }' "$here/listening" || missing="$missing $port"
-        done
-        systemctl is-active --quiet "$unit" && [ -z "$missing" ] && return
-        sleep 0.5
-    done
-    fail "$unit does not listen on$missing after 15 s: $(last_words "$unit")"
-}
-
 # serving ENDPOINT NAME SERIAL: the certificate that callers get is the one just installed.
 serving() { sh "$here/certificates" serving "$1" "$2" "$3"; }
 
-# confirm RELEASE: the host is what was asked for; keep the last five releases.
-confirm() {
-    printf '%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" >> $state/history
-    touch "$root/releases/$1"
-    ls -1t $root/releases | tail -n +6 | while read -r old; do
-        rm -rf "$root/releases/$old"
+# drain UNIT SIGNAL SECONDS PROTO/PORT...: wait for the calls of a unit to end. SIGNAL makes it take
+# no new ones where it can; `-` where it cannot.
+drain() {
+    unit=$1 signal=$2 left=$3
+    shift 3
+    pid=$(systemctl show --property MainPID --value "$unit")
+    say "waiting up to $left s for the calls on $unit to end"
+    [ "$signal" = - ] || kill -s "$signal" "$pid"
+    while [ "$left" -gt 0 ] && [ -d "/proc/$pid" ]; do
+        calls=$(ss -Hlnup | awk -v pid=",pid=$pid," -v own=" $* " '
+            index($0, pid) { p = $4; sub(/.*:/, "", p); if (!index(own, " udp/" p " ")) n++ } END { print n + 0 }')
+        [ "$calls" != 0 ] || return 0
+        [ $((left % 30)) != 0 ] || say "$calls media ports in use, $left s left"
+        sleep 1
+        left=$((left - 1))
     done
-    say "done: release $1"
+    # A second SIGTERM would end its calls for good; after a SIGKILL clients come back by themselves.
+    [ "$signal" = - ] || systemctl kill -s KILL "$unit" 2> /dev/null || :
 }
 
-lock
+# forget UNIT...: nothing of callready is left, the units it masked are not any more, and the packages
+# it installed go if nothing else needs them.
+forget() {
+    [ "$(name_of current)" = none ] || fail "this host still has release $(name_of current)"
+    for unit; do
+        [ "$(readlink "/etc/systemd/system/$unit")" != /dev/null ] || rm "/etc/systemd/system/$unit"
+    done
+    installed=$(cat $state/packages 2> /dev/null | sort -u)
+    # apt-get would take along what was installed since and needs them.
+    others=$(apt-get -s purge $installed 2> /dev/null < /dev/null | awk '$1 == "Purg" { print $2 }' |
+        grep -vxF "$installed" || :)
+    if [ -n "$installed" ] && [ -z "$others" ]; then
+        say "removing $(printf '%s' "$installed" | tr '\n' ' ')"
+        apt-get -q -y -o DPkg::Lock::Timeout=120 purge $installed > "$here/apt.log" 2>&1 < /dev/null ||
+            fail "apt-get purge failed: $(grep '^E:' "$here/apt.log" | tail -n 3)"
+    elif [ -n "$others" ]; then
+        say "packages stay, because $(printf %s "$others" | tr '\n' ' ') need them: $(printf '%s' "$installed" | tr '\n' ' ')"
+    fi
+    for user in $(cat $state/users 2> /dev/null); do userdel "$user" 2> /dev/null || :; done
+    systemctl disable --quiet callready-boot.service
+    rm -rf /opt/livekit /usr/local/lib/callready $root $state /etc/systemd/system/callready-*.service /run/callready*
+    systemctl daemon-reload
+    say "nothing of callready is left on this host"
+}
+
 . "$here/steps"

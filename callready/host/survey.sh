@@ -30,7 +30,9 @@ users() {
 
 # The files of the running release and their live paths: what each path leads to, and its content.
 files() {
-    printf 'current\t%s\n' "$(readlink /etc/callready/current 2>/dev/null | sed 's|.*/||')"
+    current=$(readlink /etc/callready/current 2>/dev/null)
+    printf 'folder\t%s\n' "${current##*/}"
+    [ -e /var/lib/callready/pending ] && sed 's/^/pending\t/' /var/lib/callready/pending
     [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
     [ -n "$FILES" ] || return 0
     find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n' 2>/dev/null

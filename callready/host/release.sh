@@ -1,0 +1,322 @@
+#!/bin/sh
+# The releases of this host and the way back. A deploy installs it as
+# /usr/local/lib/callready/release before it switches anything, so that the host finds its way
+# without a controller; apply.sh uses its functions.
+#   release boot             before any service starts: the files of the confirmed release
+#   release revert           become the confirmed release again
+#   release confirm ID WHAT  keep the release that waits for that; WHAT is for the history
+#   release previous         the one to roll back to
+# `none` stands for what the host was before callready.
+set -u
+umask 077
+export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
+root=/etc/callready
+state=/var/lib/callready
+pending=$state/pending # the release that waits, the process that switches to it, who, since when
+T=$(printf '\t')
+
+say() { printf '%s\n' "$*"; }
+complain() { printf 'callready: %s\n' "$*" >&2; }
+fail() { complain "$@"; exit 1; }
+
+# name_of current|confirmed: the release that the link leads to.
+name_of() {
+    link=$(readlink "$root/$1") && printf '%s\n' "${link##*/}" || printf 'none\n'
+}
+
+# lines_of KIND RELEASE: what its manifest says about the files, links, units ... it has.
+lines_of() {
+    [ "$2" = none ] || awk -F "$T" -v kind="$1" '$1 == kind' "$root/releases/$2/manifest"
+}
+
+# gone KIND FROM TO: the paths or names of one release that the other has not.
+gone() {
+    { lines_of "$1" "$3"; printf '\n'; lines_of "$1" "$2"; } |
+        awk -F "$T" '!NF { from = 1; next } !from { kept[$2]; next } !($2 in kept) { print $2 }'
+}
+
+switch() {
+    if [ "$1" = none ]; then
+        rm -f $root/current
+    else
+        # Made when the switch was armed, because a full disk has no room for a link.
+        [ "$(readlink $root/.back)" = "releases/$1" ] || ln -sfn "releases/$1" $root/.back
+        mv -T $root/.back $root/current
+    fi
+}
+
+# live PATH TARGET: make PATH a link to TARGET; what stood there before callready is kept.
+live() {
+    [ "$(readlink "$1")" = "$2" ] && return
+    (umask 022 && mkdir -p "${1%/*}") &&
+        if [ ! -L "$1" ]; then before "$1"; fi &&
+        ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
+}
+
+# before PATH: keep a copy of what stands there, if nothing of callready ever did.
+before() {
+    [ -e "$1" ] && [ ! -e "$root/before$1" ] || return 0
+    mkdir -p "$root/before${1%/*}" && cp -a "$1" "$root/.before" && mv -T "$root/.before" "$root/before$1"
+}
+
+# withdraw PATH...: what stood there before callready comes back, what somebody put there since stays.
+withdraw() {
+    for path; do
+        if [ -L "$path" ] && [ -e "$root/before$path" ]; then
+            cp -a "$root/before$path" "$path.callready-new" && mv -T "$path.callready-new" "$path" ||
+                return
+        elif [ -L "$path" ]; then
+            rm "$path" || return
+        fi
+        rm -rf "$root/before$path"
+        case $path in *.d/callready.conf) rmdir "${path%/*}" 2> /dev/null || : ;; esac
+    done
+}
+
+# links RELEASE: every live path leads where the release says.
+links() {
+    { lines_of file "$1"; lines_of link "$1"; } | while IFS=$T read -r kind path target rest; do
+        [ "$kind" = link ] || target=$root/current/files$path
+        live "$path" "$target" || exit 1
+    done
+}
+
+# put_environment PATH OWNER LINES OLD: the keys of LINES and no other key of OLD in an application's
+# environment file; the rest of it is kept.
+put_environment() {
+    before "$1"
+    (umask 022 && mkdir -p "${1%/*}")
+    new=$1.callready-new
+    rm -f "$new"
+    install -m 0600 -o "$2" -g "$(id -gn "$2")" /dev/null "$new" || return
+    awk -F= -v lines="$3" -v old="$4" '
+        BEGIN {
+            while ((getline < old) > 0) ours[$1]
+            while ((getline < lines) > 0) { line[$1] = $0; order[++n] = $1; ours[$1] }
+        }
+        $1 in line { if (!done[$1]++) print line[$1]; next }
+        !($1 in ours) { print }
+        END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' \
+        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$new" && sync "$new" || return
+    # Who reads it may have started with what stood there: note that before it is gone.
+    cmp -s "$new" "$1" || rm -f "$(note_of "$1")"
+    mv -T "$new" "$1"
+}
+
+note_of() { printf '%s/environment/%s' $state "$(printf %s "$1" | tr / _)"; }
+
+# environments TO FROM: the environment files of one release instead of the other's.
+environments() {
+    lines_of environment "$1" | while IFS=$T read -r kind path owner rest; do
+        put_environment "$path" "$owner" "$root/releases/$1/environment$path" \
+            "$root/releases/$2/environment$path" || exit 1
+    done &&
+        for path in $(gone environment "$2" "$1"); do
+            owner=$(stat -c %U "$path") || continue
+            sed -n 's/^\([A-Za-z_0-9]*\)=.*/\1/p' "$root/releases/$2/environment$path" |
+                while read -r key; do grep "^$key=" "$root/before$path"; done \
+                    > "$root/.lines" 2> /dev/null
+            put_environment "$path" "$owner" "$root/.lines" "$root/releases/$2/environment$path" || return 1
+            rm -f "$root/.lines" "$(note_of "$path")"
+            [ -s "$path" ] || [ -e "$root/before$path" ] || rm -f "$path"
+            rm -f "$root/before$path"
+        done
+}
+
+# applied PATH HASH UNITS COMMANDS: restart what reads an environment file, then remember that.
+applied() {
+    for unit in $3; do
+        say "restarting $unit, which reads $1"
+        systemctl restart "$unit" || fail "$unit does not restart: $(last_words "$unit")"
+    done
+    if [ -n "$4" ]; then
+        printf '%s\n' "$4" | while IFS= read -r command; do
+            say "running $command"
+            # Whatever it leaves running must not keep the lock.
+            sh -c "$command" < /dev/null 9>&- || fail "the command exits with $?: $command"
+        done || exit 1
+    fi
+    mkdir -p $state/environment
+    printf '%s\n' "$2" > "$(note_of "$1")"
+}
+
+# filter FOLDER|none: load the packet filter straight from a release's files, whatever else works.
+filter() {
+    rules=$1/files$root/nftables.conf
+    if [ -e "$rules" ]; then
+        nft -f "$rules"
+    elif nft list table inet callready > /dev/null 2>&1; then
+        nft delete table inet callready
+        rm -f /run/callready-firewall
+    fi
+}
+
+# runs UNIT FINGERPRINT CREDENTIALS: whether its process was started with what a release says.
+runs() {
+    systemctl is-active --quiet "$1" || return
+    pid=$(systemctl show --property MainPID --value "$1")
+    has=$(tr '\0' '\n' < "/proc/$pid/environ" | sed -n 's/^CALLREADY_FINGERPRINT=//p')
+    [ ! -e "/run/callready/$1" ] || read -r has < "/run/callready/$1"
+    given=$(sha256sum "/run/credentials/$1"/* 2> /dev/null | cut -c 1-64 | sort | tr '\n' ,)
+    [ "$has" = "$2" ] && [ "${given:--}" = "$3" ]
+} 2> /dev/null
+
+restart() {
+    for unit; do
+        say "restarting $unit"
+        systemctl reset-failed "$unit" 2> /dev/null || :
+        systemctl restart "$unit" || fail "$unit does not start: $(last_words "$unit")"
+    done
+}
+
+reload() {
+    for unit; do
+        say "reloading $unit"
+        systemctl reload "$unit" || fail "$unit does not reload: $(last_words "$unit")"
+    done
+}
+
+last_words() {
+    journalctl -u "$1" -n 8 --no-pager -o cat 2> /dev/null | sed 's/^/    /'
+}
+
+# listening UNIT PROTO/PORT...: a unit is up when every port it should serve is open, not before.
+listening() {
+    unit=$1
+    shift
+    for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
+        missing=$(ss -Hlntu | awk -v wanted="$*" '
+            { p = $5; sub(/.*:/, "", p); open[$1 "/" p] }
+            END { n = split(wanted, port, " "); for (i = 1; i <= n; i++) if (!(port[i] in open)) printf " %s", port[i] }')
+        systemctl is-active --quiet "$unit" && [ -z "$missing" ] && return
+        sleep 0.5
+    done
+    fail "$unit does not listen on$missing after 15 s: $(last_words "$unit")"
+}
+
+stop() {
+    for unit; do
+        say "stopping $unit"
+        case $unit in *.timer) systemctl disable --quiet "$unit" 2> /dev/null || : ;; esac
+        systemctl stop "$unit" 2> /dev/null || :
+    done
+}
+
+# files TO FROM: the packet filter and every file as TO says, nothing that only FROM says. An
+# operator who was locked out gets in first, and what fails does not keep the rest from being done.
+files() {
+    files_failed=0
+    filter "$root/releases/$1" || files_failed=1
+    [ "$1" = none ] || switch "$1" || files_failed=1
+    links "$1" || files_failed=1
+    withdraw $(gone file "$2" "$1") $(gone link "$2" "$1") || files_failed=1
+    environments "$1" "$2" || files_failed=1
+    [ "$1" != none ] || switch none || files_failed=1
+    systemctl daemon-reload || files_failed=1
+    kernel
+    return $files_failed
+}
+
+kernel() {
+    if [ -e /etc/sysctl.d/60-callready.conf ]; then
+        sysctl -q -e -p /etc/sysctl.d/60-callready.conf
+    elif [ -e $root/before/sysctl ]; then
+        sysctl -q -e -p $root/before/sysctl
+    fi > /dev/null 2>&1 || :
+}
+
+# services TO FROM: every unit of TO runs with what TO says, those that only FROM has are stopped.
+services() {
+    stop $(gone unit "$2" "$1") $(gone timer "$2" "$1")
+    if [ -e $root/nftables.conf ]; then
+        systemctl restart callready-firewall.service || complain "the firewall does not load: $(last_words callready-firewall.service)"
+    fi
+    lines_of unit "$1" | while IFS=$T read -r kind unit fingerprint credentials how ports; do
+        runs "$unit" "$fingerprint" "$credentials" && continue
+        (
+            if [ "$how" = reload ] && systemctl is-active --quiet "$unit"; then reload "$unit"; else restart "$unit"; fi
+            [ "$ports" = - ] || listening "$unit" $ports
+        )
+    done
+    for timer in $(lines_of timer "$1" | cut -f 2); do
+        systemctl enable --quiet --now "$timer" || complain "$timer does not start"
+    done
+    lines_of environment "$1" | while IFS=$T read -r kind path owner hash units commands; do
+        [ "$(cat "$(note_of "$path")" 2> /dev/null)" = "$hash" ] && continue
+        [ "$units" != - ] || units=
+        (applied "$path" "$hash" "$units" "$(printf %s "$commands" | tr "$T" '\n')")
+    done
+}
+
+lock() { exec 9>>/run/callready.lock; flock "$@" 9; }
+
+log() { # RELEASE WHAT
+    printf '%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" >> $state/history
+}
+
+# revert [boot]: the confirmed release again. At boot only its files: services start with them, and
+# the rest is done when they have.
+revert() {
+    read -r failed process who < $pending || return 0
+    # The script that switches must not go on beside this, however stuck it is.
+    lock -n || { kill -KILL -- "-$process" 2> /dev/null; lock -w 5; }
+    [ -e $pending ] || return 0 # confirmed in the meantime
+    good=$(name_of confirmed)
+    # Files that cannot be put back now are put back by the next try; see callready-revert.service.
+    files "$good" "$failed" || fail "release $good is not wholly back; trying again"
+    if [ "${1:-}" = boot ]; then
+        systemctl start --no-block callready-revert.service
+        return
+    fi
+    services "$good" "$failed"
+    log "$good" "reverted from $failed"
+    rm -f $pending
+    systemctl stop callready-dead-man.timer 2> /dev/null || :
+    say "returned to release $good"
+}
+
+# confirm NAME: what comes up after a power cut from now on.
+confirm() {
+    lock -w 10 || fail "release $1 cannot be confirmed: this host is busy"
+    read -r waiting rest 2> /dev/null < $pending || waiting=nothing
+    case $waiting in
+        "$1" | "$1"-*) [ "$waiting" = "$(name_of current)" ] ;;
+        *) false ;;
+    esac || fail "release $1 was not confirmed in time: this host has returned to $(name_of current)"
+    if [ "$waiting" = none ]; then
+        rm -f $root/confirmed
+    else
+        ln -sfn "releases/$waiting" $root/.confirmed && mv -T $root/.confirmed $root/confirmed || exit 1
+    fi
+    sync $root
+    log "$waiting" "$2"
+    rm -f $pending
+    systemctl stop callready-dead-man.timer 2> /dev/null || :
+    tidy
+    say "confirmed release $waiting"
+}
+
+# stack: confirmed releases, the newest first, as rolling back walks them.
+stack() {
+    awk -F "$T" '$4 == "rollback" { n-- } $4 == "remove" { n = 0 }
+        $4 == "deploy" && s[n] != $2 { s[++n] = $2 }
+        END { for (; n > 0; n--) print s[n] }' $state/history
+}
+
+# Five releases are kept, and the versions of livekit-server that they start.
+tidy() {
+    kept=" $(name_of current) $(stack | awk '!seen[$0]++' | head -n 5 | tr '\n' ' ')"
+    for folder in $root/releases/*; do
+        case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
+    done
+    for version in /opt/livekit/*; do
+        grep -qs "^ExecStart=$version/" $root/releases/*/files/etc/systemd/system/livekit-server.service ||
+            rm -rf "$version"
+    done
+}
+
+case "${0##*/} ${1:-}" in
+    "release boot" | "release revert") [ ! -e $pending ] || revert "$1" ;;
+    "release confirm") confirm "$2" "$3" ;;
+    "release previous") stack | sed -n 2p | grep . || say none ;;
+esac

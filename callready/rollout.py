@@ -1,0 +1,202 @@
+"""Bring the hosts of a fleet to their releases: role by role, one host first, each one confirmed by
+what a caller sees or back where it was."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import gevent
+from paramiko import SSHException
+from pyinfra import logger
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+
+from callready import gate, reach
+
+if TYPE_CHECKING:
+    from callready.operations import Deployment
+
+# Relays are there before LiveKit tells callers of them, and LiveKit before the app does.
+ROLES = ("turn", "livekit", "app")
+UNPACK = (
+    "umask 077; mkdir -p /var/lib/callready"
+    " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
+    ' && base64 -d | tar -xz -C "$d" && exec setsid -w sh "$d/apply.sh" "$d"'
+)
+
+
+class Stopped(Exception):
+    """Why a host does not have its release."""
+
+
+class Rollout:
+    """The hosts that change, in their order; the first to be asked for its result does the work
+    for all, because pyinfra runs an operation on every host at once."""
+
+    def __init__(
+        self, hosts: Mapping[str, Host], deployments: Mapping[str, Deployment], whole_fleet: bool
+    ) -> None:
+        self.hosts, self.deployments, self.whole_fleet = hosts, deployments, whole_fleet
+        self.changing = {name: d for name, d in deployments.items() if d.plan.steps}
+        self._failed: dict[str, str] = {}
+        self._lock, self._done = Lock(), False
+
+    def result(self, name: str) -> bool:
+        """Whether a host has its release now."""
+        with self._lock:
+            if not self._done:
+                self._done = True
+                self._run()
+        return name not in self._failed
+
+    @property
+    def waves(self) -> Iterator[list[str]]:
+        """Hosts that change at once: of every role one first, then batches; the other way round
+        on the way back."""
+        left = dict(self.changing)
+        verbs = {deployment.plan.verb for deployment in left.values()}
+        back = verbs != {"deploy"}
+        groups: list[list[str]] = []
+        for role in ROLES:
+            names = [n for n, d in left.items() if role in d.here.settings.groups]
+            groups.append(names)
+            for name in names:
+                del left[name]
+        for names in [*reversed([*groups, list(left)])] if back else [*groups, list(left)]:
+            if names:
+                yield names[:1]
+            size = min((left_.here.settings.deploy.batch for left_ in self._of(names)), default=1)
+            for start in range(1, len(names), size):
+                yield names[start : start + size]
+
+    def _of(self, names: Iterable[str]) -> Iterator[Deployment]:
+        return (self.deployments[name] for name in names)
+
+    def _run(self) -> None:
+        # Installing programs disturbs nothing and takes long: everywhere at once, and where it
+        # fails nothing has been switched anywhere.
+        if not self._at_once(self._install, [n for n, d in self.changing.items() if d.plan.base]):
+            self._leave([n for n in self.changing if n not in self._failed])
+            return
+        waves = list(self.waves)
+        for number, names in enumerate(waves):
+            if not self._at_once(self._change, names):
+                self._leave([name for wave in waves[number + 1 :] for name in wave])
+                return
+        prunable = [name for name, d in self.changing.items() if d.plan.prune]
+        if prunable and not self.whole_fleet:
+            for name in prunable:
+                self._say(name, "old secrets stay: hosts that --limit leaves out may use them")
+            return
+        self._at_once(self._prune, prunable)
+
+    def _at_once(self, work: object, names: list[str]) -> bool:
+        jobs = {name: gevent.spawn(work, name) for name in names}
+        gevent.joinall(list(jobs.values()))
+        for name, job in jobs.items():
+            if isinstance(job.exception, Stopped):
+                self._failed[name] = str(job.exception)
+            elif job.exception:
+                raise job.exception
+        return not self._failed
+
+    def _leave(self, names: list[str]) -> None:
+        for name, why in self._failed.items():
+            if why:
+                logger.error(f"{self.hosts[name].print_prefix}{why}")
+        for name in names:
+            self._failed[name] = "untouched"
+            logger.warning(
+                f"{self.hosts[name].print_prefix}not switched, because "
+                f"{', '.join(n for n, why in self._failed.items() if why != 'untouched')} failed"
+            )
+
+    def _say(self, name: str, words: str) -> None:
+        logger.info(f"{self.hosts[name].print_prefix}{words}")
+
+    def _script(self, name: str, steps: list[str]) -> None:
+        """Run steps on a host; raises Stopped, empty if the host has said why."""
+        deployment, host = self.deployments[name], self.hosts[name]
+        bundle = deployment.here.release.bundle(steps)
+        try:
+            ok, output = _as_root(host, deployment, bundle, f"sh -c {shlex.quote(UNPACK)}")
+        except (OSError, EOFError, SSHException):
+            raise Stopped(self._line_lost(name)) from None
+        if not ok and not output:
+            raise Stopped(self._line_lost(name))
+        if not ok:
+            raise Stopped("")
+
+    def _line_lost(self, name: str) -> str:
+        deployment = self.deployments[name]
+        if not deployment.plan.release:
+            return "the connection broke; run the deploy again"
+        seconds = deployment.here.settings.deploy.confirm_timeout
+        return (
+            f"the connection broke; within {seconds} s of its switch the host returns to release "
+            f"{deployment.facts.folder or 'none'} by itself; then run the deploy again"
+        )
+
+    def _install(self, name: str) -> None:
+        self._script(name, self.deployments[name].plan.base)
+
+    def _prune(self, name: str) -> None:
+        self._script(name, self.deployments[name].plan.prune)
+
+    def _change(self, name: str) -> None:
+        """Switch one host and have it keep that, or not."""
+        deployment, host = self.deployments[name], self.hosts[name]
+        plan, here = deployment.plan, deployment.here
+        if not plan.prepare and not plan.switch and not plan.keep:
+            return
+        families = reach.families(host, here) if plan.release else {}
+        if plan.prepare or plan.switch:
+            self._script(name, plan.prepare + plan.switch)
+            problems = [
+                f"no new SSH connection over {'IPv%d' % family if family else 'its jump host'}: {why}"
+                for family, address in families.items()
+                if (why := _refused(host, address))
+            ] or gate.run(deployment.probes)
+            if problems:
+                self._back(name, problems)
+        if plan.keep:
+            self._script(name, plan.keep)
+
+    def _back(self, name: str, problems: list[str]) -> None:
+        """Say what is wrong and what the host itself says; return to what it had."""
+        deployment, host = self.deployments[name], self.hosts[name]
+        for problem in problems:
+            logger.error(f"{host.print_prefix}{problem}")
+        units = " ".join(deployment.here.release.services)
+        script = f"for unit in {units}; do echo \"last words of $unit:\"; journalctl -u $unit -n 8 --no-pager -o cat | sed 's/^/    /'; done\n"
+        if deployment.plan.release:
+            script += (
+                "systemctl start callready-revert.service;"
+                " link=$(readlink /etc/callready/current);"
+                ' echo "this host has returned to release ${link##*/}"'
+            )
+        try:
+            ok, _ = _as_root(host, deployment, script)
+        except (OSError, EOFError, SSHException):
+            ok = False
+        raise Stopped("" if ok else self._line_lost(name))
+
+
+def _refused(host: Host, address: str | None) -> str:
+    try:
+        reach.connect(host, address)
+    except (ConnectError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _as_root(
+    host: Host, deployment: Deployment, stdin: str, command: str = "sh -s"
+) -> tuple[bool, str]:
+    from callready.operations import as_root
+
+    ok, output = as_root(host, deployment.here, stdin, command, print_output=True)
+    return ok, output.stderr
