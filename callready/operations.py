@@ -1,4 +1,4 @@
-"""The pyinfra side: survey every host at once, show the plan, bring each host to its release."""
+"""The pyinfra side: survey every host at once, show the plan, roll the releases out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Generator, Iterable
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
 
 import click
 import gevent
-from paramiko import SSHException
 from pyinfra import logger
 from pyinfra.api.command import FunctionCommand, StringCommand
 from pyinfra.api.exceptions import DeployError
@@ -25,19 +25,25 @@ from pyinfra.api.operation import operation
 from pyinfra.connectors.util import CommandOutput
 from pyinfra.context import state
 
-from callready import facts, refusals
+from callready import facts, gate, refusals
 from callready.here import Here
 from callready.masking import mask
-from callready.release import Plan, content_name, media_ports
+from callready.release import NONE, Plan, content_name, media_ports
+from callready.rollout import Rollout
 from callready.settings.fleet import Fleet, SettingsError
 
 PASSWORD_END = "--end-of-password--"
 Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
 
+# What `--data do=…` asks for instead of a deploy.
+VERBS = ("deploy", "rollback", "remove", "history")
+OPTIONS = ("do", "keep_drift")
+
 _lock = Lock()
 # By run (its pyinfra State): deploy.py sees the inventory through a proxy object.
 _fleets: dict[int, Fleet] = {}
 _deployments: dict[int, dict[str, Deployment]] = {}
+_rollouts: dict[int, Rollout] = {}
 
 
 class Refused(DeployError):
@@ -50,10 +56,15 @@ class Refused(DeployError):
 class Deployment:
     """One host's declared state, what it is now, and the way from here to there."""
 
-    def __init__(self, here: Here, found: facts.Facts) -> None:
+    def __init__(self, here: Here, found: facts.Facts, plan: Plan | None = None) -> None:
         self.here = here
         self.facts = found
-        self.plan: Plan = here.release.plan(found)
+        self.plan: Plan = here.release.plan(found) if plan is None else plan
+
+    @cached_property
+    def probes(self) -> list[gate.Spec]:
+        """What callers need of this host, after the change."""
+        return gate.probes(self.here, certificates=not self.here.release.unissued(self.facts))
 
     @property
     def busy(self) -> dict[str, int]:
@@ -83,8 +94,12 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
         for host in inventory.get_active_hosts()
         if declared[host.name].release.files or declared[host.name].release.environments
     ]
+    verb = _option(inventory, "do") or "deploy"
+    if verb not in VERBS:
+        raise Refused(f"--data do={verb}: it is one of {', '.join(VERBS)}")
     jobs: dict[str, Any] = {
-        host.name: gevent.spawn(survey, host, declared[host.name]) for host in active
+        host.name: gevent.spawn(_look, host, fleet, declare, declared[host.name], verb)
+        for host in active
     }
     gevent.joinall(list(jobs.values()))
     ready: dict[str, Deployment] = {}
@@ -93,18 +108,66 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
         if not job.successful():
             refused.append(f"{fleet.source}: {name}: {job.exception}")
             continue
-        found: facts.Facts = job.get()
-        here = declare(fleet, name, tuple(sorted(found.ssh_ports)))
-        ready[name] = Deployment(here, found)
-        refused += [f"{fleet.source}: {name}: {why}" for why in refusals.of(here, found)]
+        ready[name] = job.get()
+        refused += [f"{fleet.source}: {name}: {why}" for why in _reasons(ready[name], verb)]
+    if _option(inventory, "keep_drift"):
+        refused += [
+            f"{fleet.source}: {name}: {path} was edited on the host, and keep_drift is set: take "
+            "the edit over into the inventory, or deploy without keep_drift"
+            for name, deployment in ready.items()
+            for path in deployment.plan.drifted
+        ]
+    for host in active:
+        if host.name in ready:
+            show(host, ready[host.name])
     if refused:
         raise Refused("nothing was changed\n" + "\n".join(refused))
-    for host in active:
-        show(host, ready[host.name])
+    _rollouts[id(inventory.state)] = Rollout(
+        {host.name: host for host in active}, ready, len(ready) == _with_releases(declared)
+    )
     if report := os.environ.get("CALLREADY_REPORT"):
         summary = {name: {"changes": d.plan.changes, "busy": d.busy} for name, d in ready.items()}
         Path(report).write_text(json.dumps(summary))  # for callready.rotate
     return ready
+
+
+def _with_releases(declared: dict[str, Here]) -> int:
+    return sum(bool(h.release.files or h.release.environments) for h in declared.values())
+
+
+def _option(inventory: Inventory, name: str) -> str:
+    """A choice of this run, from `--data`; empty without it."""
+    return str(inventory.state.inventory.get_override_data().get(name) or "")
+
+
+def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> Deployment:
+    if verb == "history":
+        _, output = as_root(host, here, "cat /var/lib/callready/history 2>/dev/null")
+        for line in output.stdout_lines:
+            logger.info(f"{host.print_prefix}{line}")
+        return Deployment(here, facts.Facts(), Plan())
+    found = survey(host, here)
+    here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
+    if verb == "deploy":
+        return Deployment(here, found)
+    previous = NONE
+    if verb == "rollback":
+        _, output = as_root(host, here, "sh /usr/local/lib/callready/release previous")
+        previous = output.stdout.strip()
+    plan = here.release.go_back(previous, found, verb) if found.folder else Plan()
+    return Deployment(here, found, plan)
+
+
+def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
+    """Every reason not to change this host."""
+    if deployment.facts.pending:
+        release, _, who = deployment.facts.pending.split(" ", 2)
+        yield (
+            f"another deploy waits for its confirmation here (release {release} by {who}): it is "
+            "confirmed or taken back within a minute or so; then try again"
+        )
+    if verb == "deploy":
+        yield from refusals.of(deployment.here, deployment.facts)
 
 
 def load_fleet(inventory: Inventory) -> Fleet:
@@ -112,6 +175,9 @@ def load_fleet(inventory: Inventory) -> Fleet:
     fleet = _fleets.get(id(inventory.state))
     if fleet is None:
         data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
+        for values in data.values():
+            for option in OPTIONS:
+                values.pop(option, None)
         try:
             fleet = _fleets[id(inventory.state)] = Fleet.from_data(inventory_path(), data)
         except SettingsError as error:
@@ -167,22 +233,21 @@ def show(host: Host, deployment: Deployment) -> None:
         logger.info(f"{host.print_prefix}  {change.mark} {change.kind:<11} {change.what}")
     for note in plan.notes:
         logger.info(f"{host.print_prefix}    {note}")
-    if state.config.DIFF:
-        for line in diff(host, deployment):
-            logger.info(f"{host.print_prefix}    {line}")
+    release, found = deployment.here.release, deployment.facts.files
+    paths = plan.drifted  # what somebody wrote there is shown before it is gone
+    if state.config.DIFF and plan.changes:
+        paths = [
+            p for p, f in release.files.items() if p not in found or found[p].sha256 != f.sha256
+        ]
+    for line in diff(host, deployment, paths):
+        logger.info(f"{host.print_prefix}    {line}")
 
 
-def diff(host: Host, deployment: Deployment) -> Iterable[str]:
-    """Unified differences of the files that would change, secrets masked on both sides."""
-    release = deployment.here.release
-    paths = [
-        path
-        for path, file in release.files.items()
-        if deployment.facts.files.get(path) is None
-        or deployment.facts.files[path].sha256 != file.sha256
-    ]
+def diff(host: Host, deployment: Deployment, paths: list[str]) -> Iterable[str]:
+    """Unified differences of files that would change, secrets masked on both sides."""
     if not paths:
         return
+    release = deployment.here.release
     script = 'for f in %s; do printf \'\\0%%s\\n\' "$f"; cat "$f" 2>/dev/null; done'
     _, output = as_root(host, deployment.here, script % shlex.join(paths))
     old = {
@@ -202,28 +267,13 @@ def diff(host: Host, deployment: Deployment) -> Iterable[str]:
 
 @operation()
 def release(deployment: Deployment) -> Generator[Any, None, None]:
-    """Bring a host to its release: one transfer, one script, nothing if nothing would change."""
+    """Bring a host to its release, when it is its turn; nothing if nothing would change."""
     if deployment.plan.steps:
-        yield FunctionCommand(_apply, (), {"deployment": deployment})
+        yield FunctionCommand(_roll_out, (), {})
 
 
-def _apply(state: Any, host: Host, deployment: Deployment) -> bool:
-    unpack = (
-        "umask 077; mkdir -p /var/lib/callready"
-        " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
-        ' && base64 -d | tar -xz -C "$d" && exec sh "$d/apply.sh" "$d"'
-    )
-    bundle = deployment.here.release.bundle(deployment.plan)
-    try:
-        ok, output = as_root(
-            host, deployment.here, bundle, f"sh -c {shlex.quote(unpack)}", print_output=True
-        )
-        words = output.stderr  # printed already
-    except (OSError, EOFError, SSHException):
-        ok, words = False, ""
-    if not ok and not words.strip():
-        logger.error(f"{host.print_prefix}the connection broke; run the deploy again")
-    return ok
+def _roll_out(state: Any, host: Host) -> bool:
+    return _rollouts[id(state)].result(host.name)
 
 
 class Checkout(NamedTuple):

@@ -137,9 +137,9 @@ class Change(NamedTuple):
 @dataclass
 class Plan:
     """What would change on a host, in words and as the steps of apply.sh: `base` installs
-    programs, `prepare` adds what nothing uses yet, `switch` changes what runs, `keep` follows the confirmation, and `prune`,
-    when the whole fleet is confirmed, takes away what no host uses any more. `release` is what
-    has to be confirmed (empty if files stay as they are)."""
+    programs, `prepare` adds what nothing uses yet, `switch` changes what runs, `keep` follows the
+    confirmation, and `prune`, when the whole fleet is confirmed, takes away what no host uses any
+    more. `release` is what has to be confirmed (empty if files stay as they are)."""
 
     changes: list[Change] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -148,6 +148,7 @@ class Plan:
     switch: list[str] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
     prune: list[str] = field(default_factory=list)
+    drifted: list[str] = field(default_factory=list)  # edited on the host
     release: str = ""
     verb: str = "deploy"
 
@@ -391,7 +392,10 @@ class Release:
             )
             if found != wanted:
                 changed = True
-                plan.add("~" if found else "+", "file", path + self._drift(facts, path, found))
+                if drifted := self._drifted(facts, path, found):
+                    plan.drifted.append(path)
+                edited = " (edited on the host since the last deploy)" if drifted else ""
+                plan.add("~" if found else "+", "file", path + edited)
         for path, target in sorted(self.links.items()):
             found = facts.files.get(path)
             if found is None or found.link != target:
@@ -429,12 +433,12 @@ class Release:
             plan.switch.append(step("reload_manager"))
         return changed
 
-    def _drift(self, facts: Facts, path: str, found: FileFact | None) -> str:
+    def _drifted(self, facts: Facts, path: str, found: FileFact | None) -> bool:
         """Whether the host's file is not what the last release put there."""
-        for line in facts.manifest:
-            if found and line[:2] == ("file", path) and found.sha256 != line[5]:
-                return " (edited on the host since the last deploy)"
-        return ""
+        return any(
+            found and line[:2] == ("file", path) and found.sha256 != line[5]
+            for line in facts.manifest
+        )
 
     def _plan_state(self, plan: Plan, facts: Facts) -> None:
         for path, item in self.databases.items():

@@ -4,7 +4,7 @@ what a caller sees or back where it was."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -93,7 +93,7 @@ class Rollout:
             return
         self._at_once(self._prune, prunable)
 
-    def _at_once(self, work: object, names: list[str]) -> bool:
+    def _at_once(self, work: Callable[[str], None], names: list[str]) -> bool:
         jobs = {name: gevent.spawn(work, name) for name in names}
         gevent.joinall(list(jobs.values()))
         for name, job in jobs.items():
@@ -153,12 +153,16 @@ class Rollout:
         if not plan.prepare and not plan.switch and not plan.keep:
             return
         families = reach.families(host, here) if plan.release else {}
+        if plan.release and not families:
+            raise Stopped(
+                "takes no new SSH connection now, only the one that is open: mend that first"
+            )
         if plan.prepare or plan.switch:
             self._script(name, plan.prepare + plan.switch)
             problems = [
-                f"no new SSH connection over {'IPv%d' % family if family else 'its jump host'}: {why}"
+                f"no new SSH connection{f' over IPv{family}' * bool(family)}: {why}"
                 for family, address in families.items()
-                if (why := _refused(host, address))
+                if (why := _refused(host, address if family else None))
             ] or gate.run(deployment.probes)
             if problems:
                 self._back(name, problems)
@@ -170,13 +174,13 @@ class Rollout:
         deployment, host = self.deployments[name], self.hosts[name]
         for problem in problems:
             logger.error(f"{host.print_prefix}{problem}")
-        units = " ".join(deployment.here.release.services)
-        script = f"for unit in {units}; do echo \"last words of $unit:\"; journalctl -u $unit -n 8 --no-pager -o cat | sed 's/^/    /'; done\n"
+        script = ". /usr/local/lib/callready/release\n"
+        for unit in deployment.here.release.services:
+            script += f'say "last words of {unit}:"; last_words {unit}\n'
         if deployment.plan.release:
             script += (
-                "systemctl start callready-revert.service;"
-                " link=$(readlink /etc/callready/current);"
-                ' echo "this host has returned to release ${link##*/}"'
+                "systemctl start callready-revert.service\n"
+                'say "this host has returned to release $(name_of current)"\n'
             )
         try:
             ok, _ = _as_root(host, deployment, script)

@@ -14,6 +14,8 @@ from tasks.tls import tls
 def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Here:
     """Everything that must be true on the host `name` of the fleet."""
     here = Here(name, fleet, ssh_ports)
+    here.release.confirm_timeout = here.settings.deploy.confirm_timeout
+    here.release.drain = here.settings.deploy.drain
     base(here)
     tls(here)
     coturn(here)

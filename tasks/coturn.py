@@ -39,6 +39,7 @@ def coturn(here: Here) -> None:
             f"turnserver@{name}.service", inputs=[UNIT_FILE], credentials=[config],
             listens=listens(here, name, pool),
             restart_means="every call relayed here breaks off until its client connects anew",
+            drain="USR1" if coturn_keys.drains(here.settings.turn.version) else "",
         )  # fmt: skip
 
 

@@ -38,6 +38,8 @@ def livekit(here: Here) -> None:
         UNIT, inputs=[UNIT_FILE], credentials=credentials, binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
         restart_means="every running call reconnects once, a gap of seconds",
+        # A node on its own goes on taking new rooms after SIGTERM, one of a cluster does not.
+        drain="TERM" if settings.redis else "",
     )  # fmt: skip
 
 

@@ -216,6 +216,12 @@ def knows(version: str, key: str) -> bool:
     return entry is not None and _state(entry, _number(version)) == ""
 
 
+def drains(version: str) -> bool:
+    """Whether SIGUSR1 makes that version refuse new allocations and end with the last one; earlier
+    ones die of it (coturn's ChangeLog, 4.6.3; ran)."""
+    return _number(version) >= (4, 6, 3)
+
+
 def check(version: str, options: Mapping[str, object], where: str) -> list[Problem]:
     """What coturn of this version would ignore or misread in options for turnserver.conf.
 
