@@ -73,6 +73,17 @@ def endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def local_address(peer: str) -> str | None:
+    """The address this machine would reach `peer` from; None without a route."""
+    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((peer, 9))
+        except OSError:
+            return None
+        return str(probe.getsockname()[0])
+
+
 def as_data(result: object) -> Any:
     """A result as JSON data, without the fields that its repr hides (secrets)."""
     if dataclasses.is_dataclass(result):

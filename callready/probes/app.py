@@ -58,6 +58,8 @@ def get(
     headers: Mapping[str, str] | None = None,
     body: Mapping[str, str] | None = None,
     server_name: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
 ) -> tuple[httpx.Response, float]:
     """GET without a proxy and without following redirects; the response and its time (s).
 
@@ -67,16 +69,23 @@ def get(
         headers: of the request.
         body: POSTed as JSON instead.
         server_name: asked for in TLS and verified, where the URL has an address.
+        at: address and port to connect to, wherever the URL's name leads.
+        verify: False takes any certificate.
 
     Raises:
         ProbeError: no answer in 5 s, or a certificate that callers refuse.
     """
-    context = client_context(ca_file)
+    context = client_context(ca_file, verify)
+    target = httpx.URL(url)
+    if at:
+        headers = {"Host": target.netloc.decode(), **(headers or {})}
+        server_name = server_name or target.host
+        target = target.copy_with(host=at[0], port=at[1])
     try:
         with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
             start = time.perf_counter()
             response = client.request(
-                "POST" if body else "GET", url, headers=headers, json=body,
+                "POST" if body else "GET", target, headers=headers, json=body,
                 extensions={"sni_hostname": server_name} if server_name else {},
             )  # fmt: skip
             return response, time.perf_counter() - start
@@ -93,6 +102,8 @@ def health(
     status: int = 200,
     fields: Mapping[str, Any] | None = None,
     ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
 ) -> AppHealth:
     """GET `url` and compare its status and JSON fields.
 
@@ -100,12 +111,12 @@ def health(
         url: http:// or https:// URL.
         status: the status it must have.
         fields: values by dotted path (``"database.ok": True``, list items by number).
-        ca_file: PEM file of the authorities to trust; default the system's.
+        ca_file, at, verify: as `get` takes them.
 
     Raises:
         ProbeError: no answer, or everything in it that differs.
     """
-    response, rtt = get(url, ca_file)
+    response, rtt = get(url, ca_file, at=at, verify=verify)
     wrong, found = [], {}
     if response.status_code != status:
         wrong.append(f"status is {response.status_code}, not {status}")

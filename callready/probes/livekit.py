@@ -23,7 +23,7 @@ from callready.probes.tls import client_context
 from callready.probes.turn import IceServer
 
 # What the server says of a token (livekit-server pkg/service/rtcservice.go), and what to mend.
-_REFUSED_TOKEN = (
+REFUSED_TOKEN = (
     "whether the app's LIVEKIT_API_KEY and LIVEKIT_API_SECRET (.env) are in keys of livekit.yaml, "
     "whether LiveKit was restarted since, and the clocks of both sides"
 )
@@ -46,27 +46,33 @@ class Joined:
     time_to_join: float
 
 
-def health(url: str, again_after: float = 0, ca_file: str | None = None) -> Health:
+def health(
+    url: str,
+    again_after: float = 0,
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+) -> Health:
     """GET ``/``: 200 while the server is well.
 
     Args:
         url: ``ws://``, ``wss://``, ``http://`` or ``https://`` URL of LiveKit.
         again_after: seconds after which it must still be well: a server that cannot read its
             node statistics says 200 at first and 406 after four seconds; use 5. 0: ask once.
-        ca_file: PEM file of the authorities to trust; default the system's.
+        ca_file, at, verify: as `app.get` takes them.
 
     Raises:
         ProbeError: no answer, or another status.
     """
-    answer = _well(url, ca_file)
+    answer = _well(url, ca_file, at, verify)
     if again_after:
         time.sleep(again_after)
-        answer = _well(url, ca_file)
+        answer = _well(url, ca_file, at, verify)
     return answer
 
 
-def _well(url: str, ca_file: str | None) -> Health:
-    response, rtt = get(web_url(url, "http"), ca_file)
+def _well(url: str, ca_file: str | None, at: tuple[str, int] | None, verify: bool) -> Health:
+    response, rtt = get(web_url(url, "http"), ca_file, at=at, verify=verify)
     if response.status_code == 406:
         raise ProbeError(
             f"no new call starts: {url} says 406, its node statistics are stale",
@@ -104,8 +110,16 @@ def token(
     return SecretStr(access.to_jwt())
 
 
-def validate(url: str, token: SecretStr, ca_file: str | None = None) -> int:
+def validate(
+    url: str,
+    token: SecretStr,
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+) -> int:
     """The HTTP status ``/rtc/validate`` gives a token: 200, or 401 where it is refused.
+
+    `ca_file`, `at` and `verify` as `app.get` takes them.
 
     Raises:
         ProbeError: no answer.
@@ -113,7 +127,8 @@ def validate(url: str, token: SecretStr, ca_file: str | None = None) -> int:
     headers = {
         "Authorization": f"Bearer {token.get_secret_value()}"
     }  # in the URL it would end up in logs
-    response, _ = get(web_url(url, "http", "/rtc/validate"), ca_file, headers)
+    address = web_url(url, "http", "/rtc/validate")
+    response, _ = get(address, ca_file, headers, at=at, verify=verify)
     return response.status_code
 
 
@@ -148,7 +163,7 @@ async def _join(url: str, token: SecretStr, ca_file: str | None) -> Joined:
         status = error.response.status_code
         raise ProbeError(
             f"no call starts: signalling at {url} answers {status}",
-            _REFUSED_TOKEN if status == 401 else "LiveKit's log, and a proxy before it",
+            REFUSED_TOKEN if status == 401 else "LiveKit's log, and a proxy before it",
         ) from None
     except (OSError, websockets.WebSocketException) as error:
         raise ProbeError(
@@ -178,7 +193,7 @@ def _probe(options: argparse.Namespace) -> object:
     status = validate(options.url, access, options.ca_file)
     if status != 200:
         raise ProbeError(
-            f"no call starts: {options.url} refuses the token with {status}", _REFUSED_TOKEN
+            f"no call starts: {options.url} refuses the token with {status}", REFUSED_TOKEN
         )
     return {"status": status}
 

@@ -60,6 +60,7 @@ class TurnServer:
         transport: how the caller reaches it: ``udp``, ``tcp`` or ``tls``.
         server_name: the name its certificate must carry; default `address`.
         ca_file: PEM file of the authorities to trust; default the system's.
+        verify: False takes any certificate.
     """
 
     address: str
@@ -67,6 +68,7 @@ class TurnServer:
     transport: Literal["udp", "tcp", "tls"] = "udp"
     server_name: str | None = None
     ca_file: str | None = None
+    verify: bool = True
 
     @classmethod
     def from_uri(cls, uri: str, ca_file: str | None = None) -> TurnServer:
@@ -219,7 +221,7 @@ async def client(server: TurnServer, credentials: Credentials | None) -> AsyncIt
         channel = await connect(
             (server.address, server.port),
             "udp" if server.transport == "udp" else "tcp",
-            client_context(server.ca_file) if over_tls else None,
+            client_context(server.ca_file, server.verify) if over_tls else None,
             server.server_name,
         )
     except NoAnswer as error:

@@ -43,6 +43,7 @@ def check(fleet: Fleet) -> Iterator[Finding]:
             yield [name], problem
         for key, message in overlaps(port_plan(here)):
             yield [name], Problem("error", key, message)
+    yield from _gates(fleet)
     yield from _same_addresses(fleet)
     yield from _pools(fleet)
     yield from _secrets(fleet)
@@ -52,6 +53,16 @@ def check(fleet: Fleet) -> Iterator[Finding]:
 
 def _error(key: str, message: str) -> Problem:
     return Problem("error", key, message)
+
+
+def _gates(fleet: Fleet) -> Iterator[Finding]:
+    key = "deploy.gate_from"
+    for name, here in fleet.hosts.items():
+        host = here.deploy.gate_from
+        if host == name:
+            yield [name], _error(key, f"is {host} itself; it is probed from another host")
+        elif host is not None and host not in fleet.hosts:
+            yield [name], _error(key, f"{host!r} is not one of the hosts: {', '.join(fleet.hosts)}")
 
 
 def _same_addresses(fleet: Fleet) -> Iterator[Finding]:

@@ -368,6 +368,10 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
          [f"{TURN1}: turn.pools.calls.extra.no-udp-relay-bandwidth-limit: not a coturn key in any "
           "version: bandwidth is unlimited by default; to limit it use max-bps (bytes/s per "
           "session) or bps-capacity (bytes/s for the server)"]),
+        ([("*", "deploy", {"gate_from": TURN1})],
+         [f"{TURN1}: deploy.gate_from: is {TURN1} itself; it is probed from another host"]),
+        ([(SFU1, "deploy", {"gate_from": "nobody"})],
+         [f"{SFU1}: deploy.gate_from: 'nobody' is not one of the hosts: {ALL}"]),
         ([(name, "groups", []) for name in (SFU1, TURN1, TURN2)]
          + [(name, "pools", ...) for name in (TURN1, TURN2)] + [("*", "turn", ...)],
          ["no host in group livekit or turn: nothing to deploy"]),

@@ -3,11 +3,9 @@ which callers reach them. Nothing is connected to before a check asks."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from ipaddress import ip_address
 from threading import Lock
 from typing import Any, Literal
 
@@ -24,7 +22,7 @@ from testinfra.host import Host
 from callready.facts import Facts, SurveyError
 from callready.here import Here
 from callready.operations import as_root, survey
-from callready.probes import ProbeError
+from callready.probes import ProbeError, local_address
 from callready.probes.turn import Credentials, TurnServer, mint
 from callready.release import Plan, Release
 from callready.settings.fleet import Fleet, SettingsError, inventory_data
@@ -373,14 +371,3 @@ def _secrets(fleet: Fleet) -> set[str]:
 def bracketed(address: str) -> str:
     """An address as it stands in a URL."""
     return f"[{address}]" if ":" in address else address
-
-
-def local_address(peer: str) -> str | None:
-    """The address this machine would reach `peer` from; None without a route."""
-    family = socket.AF_INET6 if ":" in peer else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((peer, 9))
-        except OSError:
-            return None
-        return str(ip_address(probe.getsockname()[0]))

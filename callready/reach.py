@@ -1,0 +1,133 @@
+"""New SSH connections to a host, beside the deploy's own: an open connection goes on working when
+no new one is let in, so only a new one proves that the host can still be reached."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import gevent
+from paramiko import SSHException
+from pyinfra.api.exceptions import ConnectError, PyinfraError
+from pyinfra.api.host import Host
+from pyinfra.connectors.ssh import SSHConnector
+from pyinfra.connectors.sshuserclient.client import SSHClient, get_ssh_config
+
+from callready.here import Here
+from callready.probes import reason
+
+TIMEOUT = 5.0
+"""Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""
+
+THE_DEPLOYS_WAY = 0
+"""In place of an address family, where a jump host or a local connector leaves no choice."""
+
+
+def families(host: Host, here: Here) -> dict[int, str]:
+    """The address families by which this machine can open a new, authenticated SSH connection to
+    the host now, with the address of each.
+
+    Args:
+        host: as pyinfra connects to it; its own connection is not touched.
+        here: its settings, for a public address of a family that its SSH name does not have.
+
+    Returns:
+        4 and 6 with an address; behind a jump host only `THE_DEPLOYS_WAY`. Empty: none works.
+    """
+    candidates = _addresses(host, here)
+    jobs = {key: gevent.spawn(_works, host, at) for key, at in candidates.items()}
+    gevent.joinall(list(jobs.values()))
+    return {key: candidates[key] or host.name for key, job in jobs.items() if job.value}
+
+
+def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
+    """Open a new connection with the deploy's user, port, key and known_hosts, run `true`, close.
+
+    Args:
+        host: as pyinfra connects to it.
+        address: to connect to, whose host key must still be that of the inventory's name; None
+            goes the way of the deploy itself, through its jump host.
+        timeout: seconds for each step.
+
+    Raises:
+        ConnectError: with a sentence that says which step failed.
+    """
+    if not isinstance(host.connector, SSHConnector):  # @local: there is nothing to be shut out of
+        return
+    with client(host, address, timeout) as opened:
+        try:
+            channel = opened.exec_command("true", timeout=timeout)[1].channel
+            if not channel.status_event.wait(timeout):
+                raise TimeoutError
+        except (OSError, SSHException, EOFError) as error:
+            raise _refused(host, address, error) from None
+        if status := channel.recv_exit_status():
+            raise ConnectError(f"{_where(host, address)}: `true` ends with status {status}")
+
+
+@contextmanager
+def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterator[SSHClient]:
+    """A new, authenticated connection; arguments and errors as `connect`."""
+    options: dict[str, Any] = cast(SSHConnector, host.connector).make_paramiko_kwargs()
+    options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), timeout)
+    opened, sock = SSHClient(), None
+    try:
+        if address is not None:
+            port = options.get("port") or int(_ssh_config(host).get("port", 22))
+            sock = options["sock"] = socket.create_connection((address, port), timeout)
+        opened.connect(**options)
+    except (OSError, SSHException, EOFError, PyinfraError) as error:
+        opened.close()
+        if sock is not None:
+            sock.close()
+        raise _refused(host, address, error) from None
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _works(host: Host, address: str | None) -> bool:
+    try:
+        connect(host, address)
+    except ConnectError:
+        return False
+    return True
+
+
+def _addresses(host: Host, here: Here) -> dict[int, str | None]:
+    config = _ssh_config(host)
+    if not isinstance(host.connector, SSHConnector) or config.keys() & {
+        "proxyjump",
+        "proxycommand",
+    }:
+        return {THE_DEPLOYS_WAY: None}
+    found: dict[int, str | None] = {}
+    with suppress(OSError):  # the settings' addresses are left
+        for *_, target in socket.getaddrinfo(config.get("hostname", _name(host)), None):
+            address = str(target[0])
+            found.setdefault(6 if ":" in address else 4, address)
+    for family, public in ((4, here.settings.address), (6, here.settings.address6)):
+        if public:
+            found.setdefault(family, public)
+    return found
+
+
+def _name(host: Host) -> str:
+    return str(host.connector.data.get("ssh_hostname") or host.name)
+
+
+def _ssh_config(host: Host) -> dict[str, Any]:
+    """What ~/.ssh/config, or the file that the inventory names, says about the host."""
+    config = get_ssh_config(host.connector.data.get("ssh_config_file"))
+    return dict(config.lookup(_name(host))) if config else {}
+
+
+def _where(host: Host, address: str | None) -> str:
+    return f"a new SSH connection to {host.name}" + (f" ({address})" if address else "")
+
+
+def _refused(host: Host, address: str | None, error: Exception) -> ConnectError:
+    return ConnectError(f"{_where(host, address)} fails: {reason(error)}")

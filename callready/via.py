@@ -1,0 +1,211 @@
+"""Probes from another host: what they send to ports of this machine's loopback leaves from there.
+
+TCP goes through SSH's own forwarding (RFC 4254, section 7.2), UDP through a relay of a few lines of
+Python at the other end of the same SSH connection.
+"""
+
+from __future__ import annotations
+
+import shlex
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from threading import Lock, Thread
+from typing import Any
+
+from paramiko import Channel, ChannelException, SSHException
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host
+from pyinfra.connectors.sshuserclient.client import SSHClient
+
+from callready.gate import Spec
+from callready.reach import TIMEOUT, client
+
+Target = tuple[str, int]
+LOOPBACK = "127.0.0.1"
+_LOST = (OSError, EOFError, SSHException)
+
+# A datagram's frame: which target, from which port of our loopback, length. Each pair of the two
+# has a socket of its own there. Length 0 on the way back: the host refused it (ICMP).
+_FRAME = struct.Struct("!HHH")
+_RELAY = """
+import os, select, socket, struct, sys
+frame, flows, keys = struct.Struct("!HHH"), {}, {}
+def exact(size):
+    data = b""
+    while len(data) < size:
+        data += os.read(0, size - len(data)) or sys.exit()
+    return data
+os.write(1, b"+")
+while True:
+    for ready in select.select([0, *keys], [], [])[0]:
+        data = None
+        try:
+            if ready == 0:
+                target, port, size = frame.unpack(exact(6))
+                key, sent = (target, port), exact(size)
+                if key not in flows:
+                    address, port = sys.argv[1 + 2 * target : 3 + 2 * target]
+                    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                    flows[key] = socket.socket(family, socket.SOCK_DGRAM)
+                    keys[flows[key]] = key
+                    flows[key].connect((address, int(port)))
+                flows[key].send(sent)
+            else:
+                key = keys[ready]
+                data = ready.recv(65535)
+        except OSError:
+            data = b""
+        if data is not None:
+            os.write(1, frame.pack(*key, len(data)) + data)
+"""
+
+
+@contextmanager
+def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
+    """`specs` as they are to be run here so that their packets leave from `host`.
+
+    Everything goes over one new SSH connection, which ends with the block.
+
+    Raises:
+        ConnectError: no connection, or the host cannot pass packets on; with what to do.
+    """
+    with ExitStack() as stack:
+        ssh = stack.enter_context(client(host, None))
+        here: dict[tuple[str, Target], int] = {}
+        targets = {
+            proto: list({_target(spec): 0 for spec in specs if spec["transport"] == proto})
+            for proto in ("tcp", "udp")
+        }
+        if targets["tcp"]:
+            _check_forwarding(ssh, host, targets["tcp"][0])
+        for target in targets["tcp"]:
+            listener = socket.create_server((LOOPBACK, 0))
+            stack.callback(_end, listener)
+            here["tcp", target] = listener.getsockname()[1]
+            _start(_accept, listener, ssh, target)
+        if targets["udp"]:
+            channel = _relay(ssh, host, targets["udp"])
+            lock, sockets = Lock(), []
+            for number, target in enumerate(targets["udp"]):
+                sockets.append(near := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                near.bind((LOOPBACK, 0))
+                stack.callback(_end, near)
+                here["udp", target] = near.getsockname()[1]
+                _start(_send, near, channel, lock, number)
+            _start(_receive, channel, sockets)
+        yield [
+            {
+                **spec,
+                "address": LOOPBACK,
+                "port": here[spec["transport"], _target(spec)],
+                "instead_of": _target(spec),
+            }
+            for spec in specs
+        ]
+
+
+def _target(spec: Spec) -> Target:
+    return spec["address"], spec["port"]
+
+
+def _start(function: Any, *arguments: Any) -> None:
+    Thread(target=function, args=arguments, daemon=True).start()
+
+
+def _end(near: socket.socket) -> None:
+    with suppress(OSError):
+        near.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it, close() does not
+    near.close()
+
+
+def _open(ssh: SSHClient, target: Target) -> Channel:
+    transport = ssh.get_transport()
+    if transport is None:
+        raise EOFError
+    return transport.open_channel("direct-tcpip", target, (LOOPBACK, 0), timeout=TIMEOUT)
+
+
+def _check_forwarding(ssh: SSHClient, host: Host, target: Target) -> None:
+    try:
+        _open(ssh, target).close()
+    except ChannelException as error:
+        if error.code == 1:  # prohibited (RFC 4254, section 5.1); a refused connection is 2
+            raise ConnectError(
+                f"{host.name} passes no probes on: allow AllowTcpForwarding in its sshd_config, or "
+                "name another host in deploy.gate_from"
+            ) from None
+    except _LOST:
+        pass  # the probe says what is wrong with the target
+
+
+def _accept(listener: socket.socket, ssh: SSHClient, target: Target) -> None:
+    with suppress(OSError):
+        while True:
+            near = listener.accept()[0]
+            _start(_connect, near, ssh, target)
+
+
+def _connect(near: socket.socket, ssh: SSHClient, target: Target) -> None:
+    try:
+        far = _open(ssh, target)
+    except _LOST:
+        _end(near)
+        return
+    _start(_pump, near, far, near)
+    _pump(far, near, near)
+    far.close()
+
+
+def _pump(source: Any, to: Any, near: socket.socket) -> None:
+    with suppress(*_LOST):
+        while data := source.recv(65536):
+            to.sendall(data)
+    if to is near:
+        _end(near)
+    else:
+        to.close()
+
+
+def _relay(ssh: SSHClient, host: Host, targets: list[Target]) -> Channel:
+    arguments = shlex.join([_RELAY, *(str(part) for target in targets for part in target)])
+    try:
+        channel = ssh.exec_command(f"exec python3 -c {arguments}", timeout=TIMEOUT)[0].channel
+        started = channel.recv(1) == b"+"
+    except _LOST:
+        started = False
+    if not started:
+        raise ConnectError(
+            f"{host.name} passes no UDP probes on: it needs python3 (apt-get install python3), or "
+            "name another host in deploy.gate_from"
+        )
+    channel.settimeout(None)
+    return channel
+
+
+def _send(near: socket.socket, channel: Channel, lock: Lock, number: int) -> None:
+    with suppress(*_LOST):
+        while True:
+            data, sender = near.recvfrom(65535)
+            if not data:
+                return
+            with lock:
+                channel.sendall(_FRAME.pack(number, sender[1], len(data)) + data)
+
+
+def _receive(channel: Channel, sockets: list[socket.socket]) -> None:
+    with suppress(*_LOST):
+        while True:
+            number, port, size = _FRAME.unpack(_exact(channel, _FRAME.size))
+            sockets[number].sendto(_exact(channel, size), (LOOPBACK, port))
+
+
+def _exact(channel: Channel, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = channel.recv(size - len(data))
+        if not part:
+            raise EOFError
+        data += part
+    return data
