@@ -89,10 +89,12 @@ def deployments(inventory: Inventory, declare: Declare) -> dict[str, Deployment]
 def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
     fleet = load_fleet(inventory)
     declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
+    connected = set(inventory.get_active_hosts())
     active = [
         host
-        for host in inventory.get_active_hosts()
-        if declared[host.name].release.files or declared[host.name].release.environments
+        for host in inventory  # in its order: the first one of a role changes first
+        if host in connected
+        and (declared[host.name].release.files or declared[host.name].release.environments)
     ]
     verb = _option(inventory, "do") or "deploy"
     if verb not in VERBS:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from callready.here import Here
-from callready.release import CERTIFICATES, ROOT, Certificate
+from callready.release import HOST, ROOT, Certificate
 from callready.settings.certificates import read_pair
 from callready.settings.models import Acme
 
@@ -45,7 +45,7 @@ def renewal(here: Here, acme: Acme) -> None:
         release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, secret=True, dns=acme.dns)
     if acme.ca:
         release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
-    release.file(SCRIPT, content=CERTIFICATES.read_bytes(), mode=0o755)
+    release.file(SCRIPT, content=HOST.joinpath("certificates.sh").read_bytes(), mode=0o755)
     release.file(
         f"{ROOT}/certificates.conf", "certificates.conf.j2",
         certificates=release.certificates.values(),

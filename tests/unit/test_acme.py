@@ -25,7 +25,7 @@ from fleets import (
 from callready import refusals
 from callready.facts import Facts, UnitFact
 from callready.here import Here
-from callready.release import CERTIFICATES, Release
+from callready.release import HOST, Release
 from callready.secrets import complete
 from callready.settings.fleet import Fleet, SettingsError
 from callready.settings.ports import port_plan
@@ -206,7 +206,11 @@ def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:
 class Script:
     def __init__(self, folder: Path) -> None:
         self.root, self.path = folder / "tls", folder / "script"
-        text = CERTIFICATES.read_text().replace("root=/etc/callready/tls", f"root={self.root}")
+        text = (
+            HOST.joinpath("certificates.sh")
+            .read_text()
+            .replace("root=/etc/callready/tls", f"root={self.root}")
+        )
         self.path.write_text(text.replace("/run/callready-certificates.lock", f"{folder}/lock"))
 
     def install(self, name: str, chain: str, key: str) -> subprocess.CompletedProcess[str]:
