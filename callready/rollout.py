@@ -94,13 +94,13 @@ class Rollout:
         self._at_once(self._prune, prunable)
 
     def _at_once(self, work: Callable[[str], None], names: list[str]) -> bool:
-        jobs = {name: gevent.spawn(work, name) for name in names}
-        gevent.joinall(list(jobs.values()))
-        for name, job in jobs.items():
-            if isinstance(job.exception, Stopped):
-                self._failed[name] = str(job.exception)
-            elif job.exception:
-                raise job.exception
+        def attempt(name: str) -> None:
+            try:
+                work(name)
+            except Stopped as why:
+                self._failed[name] = str(why)
+
+        gevent.joinall([gevent.spawn(attempt, name) for name in names], raise_error=True)
         return not self._failed
 
     def _leave(self, names: list[str]) -> None:
@@ -163,7 +163,9 @@ class Rollout:
                 f"no new SSH connection{f' over IPv{family}' * bool(family)}: {why}"
                 for family, address in families.items()
                 if (why := _refused(host, address if family else None))
-            ] or gate.run(deployment.probes)
+            ] or gate.run(
+                deployment.probes, min(gate.WITHIN, here.settings.deploy.confirm_timeout / 2)
+            )
             if problems:
                 self._back(name, problems)
         if plan.keep:

@@ -2,10 +2,9 @@
 # The releases of this host and the way back. A deploy installs it as
 # /usr/local/lib/callready/release before it switches anything, so that the host finds its way
 # without a controller; apply.sh uses its functions.
-#   release boot             before any service starts: the files of the confirmed release
-#   release revert           become the confirmed release again
-#   release confirm ID WHAT  keep the release that waits for that; WHAT is for the history
-#   release previous         the one to roll back to
+#   release boot       before any service starts: the files of the confirmed release
+#   release revert     become the confirmed release again
+#   release previous   what rolling back would lead to
 # `none` stands for what the host was before callready.
 set -u
 umask 077
@@ -250,8 +249,8 @@ services() {
 
 lock() { exec 9>>/run/callready.lock; flock "$@" 9; }
 
-log() { # RELEASE WHAT
-    printf '%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" >> $state/history
+log() { # RELEASE WHAT RUN
+    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" "$3" >> $state/history
 }
 
 # revert [boot]: the confirmed release again. At boot only its files: services start with them, and
@@ -269,13 +268,13 @@ revert() {
         return
     fi
     services "$good" "$failed"
-    log "$good" "reverted from $failed"
+    log "$good" "reverted from $failed" -
     rm -f $pending
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     say "returned to release $good"
 }
 
-# confirm NAME: what comes up after a power cut from now on.
+# confirm ID WHAT RUN: what comes up after a power cut from now on.
 confirm() {
     lock -w 10 || fail "release $1 cannot be confirmed: this host is busy"
     read -r waiting rest 2> /dev/null < $pending || waiting=nothing
@@ -289,23 +288,33 @@ confirm() {
         ln -sfn "releases/$waiting" $root/.confirmed && mv -T $root/.confirmed $root/confirmed || exit 1
     fi
     sync $root
-    log "$waiting" "$2"
+    log "$waiting" "$2" "$3"
     rm -f $pending
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     tidy
     say "confirmed release $waiting"
 }
 
-# stack: confirmed releases, the newest first, as rolling back walks them.
+# stack: confirmed releases and the runs that brought them, the newest first, as rolling back walks
+# them.
 stack() {
     awk -F "$T" '$4 == "rollback" { n-- } $4 == "remove" { n = 0 }
-        $4 == "deploy" && s[n] != $2 { s[++n] = $2 }
-        END { for (; n > 0; n--) print s[n] }' $state/history
+        $4 == "deploy" && s[n] != $2 { s[++n] = $2; run[n] = $5 }
+        END { for (; n > 0; n--) print s[n], run[n] }' $state/history
+}
+
+# previous: the release to roll back to, the run that brought the one after it, and what the units of
+# the former listen on.
+previous() {
+    good=$(stack | sed -n '2s/ .*//p')
+    say "${good:-none}"
+    stack | sed -n '1s/.* //p'
+    lines_of unit "${good:-none}" | cut -f 6
 }
 
 # Five releases are kept, and the versions of livekit-server that they start.
 tidy() {
-    kept=" $(name_of current) $(stack | awk '!seen[$0]++' | head -n 5 | tr '\n' ' ')"
+    kept=" $(name_of current) $(stack | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in $root/releases/*; do
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
     done
@@ -317,6 +326,5 @@ tidy() {
 
 case "${0##*/} ${1:-}" in
     "release boot" | "release revert") [ ! -e $pending ] || revert "$1" ;;
-    "release confirm") confirm "$2" "$3" ;;
-    "release previous") stack | sed -n 2p | grep . || say none ;;
+    "release previous") previous ;;
 esac
