@@ -192,7 +192,10 @@ def blocked(specs: list[Spec]) -> list[str]:
     Args:
         specs: of services that run now.
     """
-    ports = {(spec["address"], spec["port"]): spec for spec in specs if spec["transport"] == "udp"}
+    ports: dict[tuple[str, int], Spec] = {}
+    for spec in specs:
+        if spec["transport"] == "udp":
+            ports.setdefault((spec["address"], spec["port"]), spec)
     return [
         f"{spec['name']}: no answer over UDP from "
         f"{endpoint(*spec.get('instead_of', place))}: this network or a filter on the way lets no "

@@ -3,13 +3,14 @@ no new one is let in, so only a new one proves that the host can still be reache
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import gevent
-from paramiko import SSHException
+from paramiko import BadHostKeyException, SSHException
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
@@ -20,6 +21,11 @@ from callready.probes import reason
 
 TIMEOUT = 5.0
 """Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""
+
+# paramiko's own words, some of them tracebacks, go nowhere: what matters is raised.
+_LOG = logging.getLogger("callready.ssh")
+_LOG.addHandler(logging.NullHandler())
+_LOG.propagate = False
 
 THE_DEPLOYS_WAY = 0
 """In place of an address family, where a jump host or a local connector leaves no choice."""
@@ -73,6 +79,7 @@ def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterato
     options: dict[str, Any] = cast(SSHConnector, host.connector).make_paramiko_kwargs()
     options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), timeout)
     opened, sock = SSHClient(), None
+    opened.set_log_channel(_LOG.name)
     try:
         if address is not None:
             port = options.get("port") or int(_ssh_config(host).get("port", 22))
@@ -130,4 +137,6 @@ def _where(host: Host, address: str | None) -> str:
 
 
 def _refused(host: Host, address: str | None, error: Exception) -> ConnectError:
-    return ConnectError(f"{_where(host, address)} fails: {reason(error)}")
+    is_stranger = isinstance(error, BadHostKeyException)
+    why = "its host key is not the one in known_hosts" if is_stranger else reason(error)
+    return ConnectError(f"{_where(host, address)} fails: {why}")

@@ -12,9 +12,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
 
-from paramiko import Channel, ChannelException, SSHException
+from paramiko import Channel, ChannelException, SSHException, Transport
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
@@ -121,9 +121,7 @@ def _end(near: socket.socket) -> None:
 
 
 def _open(ssh: SSHClient, target: Target) -> Channel:
-    transport = ssh.get_transport()
-    if transport is None:
-        raise EOFError
+    transport = cast(Transport, ssh.get_transport())
     return transport.open_channel("direct-tcpip", target, (LOOPBACK, 0), timeout=TIMEOUT)
 
 
@@ -171,7 +169,9 @@ def _pump(source: Any, to: Any, near: socket.socket) -> None:
 def _relay(ssh: SSHClient, host: Host, targets: list[Target]) -> Channel:
     arguments = shlex.join([_RELAY, *(str(part) for target in targets for part in target)])
     try:
-        channel = ssh.exec_command(f"exec python3 -c {arguments}", timeout=TIMEOUT)[0].channel
+        channel = cast(Transport, ssh.get_transport()).open_session(timeout=TIMEOUT)
+        channel.settimeout(TIMEOUT)
+        channel.exec_command(f"exec python3 -c {arguments}")
         started = channel.recv(1) == b"+"
     except _LOST:
         started = False
