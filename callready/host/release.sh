@@ -208,6 +208,7 @@ files() {
     filter "$root/releases/$1" || files_failed=1
     [ "$1" = none ] || switch "$1" || files_failed=1
     links "$1" || files_failed=1
+    # shellcheck disable=SC2046 # a path and a unit are one word each
     withdraw $(gone file "$2" "$1") $(gone link "$2" "$1") || files_failed=1
     environments "$1" "$2" || files_failed=1
     [ "$1" != none ] || switch none || files_failed=1
@@ -226,6 +227,7 @@ kernel() {
 
 # services TO FROM: every unit of TO runs with what TO says, those that only FROM has are stopped.
 services() {
+    # shellcheck disable=SC2046
     stop $(gone unit "$2" "$1") $(gone timer "$2" "$1")
     if [ -e $root/nftables.conf ]; then
         systemctl restart callready-firewall.service || complain "the firewall does not load: $(last_words callready-firewall.service)"
