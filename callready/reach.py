@@ -87,14 +87,23 @@ def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterato
             sock = options["sock"] = socket.create_connection((address, port), timeout)
         opened.connect(**options)
     except (OSError, SSHException, EOFError, PyinfraError) as error:
-        opened.close()
+        _close(opened)
         if sock is not None:
             sock.close()
         raise _refused(host, address, error) from None
     try:
         yield opened
     finally:
-        opened.close()
+        _close(opened)
+
+
+def _close(opened: SSHClient) -> None:
+    """Also the connections to jump hosts, which pyinfra leaves open: each carries the next."""
+    transport: Any = opened.get_transport()
+    opened.close()
+    while transport is not None:
+        transport.close()
+        transport = getattr(transport.sock, "transport", None)
 
 
 def _works(host: Host, address: str | None) -> bool:

@@ -24,7 +24,7 @@ from callready.here import Here
 from callready.settings.fleet import Fleet as Settings
 from callready.settings.fleet import inventory_data
 from callready.via import via
-from lab import Lab, ca
+from lab import Lab, ca, hosts, plan
 
 TURN, SFU = Host("h05"), Host("h06")
 
@@ -32,12 +32,12 @@ TURN, SFU = Host("h05"), Host("h06")
 class Site:
     """The two hosts deployed, with the deploy's own view of them and a connection to each."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, **more: str) -> None:
         self.fleet = fleet
         data = inventory_data(str(fleet.inventory))
         self.settings = Settings.from_data(str(fleet.inventory), data)
-        strict = {"ssh_strict_host_key_checking": "yes"}
-        known = Inventory(([(name, {**strict, **item}) for name, item in data.items()], {}))
+        strict = {"ssh_strict_host_key_checking": "yes", **more}
+        known = Inventory(([(name, {**item, **strict}) for name, item in data.items()], {}))
         State(known, Config())
         self.connections: dict[str, Connection] = {host.name: host for host in known}
 
@@ -274,6 +274,18 @@ def test_new_connections_by_family(site: Site) -> None:
     assert time.monotonic() - start < 20
     assert site.families(TURN) == both
     own.disconnect()
+
+
+def test_a_jump_host_leaves_no_choice(site: Site, tmp_path: Path) -> None:
+    config = tmp_path / "ssh_config"
+    jump = "Host h06.lab.test\n User debian\n IdentityFile {key}\n UserKnownHostsFile {known}\n"
+    files = {"key": hosts.USER_KEY, "known": plan.STATE / "known_hosts"}
+    config.write_text(jump.format(**files) + f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n")
+    behind = Site(site.fleet, ssh_config_file=str(config))
+    with filtered(TURN, f"ip saddr {plan.MACHINE.ipv4} tcp dport 22 drop"):
+        reach.connect(behind.connections[TURN.fqdn], None)
+        assert behind.families(TURN) == {reach.THE_DEPLOYS_WAY: TURN.fqdn}
+    eventually(lambda: "sshd" not in SFU.root("ss -Htnp state established sport = 22"))
 
 
 def test_another_host_at_the_address_is_refused(site: Site) -> None:
