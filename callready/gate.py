@@ -275,7 +275,9 @@ def _join(spec: Spec) -> None:
 def _answer(spec: Spec) -> None:
     from callready.probes import app
 
-    app.get(spec["url"], **_way(spec))  # whatever it answers: it comes through the edge
+    # As nobody: the edge answers that itself, while its own names wait for what is behind it (which
+    # the first deploy may not have yet).
+    app.get(spec["url"], headers={"Host": "nobody.invalid"}, **_way(spec))
 
 
 def _health(spec: Spec) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import gevent
 from paramiko import BadHostKeyException, SSHException
+from paramiko.ssh_exception import NoValidConnectionsError
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
@@ -45,7 +46,7 @@ def families(host: Host, here: Here) -> dict[int, str]:
     candidates = _addresses(host, here)
     jobs = {key: gevent.spawn(_works, host, at) for key, at in candidates.items()}
     gevent.joinall(list(jobs.values()))
-    return {key: candidates[key] or host.name for key, job in jobs.items() if job.value}
+    return {key: candidates[key] or host.name for key, job in sorted(jobs.items()) if job.value}
 
 
 def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
@@ -67,10 +68,10 @@ def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
             channel = opened.exec_command("true", timeout=timeout)[1].channel
             if not channel.status_event.wait(timeout):
                 raise TimeoutError
+            if status := channel.recv_exit_status():
+                raise OSError(f"`true` ends with status {status}")
         except (OSError, SSHException, EOFError) as error:
             raise _refused(host, address, error) from None
-        if status := channel.recv_exit_status():
-            raise ConnectError(f"{_where(host, address)}: `true` ends with status {status}")
 
 
 @contextmanager
@@ -86,14 +87,23 @@ def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterato
             sock = options["sock"] = socket.create_connection((address, port), timeout)
         opened.connect(**options)
     except (OSError, SSHException, EOFError, PyinfraError) as error:
-        opened.close()
+        _close(opened)
         if sock is not None:
             sock.close()
         raise _refused(host, address, error) from None
     try:
         yield opened
     finally:
-        opened.close()
+        _close(opened)
+
+
+def _close(opened: SSHClient) -> None:
+    """Also the connections to jump hosts, which pyinfra leaves open: each carries the next."""
+    transport: Any = opened.get_transport()
+    opened.close()
+    while transport is not None:
+        transport.close()
+        transport = getattr(transport.sock, "transport", None)
 
 
 def _works(host: Host, address: str | None) -> bool:
@@ -132,11 +142,10 @@ def _ssh_config(host: Host) -> dict[str, Any]:
     return dict(config.lookup(_name(host))) if config else {}
 
 
-def _where(host: Host, address: str | None) -> str:
-    return f"a new SSH connection to {host.name}" + (f" ({address})" if address else "")
-
-
 def _refused(host: Host, address: str | None, error: Exception) -> ConnectError:
+    if isinstance(error, NoValidConnectionsError):  # of several addresses
+        error = next(iter(error.errors.values()))
     is_stranger = isinstance(error, BadHostKeyException)
     why = "its host key is not the one in known_hosts" if is_stranger else reason(error)
-    return ConnectError(f"{_where(host, address)} fails: {why}")
+    by = f" ({address})" if address else ""
+    return ConnectError(f"a new SSH connection to {host.name}{by} fails: {why}")
