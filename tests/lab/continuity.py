@@ -40,7 +40,8 @@ class Continuity:
         way: type of its candidate, and the TURN URI of a relayed one, in the end.
         moved: whether it had another candidate or another port in the beginning.
         reconnects: how often it lost the connection. gone: it did not come back.
-        sent: audio packets (RTP) sent, since the call was up. received: the same.
+        sent: audio packets (RTP) sent since the call was up; after a reconnect the SDK counts anew.
+        received: the same.
         data_sent: data packets sent, one every 20 ms, unreliable. data_received: the same.
         data_gap: longest time without a data packet; errs on the long side, since SCTP backs off.
         audio_gap: longest time without the other's tone; errs on the short side, since a decoder

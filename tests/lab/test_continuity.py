@@ -70,8 +70,18 @@ def test_calls_go_on_undisturbed(
             assert each.sent > 0 and each.received > 0, calls
 
 
-@pytest.mark.parametrize("change", [turn_setting, livekit_setting], ids=lambda c: c.__name__)
-def test_restart_is_noticed(pair: Fleet, change: Callable[[Fleet], object]) -> None:
-    calls, _ = during(pair, change, recovery=15)
-    disturbed = [name for name, both in calls.items() if not all(c.undisturbed for c in both)]
-    assert disturbed == ([UDP, TLS] if change is turn_setting else ["direct", UDP, TLS])
+@pytest.mark.parametrize(
+    ("change", "recovery", "disturbed"),
+    # A client gives a dead relay up after 15 s.
+    [(turn_setting, 20, [UDP, TLS]), (livekit_setting, 5, ["direct", UDP, TLS])],
+    ids=["coturn", "LiveKit"],
+)
+def test_restart_is_noticed_and_calls_come_back(
+    pair: Fleet, change: Callable[[Fleet], object], recovery: float, disturbed: list[str]
+) -> None:
+    calls, _ = during(pair, change, recovery)
+    assert [
+        name for name, both in calls.items() if not all(c.undisturbed for c in both)
+    ] == disturbed
+    assert all(each.reconnects == 1 for name in disturbed for each in calls[name]), calls
+    assert not [each for both in calls.values() for each in both if each.gone or each.way == "none"]
