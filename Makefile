@@ -16,13 +16,14 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests verify secrets rotate lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit lab-tests verify secrets trust rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make test                everything: lint, types, unit, lab"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
+	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
 	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
@@ -65,6 +66,9 @@ demo: lab-up
 
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)
+
+trust: install
+	@$(PYTHON) -m callready.trust $(INVENTORY)
 
 rotate: install
 	$(PYTHON) -m callready.rotate $(INVENTORY) $(or $(WHAT),turn)

@@ -80,26 +80,29 @@ class Store:
         sealed = sops.encrypt(self.path, text, old)
         if sealed is None:
             header = b"# callready: secrets of this inventory. Not for version control.\n"
-            self._replace(header + text.encode())
+            replace_file(self.path, header + text.encode())
             return ""
         keys = sops.recipients(yaml.safe_load(sealed))
         # Every encryption differs: what did not change is left alone, for version control.
         same = sops.is_encrypted(old) and sops.recipients(old) == keys and self.read() == entries
         if not same:
-            self._replace(sealed)
+            replace_file(self.path, sealed)
         return f"encrypted for {len(keys)} keys" if len(keys) != 1 else "encrypted for 1 key"
 
-    def _replace(self, content: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".secrets-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file, whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def variable(name: str) -> str:

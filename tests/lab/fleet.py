@@ -305,6 +305,24 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     return groups, data, ["livekit/api_secret", "turn/calls", "turn/avatar", "turn/gadget"]
 
 
+# One SFU and one TURN host.
+PAIR = (Host("h07"), Host("h08"))
+
+
+def pair_inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The same as `inventory`, of the pair."""
+    (sfu, turn) = PAIR
+    _, data, secrets = inventory()
+    del data["app"]
+    data["livekit"]["url"] = f"ws://{sfu.fqdn}:7880"
+    data["turn"] = {"pools": {"calls": data["turn"]["pools"]["calls"]}}
+    groups = {
+        "livekit": [(sfu.fqdn, {"address": sfu.ipv4, "address6": sfu.ipv6})],
+        "turn": [(turn.fqdn, {"address": turn.ipv4, "address6": turn.ipv6, "pools": ["calls"]})],
+    }
+    return groups, data, secrets[:2]
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for what is bound to happen."""
     end = time.monotonic() + seconds
