@@ -205,6 +205,12 @@ class Acme(Section):
         description="PEM file of the authority that a private ACME server's HTTPS is signed by.",
     )
 
+    caa_identity: Name | None = Field(
+        None,
+        description="What CAA records call the authority, such as `letsencrypt.org`; known for "
+        "some, else CAA records are not looked at.",
+    )
+
     @model_validator(mode="after")
     def _dns(self) -> Acme:
         if (self.challenge == "dns-01") != bool(self.dns):
