@@ -32,6 +32,7 @@ class Sabotage:
     check: str
     says: tuple[str, ...]
     undo: str = ""  # where a deploy rightly does not look
+    certificate: str = ""  # whose is put beside the current one of turn1 first
 
 
 SABOTAGES = [
@@ -53,6 +54,15 @@ SABOTAGES = [
         "systemctl reload turnserver@calls",
         "test_certificate[turn1.lab.test-calls-tls]",
         ("its name is not turn1.lab.test", "it names turn2.lab.test"),
+        certificate="turn2.lab.test",
+    ),
+    Sabotage(
+        "certificate renewed on disk but not served", CALLS,
+        f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current",
+        "test_certificate[turn1.lab.test-calls-tls]",
+        ("callers get certificate", "on 198.51.100.21, the host's file is",
+         "systemctl reload turnserver@calls on turn1.lab.test"),
+        certificate="turn1.lab.test",
     ),
     Sabotage(
         "relay range shifted", CALLS,
@@ -148,13 +158,16 @@ def good() -> Iterator[None]:
         lab.destroy(name)
 
 
-def put_certificate(of: Host, on: Host) -> None:
-    """A valid certificate of the same authority, of another host, beside the current one."""
-    leader = hosts.leader(plan.find_host(on.name))
+def put_certificate(name: str) -> None:
+    """A valid certificate of the same authority beside turn1's current one; its own is renewed."""
+    chain = ca.CERTIFICATES / f"{name}.pem"
+    if name == CALLS.fqdn:
+        ca.issue(name, (CALLS.ipv4, CALLS.ipv6))
+    leader = hosts.leader(plan.find_host(CALLS.name))
     folder = Path(f"/proc/{leader}/root{TLS}/other")
     folder.mkdir()
-    for source, target in (("pem", "fullchain.pem"), ("key", "privkey.pem")):
-        (folder / target).write_bytes((ca.CERTIFICATES / f"{of.fqdn}.{source}").read_bytes())
+    for source, target in ((chain, "fullchain.pem"), (chain.with_suffix(".key"), "privkey.pem")):
+        (folder / target).write_bytes(source.read_bytes())
         (folder / target).chmod(0o640)
 
 
@@ -194,8 +207,8 @@ def test_a_good_deploy_passes(good: None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
 def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> None:
-    if "other/" in sabotage.script:
-        put_certificate(AVATAR, CALLS)
+    if sabotage.certificate:
+        put_certificate(sabotage.certificate)
     sabotage.host.root(sabotage.script)
     try:
         said = verify(tmp_path, sabotage.check)[sabotage.check]
