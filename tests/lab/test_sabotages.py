@@ -3,20 +3,18 @@
 The hosts are the lab's four; a deploy mends what it is meant to see.
 """
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fleet import PYINFRA, REPOSITORY, Host
+from fleet import LAB_INVENTORY as INVENTORY
+from fleet import REPOSITORY, Host, deploy_lab
 
 from lab import Lab, ca, hosts, plan
 
-INVENTORY = "inventories/lab"
 SFU, CALLS, AVATAR, APP = Host("sfu1"), Host("turn1"), Host("turn2"), Host("app1")
 EDIT = "sed -i --follow-symlinks"
 TLS = "/etc/callready/tls/turn1.lab.test"
@@ -141,23 +139,6 @@ SABOTAGES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def good() -> Iterator[None]:
-    """The lab as `make demo` leaves it; hosts that were not there before go again."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    made = [name for name in plan.DEFAULT_HOSTS if lab.state(name) == "absent"]
-    lab.up()
-    subprocess.run(
-        [sys.executable, "-m", "callready.secrets", INVENTORY], cwd=REPOSITORY, check=True
-    )
-    deploy()
-    yield
-    for name in made:
-        lab.destroy(name)
-
-
 def put_certificate(name: str) -> None:
     """A valid certificate of the same authority beside turn1's current one; its own is renewed."""
     chain = ca.CERTIFICATES / f"{name}.pem"
@@ -169,15 +150,6 @@ def put_certificate(name: str) -> None:
     for source, target in ((chain, "fullchain.pem"), (chain.with_suffix(".key"), "privkey.pem")):
         (folder / target).write_bytes(source.read_bytes())
         (folder / target).chmod(0o640)
-
-
-def deploy() -> None:
-    """The literal command, which must succeed."""
-    done = subprocess.run(
-        [PYINFRA, INVENTORY, "deploy.py"], cwd=REPOSITORY, env={**os.environ, "PYINFRA_YES": "1"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def verify(report: Path, *checks: str) -> dict[str, str]:
@@ -216,7 +188,7 @@ def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> N
         if sabotage.undo:
             sabotage.host.root(sabotage.undo)
         else:
-            deploy()
+            deploy_lab()
     for words in sabotage.says:
         assert words in said
 
