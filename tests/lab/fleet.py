@@ -108,8 +108,10 @@ class Host:
             f"systemd-run -q --unit={unit} --property=Type=notify --property=NotifyAccess=all "
             f"perl -e '{LISTENER}' {proto} {port}"
         )
-        yield
-        self.root(f"systemctl stop {unit}")
+        try:
+            yield
+        finally:
+            self.root(f"systemctl stop {unit}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 `make demo` leaves it."""
 
 import json
+import shutil
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,8 +13,9 @@ import yaml
 from crowd import crowd, held
 from fleet import REPOSITORY, Host, eventually, probe
 from pydantic import SecretStr
+from test_sabotages import verify
 
-from callready.probes import ProbeError, livekit, turn
+from callready.probes import ProbeError, livekit, tls, turn
 from callready.probes.turn import Credentials, TurnServer
 from lab import Lab, ca, tools
 
@@ -21,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("good")
 
 SFU, CALLS, AVATAR = Host("sfu1"), Host("turn1"), Host("turn2")
 POOLS = {CALLS: "calls", AVATAR: "avatar"}
+ACME = "https://acme.lab.test/directory"
 PER_CLIENT = 1000  # edge.connections_per_client
 
 
@@ -113,6 +116,25 @@ def test_another_client_agrees(host: Host) -> None:
                 assert "401" in pion(server, wrong, f"{peer}:59990")["error"]
                 with pytest.raises(turn.TurnRefused, match="401"):
                     turn.allocate(server, wrong)
+
+
+def test_pins_are_compared_with_what_is_served(tmp_path: Path) -> None:
+    """The lab's inventory with pins for its apps: its authority's, then ones that nobody has."""
+    served = tls.served(SFU.fqdn, 443, ca_file=str(ca.CA_CERTIFICATE))
+    check, strangers = f"test_pins[{SFU.fqdn}]", ["A" * 43 + "=", "B" * 43 + "="]
+    shutil.copytree(REPOSITORY / "inventories", tmp_path / "own")
+    data = tmp_path / "own/group_data/lab.py"
+    for pins in ([served.pins[-1], strangers[0]], strangers):
+        pinned = {"host": SFU.fqdn, "pins": pins, "pin_expiration": "2099-01-01"}
+        data.write_text(
+            (REPOSITORY / "inventories/group_data/lab.py").read_text()
+            + f'android["domains"].append({pinned})\n'
+            # As if it came from an authority: then nobody knows its certificate before.
+            + f'tls = {{"ca": tls["ca"], "acme": {{"email": "a@lab.test", "server": "{ACME}"}}}}\n'
+        )
+        said = verify(tmp_path / "report", check, inventory=tmp_path / "own/lab")[check]
+        wrong = f"installed release builds refuse {SFU.fqdn}: none of the pins of {SFU.fqdn}"
+        assert said.startswith(f"{wrong} ({', '.join(strangers)})") == (pins == strangers), said
 
 
 def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:

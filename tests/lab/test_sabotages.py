@@ -146,16 +146,16 @@ def put_certificate(name: str) -> None:
         ca.issue(name, (CALLS.ipv4, CALLS.ipv6))
     leader = hosts.leader(plan.find_host(CALLS.name))
     folder = Path(f"/proc/{leader}/root{TLS}/other")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for source, target in ((chain, "fullchain.pem"), (chain.with_suffix(".key"), "privkey.pem")):
         (folder / target).write_bytes(source.read_bytes())
         (folder / target).chmod(0o640)
 
 
-def verify(report: Path, *checks: str) -> dict[str, str]:
+def verify(report: Path, *checks: str, inventory: Path | str = INVENTORY) -> dict[str, str]:
     """Run these checks where the callers are; what each says that fails, "" of one that passes."""
     done = subprocess.run(
-        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", INVENTORY,
+        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", inventory,
          "-k", " or ".join(checks), "--attempts", "1", "--report", report],
         cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
