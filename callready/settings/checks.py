@@ -270,8 +270,8 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
         if here.livekit:
             for api_key, secret in here.livekit.keys.items():
                 places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
-        if here.app and here.app.api_token:
-            places.setdefault(here.app.api_token.get_secret_value(), set()).add("app.api_token")
+        for token in here.app.api_token if here.app else ():
+            places.setdefault(token.get_secret_value(), set()).add("app.api_token")
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)

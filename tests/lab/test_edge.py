@@ -4,18 +4,21 @@
 import json
 import shutil
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import yaml
 from crowd import crowd, held
-from fleet import REPOSITORY, Host, eventually, probe
+from fleet import REPOSITORY, Host, deploy_lab, eventually, probe
 from pydantic import SecretStr
 from test_sabotages import verify
 
-from callready.probes import ProbeError, livekit, tls, turn
+from callready.probes import ProbeError, app, livekit, tls, turn
 from callready.probes.turn import Credentials, TurnServer
 from lab import Lab, ca, tools
 
@@ -135,6 +138,54 @@ def test_pins_are_compared_with_what_is_served(tmp_path: Path) -> None:
         said = verify(tmp_path / "report", check, inventory=tmp_path / "own/lab")[check]
         wrong = f"installed release builds refuse {SFU.fqdn}: none of the pins of {SFU.fqdn}"
         assert said.startswith(f"{wrong} ({', '.join(strangers)})") == (pins == strangers), said
+
+
+def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> None:
+    """Callers go on with the token that they have until phase 3, also while the app restarts."""
+    shutil.copytree(REPOSITORY / "inventories", tmp_path / "own")
+    store, done, url = tmp_path / "own/lab.secrets.yaml", Event(), "https://app1.lab.test"
+    before = store.read_text()
+    ask = partial(app.turn_credentials, url, ca_file=str(ca.CA_CERTIFICATE))
+
+    def tokens() -> dict[str, SecretStr]:
+        entries = yaml.safe_load(store.read_text())
+        return {k: SecretStr(v) for k, v in entries.items() if k.startswith("app/token")}
+
+    def rotate() -> None:
+        subprocess.run(
+            [sys.executable, "-m", "callready.rotate", tmp_path / "own/lab", "app/token"],
+            cwd=REPOSITORY, check=True, stdin=subprocess.DEVNULL, capture_output=True,
+        )  # fmt: skip
+
+    def caller(bearer: SecretStr) -> list[float]:
+        waits = []
+        while not done.wait(0.1):
+            began = time.monotonic()
+            ask(bearer)
+            waits.append(time.monotonic() - began)
+        return waits
+
+    old = tokens()["app/token"]
+    try:
+        with ThreadPoolExecutor() as pool:
+            waits = pool.submit(caller, old)
+            try:
+                rotate()
+                ask(tokens()["app/token.next"])
+                rotate()
+                ask(tokens()["app/token"])
+            finally:
+                done.set()
+        print(f"{len(waits.result())} requests, longest {max(waits.result()):.1f} s")
+        until = tokens()["app/token.until"].get_secret_value()
+        store.write_text(store.read_text().replace(until, "2020-01-01T00:00:00+00:00"))
+        rotate()
+        ask(tokens()["app/token"])
+        with pytest.raises(app.Refused):
+            ask(old)
+    finally:
+        store.write_text(before)
+        deploy_lab()
 
 
 def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:
