@@ -11,7 +11,7 @@ export RECIPIENTS
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
 LAB_PACKAGES := aapt android-framework-res apt-cacher-ng faketime iproute2 mmdebstrap nftables openssh-client \
-	openssl sqlite3 strace systemd-container
+	openssl sqlite3 strace systemd-container testssl.sh
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif

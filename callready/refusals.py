@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 
+from callready import caa
 from callready.facts import Facts
 from callready.here import Here
 from callready.release import ROOT
@@ -96,13 +97,17 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
 
 
 def _challenges(here: Here, facts: Facts) -> Iterator[str]:
-    """What would make the authority refuse HTTP-01, before it is asked: it counts failures."""
+    """What would make the authority refuse, before it is asked: it counts failures."""
     settings, unissued = here.settings, here.release.unissued(facts)
     if "python3-certbot-dns-ovh" in here.release.packages and facts.os_version == "13":
         yield (
             "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
             "challenge http-01 for this host, or certificate and key"
         )
+    acme = settings.tls.acme if settings.tls else None
+    for certificate in unissued if acme else ():
+        if acme and (why := caa.forbids(certificate.name, acme)):
+            yield f"tls.acme: {why}"
     if not settings.challenge_port or not unissued:
         return
     own = [a for a in (settings.address, settings.address6) if a]

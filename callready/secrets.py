@@ -136,7 +136,7 @@ def resolve(data: Any, values: Mapping[str, str]) -> Any:
 
 def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, Any]:
     """A host's data with the secrets that stand beside others in the store while they are rotated:
-    TURN pools accept both, LiveKit knows both, the first one mints.
+    TURN pools and the app accept both, LiveKit knows both, the first one mints.
 
     Every generation of a LiveKit key has a name of its own (a token is checked with the secret of
     the name in it): `APIprod`, then `APIprod-2`.
@@ -144,12 +144,10 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
     found = copy.deepcopy(dict(data))
     for pool in _mapping(_mapping(found.get("turn")).get("pools")).values():
         if isinstance(pool, dict) and isinstance(pool.get("secrets"), list | tuple):
-            pool["secrets"] = [
-                f"{item}{beside}" if beside else item
-                for item in pool["secrets"]
-                for beside in ("", NEXT, PREVIOUS)
-                if not beside or _beside(item, beside, entries)
-            ]
+            pool["secrets"] = [each for item in pool["secrets"] for each in _both(item, entries)]
+    app = _mapping(found.get("app"))
+    if isinstance(app.get("api_token"), str):
+        app["api_token"] = _both(app["api_token"], entries)
     livekit = _mapping(found.get("livekit"))
     if isinstance(livekit.get("keys"), dict):
         given = livekit["keys"]
@@ -171,6 +169,10 @@ def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0
     name = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
     number = int(entries.get(name + GENERATION, "1")) + step
     return key if number <= 1 else f"{key}-{number}"
+
+
+def _both(item: Any, entries: Mapping[str, str]) -> list[Any]:
+    return [item, *(f"{item}{b}" for b in (NEXT, PREVIOUS) if _beside(item, b, entries))]
 
 
 def _beside(item: Any, beside: str, entries: Mapping[str, str]) -> bool:

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fleet import FLEET, PAIR, SFU, Fleet, inventory, pair_inventory
+from fleet import (
+    FLEET,
+    LAB_INVENTORY,
+    PAIR,
+    REPOSITORY,
+    SFU,
+    Fleet,
+    deploy_lab,
+    inventory,
+    pair_inventory,
+)
 
-from lab import Lab
+from lab import Lab, plan
 
 
 @contextmanager
@@ -82,3 +94,20 @@ def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
         deployed_fleet.deploy()
     yield deployed_fleet
     deployed_fleet.restore()
+
+
+@pytest.fixture(scope="session")
+def good() -> Iterator[None]:
+    """The lab as `make demo` leaves it; hosts that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in plan.DEFAULT_HOSTS if lab.state(name) == "absent"]
+    lab.up()
+    subprocess.run(
+        [sys.executable, "-m", "callready.secrets", LAB_INVENTORY], cwd=REPOSITORY, check=True
+    )
+    deploy_lab()
+    yield
+    for name in made:
+        lab.destroy(name)
