@@ -16,7 +16,7 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests verify secrets trust rotate lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit lab-tests rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
@@ -25,6 +25,9 @@ help:
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
 	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
+	@echo "make rollback ENV=prod [HOST=…]    return to the release before, as safely as a deploy"
+	@echo "make history ENV=prod    who deployed what when"
+	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
 	@echo "make docs                write the generated pages of docs/"
@@ -72,6 +75,10 @@ trust: install
 
 rotate: install
 	$(PYTHON) -m callready.rotate $(INVENTORY) $(or $(WHAT),turn)
+
+rollback remove history: install
+	$(if $(HOST)$(filter-out remove,$@),,$(error make remove needs HOST=…))
+	$(PYINFRA) $(INVENTORY) deploy.py --data do=$@ $(if $(HOST),--limit $(HOST))
 
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)

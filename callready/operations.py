@@ -54,11 +54,16 @@ class Refused(DeployError):
 
 
 class Back(NamedTuple):
-    """The release before the running one, the run that replaced it, its units' ports."""
+    """The release before the running one, the run that replaced it, and its manifest."""
 
     release: str
     run: str
-    listens: frozenset[str]
+    manifest: list[tuple[str, ...]]
+
+    @property
+    def listens(self) -> set[str]:
+        """The ports of its units (`udp/3478`)."""
+        return {port for line in self.manifest if line[0] == "unit" for port in line[5].split()}
 
 
 class Deployment:
@@ -141,7 +146,7 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
             for path in deployment.plan.drifted
         )
     _rollouts[id(inventory.state)] = Rollout(
-        {host.name: host for host in active}, ready, len(ready) == _with_releases(declared)
+        {host.name: host for host in inventory}, ready, len(ready) == _with_releases(declared)
     )
     if report := os.environ.get("CALLREADY_REPORT"):
         summary = {name: {"changes": d.plan.changes, "busy": d.busy} for name, d in ready.items()}
@@ -183,11 +188,11 @@ def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> 
         return Deployment(here, found)
     if not found.folder:
         return Deployment(here, found, Plan())
-    back = Back(NONE, "", frozenset())
+    back = Back(NONE, "", [])
     if verb == "rollback":
         _, output = as_root(host, here, "sh /usr/local/lib/callready/release previous")
-        release, run, *ports = [*output.stdout_lines, "", ""]
-        back = Back(release, run, frozenset(" ".join(ports).split()))
+        release, run, *manifest = output.stdout_lines
+        back = Back(release, run, [tuple(line.split("\t")) for line in manifest])
     return Deployment(here, found, here.release.go_back(back.release, found, verb), back)
 
 
@@ -201,6 +206,8 @@ def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
         )
     if verb == "deploy":
         yield from refusals.of(deployment.here, deployment.facts)
+    if deployment.back:
+        yield from refusals.of_rollback(deployment.here, deployment.back.manifest)
 
 
 def load_fleet(inventory: Inventory) -> Fleet:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
 
 from callready import caa
 from callready.facts import Facts
@@ -49,6 +50,23 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
     yield from _challenges(here, facts)
     for key, message in overlaps(here.ports):
         yield f"{key}: {message}"
+
+
+def of_rollback(here: Here, manifest: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Why an earlier release would not work any more: its secret may have been rotated away since,
+    and secrets do not roll back."""
+    pool = here.settings.livekit.turn_pool if here.settings.livekit else None
+    accepted = {
+        sha256(secret.get_secret_value().encode()).hexdigest()
+        for turn in (here.fleet.pool(pool).values() if pool else ())
+        for secret in turn.turn_pools[pool or ""].secrets
+    }
+    for line in manifest:
+        if line[:2] == ("file", "/etc/livekit/turn_secret") and line[5] not in accepted:
+            yield (
+                "the release before this one mints TURN credentials with a secret that no coturn "
+                "accepts any more: change the inventory and deploy instead"
+            )
 
 
 def _versions(here: Here, facts: Facts) -> Iterator[str]:

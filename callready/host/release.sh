@@ -305,13 +305,13 @@ stack() {
         END { for (; n > 0; n--) print s[n], run[n] }' $state/history
 }
 
-# previous: the release to roll back to, the run that brought the one after it, and what the units of
-# the former listen on.
+# previous: the release to roll back to, the run that brought the one after it, and the former's
+# manifest.
 previous() {
     good=$(stack | sed -n '2s/ .*//p')
     say "${good:-none}"
     stack | sed -n '1s/.* //p'
-    lines_of unit "${good:-none}" | cut -f 6
+    [ -z "$good" ] || cat "$root/releases/$good/manifest"
 }
 
 # Five releases are kept, and the versions of livekit-server that they start.

@@ -270,6 +270,8 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         "ssh_key": f"{plan.STATE}/id_ed25519",
         "ssh_known_hosts_file": f"{plan.STATE}/known_hosts",
         "ssh_config_file": "/dev/null",
+        # Of a deploy that dies, the next one waits for the end.
+        "deploy": {"confirm_timeout": 15},
         "livekit": {
             "base_url": "http://198.51.100.1:8080",
             "url": f"ws://{SFU.fqdn}:7880",
