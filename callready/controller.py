@@ -72,7 +72,7 @@ def install() -> None:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
     print(
-        "callready: interrupted; run the same command again to finish what was begun",
+        "callready: interrupted; hosts that were being switched return to what they had by themselves",
         file=sys.stderr,
     )
     os._exit(130)

@@ -100,10 +100,12 @@ def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterato
 def _close(opened: SSHClient) -> None:
     """Also the connections to jump hosts, which pyinfra leaves open: each carries the next."""
     transport: Any = opened.get_transport()
-    opened.close()
     while transport is not None:
+        # The socket is a channel of the connection below; closed, it has no attributes any more.
+        below = getattr(transport.sock, "transport", None)
         transport.close()
-        transport = getattr(transport.sock, "transport", None)
+        transport = below
+    opened.close()
 
 
 def _works(host: Host, address: str | None) -> bool:
