@@ -184,10 +184,10 @@ def test_secret_is_in_no_traceback(pair: Fleet, tmp_path: Path) -> None:
         template.write_text((REPOSITORY / "templates/livekit.yaml.j2").read_text() + mistake)
         run = literal(pair, tmp_path, PYINFRA, pair.inventory, "deploy.py", "-vvv", "--debug-all")
         assert run.returncode == 1
-        assert "livekit.yaml.j2" in run.stdout
         left = [path for path in tmp_path.iterdir() if path.is_file()]
         assert not [text for text in [run.stdout, *(path.read_text() for path in left)]
                     if pair.marker in text]  # fmt: skip
+        assert "livekit.yaml.j2" in run.stdout
     assert {host: host.snapshot() for host in PAIR} == before
 
 
