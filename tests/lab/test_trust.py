@@ -33,7 +33,7 @@ def trust(fleet: Fleet, *arguments: str, types: str | None = None) -> Run:
     """The literal command; with `types`, on a terminal where somebody types that."""
     fleet.write()
     master, terminal = pty.openpty()
-    os.write(master, (types or "").encode())
+    os.write(master, f"{types or ''}\x04".encode())  # and the end of input
     done = subprocess.run(
         [sys.executable, "-m", "callready.trust", fleet.inventory, *arguments], cwd=REPOSITORY,
         stdin=subprocess.DEVNULL if types is None else terminal, capture_output=True, text=True,
@@ -123,6 +123,7 @@ def test_keys_are_recorded_by_their_fingerprints_and_the_unreachable_are_named(
     wrong = trust(pair, "--fingerprint", "SHA256:wrong")
     assert wrong.status == 1
     assert "no host shows SHA256:wrong" in wrong.stderr
+    assert known.read_text() == f"{SFU.fqdn} {key(SFU)}\n"
     assert trust(pair, "--fingerprint", fingerprint(key(TURN))).status == 0
     assert pair.deploy().changed == []
 
