@@ -72,7 +72,7 @@ def install() -> None:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
     print(
-        "callready: interrupted; hosts that were being switched return to what they had by themselves",
+        "callready: interrupted; hosts that were being switched return by themselves",
         file=sys.stderr,
     )
     os._exit(130)

@@ -46,9 +46,13 @@ switch() {
 
 # live PATH TARGET: make PATH a link to TARGET; what stood there before callready is kept.
 live() {
-    [ "$(readlink "$1")" = "$2" ] && return
+    link=$(readlink "$1") || link=
+    # A link may be one of ours, but not before there was a release.
+    if [ ! -L "$1" ] || { [ ! -e $root/confirmed ] && [ "${link#"$root"}" = "$link" ]; }; then
+        before "$1" || return
+    fi
+    [ "$link" = "$2" ] && return
     (umask 022 && mkdir -p "${1%/*}") &&
-        if [ ! -L "$1" ]; then before "$1"; fi &&
         ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
 }
 
@@ -229,6 +233,10 @@ kernel() {
 services() {
     # shellcheck disable=SC2046
     stop $(gone unit "$2" "$1") $(gone timer "$2" "$1")
+    for unit in $(gone unit "$2" "$1"); do
+        # One of the same name that was there before callready.
+        [ ! -e "/etc/systemd/system/$unit" ] || (restart "$unit")
+    done
     if [ -e $root/nftables.conf ]; then
         systemctl restart callready-firewall.service || complain "the firewall does not load: $(last_words callready-firewall.service)"
     fi
