@@ -89,9 +89,8 @@ links() {
 put_environment() {
     before "$1"
     (umask 022 && mkdir -p "${1%/*}")
-    new=$1.callready-new
-    rm -f "$new"
-    install -m 0600 -o "$2" -g "$(id -gn "$2")" /dev/null "$new" || return
+    # Not in its folder: that may be another user's, who could put a link there.
+    made=$state/.environment
     awk -F= -v lines="$3" -v old="$4" '
         BEGIN {
             while ((getline < old) > 0) ours[$1]
@@ -100,10 +99,11 @@ put_environment() {
         $1 in line { if (!done[$1]++) print line[$1]; next }
         !($1 in ours) { print }
         END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' \
-        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$new" && sync "$new" || return
+        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$made" || return
     # Who reads it may have started with what stood there: note that before it is gone.
-    cmp -s "$new" "$1" || rm -f "$(note_of "$1")"
-    mv -T "$new" "$1"
+    cmp -s "$made" "$1" || rm -f "$(note_of "$1")"
+    install -m 0600 -o "$2" -g "$(id -gn "$2")" "$made" "$1.callready-new" &&
+        sync "$1.callready-new" && mv -T "$1.callready-new" "$1" && rm "$made"
 }
 
 note_of() { printf '%s/environment/%s' $state "$(printf %s "$1" | tr / _)"; }

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 from continuity import Calls, calls_of
-from fleet import PAIR, REPOSITORY, Fleet
+from fleet import PAIR, REPOSITORY, Fleet, Host, eventually
 
 SFU, TURN = PAIR
 UDP, TLS = f"turn:{TURN.fqdn}:3478?transport=udp", f"turns:{TURN.fqdn}:5349?transport=tcp"
@@ -85,3 +85,24 @@ def test_restart_is_noticed_and_calls_come_back(
     ] == disturbed
     assert all(each.reconnects == 1 for name in disturbed for each in calls[name]), calls
     assert not [each for both in calls.values() for each in both if each.gone or each.way == "none"]
+
+
+@pytest.mark.parametrize(("change", "host"), [(turn_setting, TURN), (livekit_setting, SFU)])
+def test_drained_service_restarts_when_its_calls_have_ended(
+    pair: Fleet, change: Callable[[Fleet], object], host: Host
+) -> None:
+    pair.data["deploy"]["drain"] = 100
+    change(pair)
+    pair.unsettled = True
+    secret, pool = pair.secrets["livekit/api_secret"], pair.secrets["turn/calls"]
+    with calls_of(pair.data["livekit"]["url"], "APIfleet", secret, {UDP: pool}) as calls:
+        before = host.pids()
+        process = pair.start()
+        busy = "flock -n /run/callready.lock true || echo busy"
+        eventually(lambda: host.root(busy, check=False) == "busy")
+        time.sleep(3)
+        assert host.pids() == before
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert all(each.undisturbed for both in calls.values() for each in both), calls
+    assert host.pids() != before
