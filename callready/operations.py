@@ -183,6 +183,9 @@ def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> 
             logger.info(f"{host.print_prefix}{line}")
         return Deployment(here, facts.Facts(), Plan())
     found = survey(host, here)
+    if found.is_stuck and not click.get_current_context().params["dry"]:
+        as_root(host, here, "systemctl start callready-revert.service")
+        found = survey(host, here)
     here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
     if verb == "deploy":
         return Deployment(here, found)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROLES = ("turn", "livekit", "app")
 UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
-    " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
+    " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"
     ' && base64 -d | tar -xz -C "$d" && exec setsid -w sh "$d/apply.sh" "$d"'
 )
 
