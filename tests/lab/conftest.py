@@ -24,7 +24,6 @@ from fleet import (
 
 from lab import Lab, plan
 
-
 # Tests with hosts in common run one after the other, whatever runs beside them: by the fixture that
 # has the hosts, or by file.
 GROUPS = {"lab_fleet": "fleet", "deployed_pair": "pair", "good": "lab"}
