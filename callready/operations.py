@@ -167,9 +167,7 @@ def _keep_older(deployments: dict[str, Deployment]) -> None:
 
 def _is_ours(here: Here) -> bool:
     """Whether a host has something of ours, or may have it still after its last role has gone."""
-    return bool(here.release.files or here.release.environments) or not (
-        here.settings.groups & {"android"}
-    )
+    return bool(here.release.manifest) or "android" not in here.settings.groups
 
 
 def _option(inventory: Inventory, name: str) -> str:
@@ -208,7 +206,7 @@ def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
             f"another deploy waits for its confirmation here (release {release} by {who}): it is "
             "confirmed or taken back within a minute or so; then try again"
         )
-    if verb == "deploy" and deployment.plan.steps:
+    if verb == "deploy" and (deployment.plan.steps or deployment.here.release.manifest):
         yield from refusals.of(deployment.here, deployment.facts)
     if deployment.back:
         yield from refusals.of_rollback(deployment.here, deployment.back.manifest)
