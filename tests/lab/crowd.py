@@ -21,8 +21,8 @@ def hello(name: str) -> bytes:
 
 @contextmanager
 def crowd(host: Host, name: str, idle: int, slow: int) -> Iterator[None]:
-    """From this machine, to port 443 of a host: `idle` connections, half of them after a TLS
-    handshake for `name`; `slow` ones, half of them slow in the handshake, half in the request."""
+    """From this machine, to port 443 of a host: `idle` connections and `slow` ones. One in five is
+    so after a TLS handshake for `name`, the others instead of one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard), hard))
     context = ssl.create_default_context()
@@ -46,12 +46,12 @@ def crowd(host: Host, name: str, idle: int, slow: int) -> Iterator[None]:
                 with suppress(OSError, StopIteration):
                     connection.send(bytes([next(words)]))
 
-    for _ in range(idle // 2):
-        connect(False)
-        connect(True)
-    for _ in range(slow // 2):
-        connect(False, hello(name))
-        connect(True, request)
+    for count, words in ((idle, b""), (slow, request)):  # these take time, so they come first
+        for _ in range(count // 5):
+            connect(True, words)
+    for count, words in ((idle, b""), (slow, hello(name))):
+        for _ in range(count - count // 5):
+            connect(False, words)
     speaker = threading.Thread(target=speak)
     speaker.start()
     try:

@@ -46,7 +46,7 @@ def call(seconds: int = 1) -> dict[str, Any]:
 
 def test_slow_and_idle_clients_keep_nobody_from_calling() -> None:
     with crowd(SFU, SFU.fqdn, idle=500, slow=PER_CLIENT - 400):
-        assert 900 < held(SFU) <= PER_CLIENT  # one address may not hold more
+        eventually(lambda: held(SFU) <= PER_CLIENT, 5)  # one address may not hold more
         got = call()
         assert got["ok"], got
         assert got["retries"] == got["reconnects"] == 0

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 from crowd import crowd, held
-from fleet import PYINFRA, REPOSITORY, Host
+from fleet import PYINFRA, REPOSITORY, Host, eventually
 
 from lab import Lab, ca, plan
 
@@ -138,4 +138,5 @@ def test_one_host_carries_everything(env: str, lab: Lab, tmp_path: Path) -> None
     assert ("test_redirects" in passed) == (env == "single")
     if env == "single":  # where TURN and HTTPS share 443, one address may not hold more either
         with crowd(box, box.fqdn, idle=1100, slow=0):
-            assert 900 < held(box) <= 1000
+            eventually(lambda: held(box) <= 1000, 5)
+            assert held(box) > 500
