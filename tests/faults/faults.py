@@ -1,0 +1,60 @@
+"""A fault: how it is made on one host, and what must hold afterwards whatever it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from place import Place
+
+from lab import Lab
+
+if TYPE_CHECKING:
+    from conftest import Places
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`make` makes it on a host that goes from `place.source` to `place.target`, asserts what an
+    operator is told, and returns that in a few words for the table."""
+
+    name: str
+    kind: str
+    make: Callable[[Place], str]
+    start: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, place: Place, places: Places) -> None:
+        """Make it, and assert the invariant."""
+        place.ready(self.start)
+        try:
+            said = self.make(place)
+            left = place.sound()
+            place.converges(place.target)
+        except BaseException:
+            place.now = ""
+            Lab().mend(place.host.name)
+            raise
+        kept = {place.source: "nothing changed", place.target: "all of the new release"}
+        places.note(
+            fault=self.name, how=(self.make.__doc__ or "").strip(), said=said, left=kept[left],
+            test=f"tests/faults/test_faults.py::test_fault[{self.name}]",
+        )  # fmt: skip
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(
+    name: str, kind: str = "turn", start: str = ""
+) -> Callable[[Callable[[Place], str]], Callable[[Place], str]]:
+    """Register a fault; `start` is A, B or none, where it needs that one."""
+
+    def register(make: Callable[[Place], str]) -> Callable[[Place], str]:
+        FAULTS.append(Fault(name, kind, make, start))
+        return make
+
+    return register
