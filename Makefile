@@ -11,19 +11,23 @@ export RECIPIENTS
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
 LAB_PACKAGES := aapt android-framework-res apt-cacher-ng faketime iproute2 mmdebstrap nftables openssh-client \
-	openssl sqlite3 strace systemd-container
+	openssl sqlite3 strace systemd-container testssl.sh
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests verify secrets rotate lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit lab-tests rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make test                everything: lint, types, unit, lab"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
+	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
 	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
+	@echo "make rollback ENV=prod [HOST=…]    return to the release before, as safely as a deploy"
+	@echo "make history ENV=prod    who deployed what when"
+	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
 	@echo "make docs                write the generated pages of docs/"
@@ -66,8 +70,15 @@ demo: lab-up
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)
 
+trust: install
+	@$(PYTHON) -m callready.trust $(INVENTORY)
+
 rotate: install
 	$(PYTHON) -m callready.rotate $(INVENTORY) $(or $(WHAT),turn)
+
+rollback remove history: install
+	$(if $(HOST)$(filter-out remove,$@),,$(error make remove needs HOST=…))
+	$(PYINFRA) $(INVENTORY) deploy.py --data do=$@ $(if $(HOST),--limit $(HOST))
 
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -16,7 +17,8 @@ from pyinfra.api.state import State
 from pyinfra.connectors import ssh
 from pyinfra_cli import cli
 
-from callready.operations import Refused, load_fleet
+from callready.operations import Refused, inventory_path, load_fleet
+from callready.trust import Client
 
 
 def transport(sock: Any, **options: Any) -> paramiko.Transport:
@@ -39,11 +41,13 @@ def install() -> None:
     defaults = ssh.connector_data_meta
     defaults["ssh_paramiko_connect_kwargs"].default = {"transport_factory": transport}
     defaults["ssh_strict_host_key_checking"].default = "yes"
+    ssh.SSHClient = Client  # type: ignore[attr-defined]
     if not any(argument.endswith("deploy.py") for argument in sys.argv):
         return
     connect_all, disconnect_all = cli.connect_all, cli.disconnect_all
 
     def validate_and_connect(state: State) -> None:
+        Client.environment = Path(inventory_path()).name
         load_fleet(state.inventory)
         try:
             connect_all(state)
@@ -53,6 +57,9 @@ def install() -> None:
     def disconnect_and_exit(state: State) -> None:
         disconnect_all(state)
         error = sys.exc_info()[1]
+        if error and isinstance(error.__context__, EOFError):
+            print("callready: no terminal to ask on: give -y or PYINFRA_YES=1", file=sys.stderr)
+            _exit(state, 1)
         if isinstance(error, SystemExit):
             _exit(state, error.code)
 
@@ -65,7 +72,7 @@ def install() -> None:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
     print(
-        "callready: interrupted; run the same command again to finish what was begun",
+        "callready: interrupted; hosts that were being switched return by themselves",
         file=sys.stderr,
     )
     os._exit(130)

@@ -192,7 +192,10 @@ def blocked(specs: list[Spec]) -> list[str]:
     Args:
         specs: of services that run now.
     """
-    ports = {(spec["address"], spec["port"]): spec for spec in specs if spec["transport"] == "udp"}
+    ports: dict[tuple[str, int], Spec] = {}
+    for spec in specs:
+        if spec["transport"] == "udp":
+            ports.setdefault((spec["address"], spec["port"]), spec)
     return [
         f"{spec['name']}: no answer over UDP from "
         f"{endpoint(*spec.get('instead_of', place))}: this network or a filter on the way lets no "
@@ -272,7 +275,9 @@ def _join(spec: Spec) -> None:
 def _answer(spec: Spec) -> None:
     from callready.probes import app
 
-    app.get(spec["url"], **_way(spec))  # whatever it answers: it comes through the edge
+    # As nobody: the edge answers that itself, while its own names wait for what is behind it (which
+    # the first deploy may not have yet).
+    app.get(spec["url"], headers={"Host": "nobody.invalid"}, **_way(spec))
 
 
 def _health(spec: Spec) -> None:

@@ -53,18 +53,38 @@ class Refused(DeployError):
     __traceback__ = property(lambda self: None, lambda self, value: None)
 
 
+class Back(NamedTuple):
+    """The release before the running one, the run that replaced it, and its manifest."""
+
+    release: str
+    run: str
+    manifest: list[tuple[str, ...]]
+
+    @property
+    def listens(self) -> set[str]:
+        """The ports of its units (`udp/3478`)."""
+        return {port for line in self.manifest if line[0] == "unit" for port in line[5].split()}
+
+
 class Deployment:
     """One host's declared state, what it is now, and the way from here to there."""
 
-    def __init__(self, here: Here, found: facts.Facts, plan: Plan | None = None) -> None:
+    def __init__(
+        self, here: Here, found: facts.Facts, plan: Plan | None = None, back: Back | None = None
+    ) -> None:
         self.here = here
         self.facts = found
+        self.back = back
         self.plan: Plan = here.release.plan(found) if plan is None else plan
 
     @cached_property
     def probes(self) -> list[gate.Spec]:
-        """What callers need of this host, after the change."""
-        return gate.probes(self.here, certificates=not self.here.release.unissued(self.facts))
+        """What callers need of this host, after the change; on the way back, as far as the earlier
+        release has it."""
+        specs = gate.probes(self.here, certificates=not self.here.release.unissued(self.facts))
+        if self.back is None:
+            return specs
+        return [s for s in specs if f"{s['transport']}/{s['port']}" in self.back.listens]
 
     @property
     def busy(self) -> dict[str, int]:
@@ -111,26 +131,40 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
             refused.append(f"{fleet.source}: {name}: {job.exception}")
             continue
         ready[name] = job.get()
+    if verb == "rollback":
+        _keep_older(ready)
+    for name in ready:
         refused += [f"{fleet.source}: {name}: {why}" for why in _reasons(ready[name], verb)]
+    _refuse(refused)
+    for host in active:
+        show(host, ready[host.name])
     if _option(inventory, "keep_drift"):
-        refused += [
+        _refuse(
             f"{fleet.source}: {name}: {path} was edited on the host, and keep_drift is set: take "
             "the edit over into the inventory, or deploy without keep_drift"
             for name, deployment in ready.items()
             for path in deployment.plan.drifted
-        ]
-    for host in active:
-        if host.name in ready:
-            show(host, ready[host.name])
-    if refused:
-        raise Refused("nothing was changed\n" + "\n".join(refused))
+        )
     _rollouts[id(inventory.state)] = Rollout(
-        {host.name: host for host in active}, ready, len(ready) == _with_releases(declared)
+        {host.name: host for host in inventory}, ready, len(ready) == _with_releases(declared)
     )
     if report := os.environ.get("CALLREADY_REPORT"):
         summary = {name: {"changes": d.plan.changes, "busy": d.busy} for name, d in ready.items()}
         Path(report).write_text(json.dumps(summary))  # for callready.rotate
     return ready
+
+
+def _refuse(reasons: Iterable[str]) -> None:
+    if lines := list(reasons):
+        raise Refused("nothing was changed\n" + "\n".join(lines))
+
+
+def _keep_older(deployments: dict[str, Deployment]) -> None:
+    """Roll back only what the last deploy of these hosts has changed."""
+    last = max((d.back.run for d in deployments.values() if d.back), default="")
+    for deployment in deployments.values():
+        if deployment.back and deployment.back.run != last:
+            deployment.plan = Plan(notes=[f"the last deploy ({last}) did not change this host"])
 
 
 def _with_releases(declared: dict[str, Here]) -> int:
@@ -152,12 +186,14 @@ def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> 
     here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
     if verb == "deploy":
         return Deployment(here, found)
-    previous = NONE
+    if not found.folder:
+        return Deployment(here, found, Plan())
+    back = Back(NONE, "", [])
     if verb == "rollback":
         _, output = as_root(host, here, "sh /usr/local/lib/callready/release previous")
-        previous = output.stdout.strip()
-    plan = here.release.go_back(previous, found, verb) if found.folder else Plan()
-    return Deployment(here, found, plan)
+        release, run, *manifest = output.stdout_lines
+        back = Back(release, run, [tuple(line.split("\t")) for line in manifest])
+    return Deployment(here, found, here.release.go_back(back.release, found, verb), back)
 
 
 def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
@@ -170,6 +206,8 @@ def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
         )
     if verb == "deploy":
         yield from refusals.of(deployment.here, deployment.facts)
+    if deployment.back:
+        yield from refusals.of_rollback(deployment.here, deployment.back.manifest)
 
 
 def load_fleet(inventory: Inventory) -> Fleet:

@@ -3,13 +3,15 @@ no new one is let in, so only a new one proves that the host can still be reache
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import gevent
-from paramiko import SSHException
+from paramiko import BadHostKeyException, SSHException
+from paramiko.ssh_exception import NoValidConnectionsError
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
@@ -20,6 +22,11 @@ from callready.probes import reason
 
 TIMEOUT = 5.0
 """Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""
+
+# paramiko's own words, some of them tracebacks, go nowhere: what matters is raised.
+_LOG = logging.getLogger("callready.ssh")
+_LOG.addHandler(logging.NullHandler())
+_LOG.propagate = False
 
 THE_DEPLOYS_WAY = 0
 """In place of an address family, where a jump host or a local connector leaves no choice."""
@@ -39,7 +46,7 @@ def families(host: Host, here: Here) -> dict[int, str]:
     candidates = _addresses(host, here)
     jobs = {key: gevent.spawn(_works, host, at) for key, at in candidates.items()}
     gevent.joinall(list(jobs.values()))
-    return {key: candidates[key] or host.name for key, job in jobs.items() if job.value}
+    return {key: candidates[key] or host.name for key, job in sorted(jobs.items()) if job.value}
 
 
 def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
@@ -61,10 +68,10 @@ def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
             channel = opened.exec_command("true", timeout=timeout)[1].channel
             if not channel.status_event.wait(timeout):
                 raise TimeoutError
+            if status := channel.recv_exit_status():
+                raise OSError(f"`true` ends with status {status}")
         except (OSError, SSHException, EOFError) as error:
             raise _refused(host, address, error) from None
-        if status := channel.recv_exit_status():
-            raise ConnectError(f"{_where(host, address)}: `true` ends with status {status}")
 
 
 @contextmanager
@@ -73,20 +80,32 @@ def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterato
     options: dict[str, Any] = cast(SSHConnector, host.connector).make_paramiko_kwargs()
     options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), timeout)
     opened, sock = SSHClient(), None
+    opened.set_log_channel(_LOG.name)
     try:
         if address is not None:
             port = options.get("port") or int(_ssh_config(host).get("port", 22))
             sock = options["sock"] = socket.create_connection((address, port), timeout)
         opened.connect(**options)
     except (OSError, SSHException, EOFError, PyinfraError) as error:
-        opened.close()
+        _close(opened)
         if sock is not None:
             sock.close()
         raise _refused(host, address, error) from None
     try:
         yield opened
     finally:
-        opened.close()
+        _close(opened)
+
+
+def _close(opened: SSHClient) -> None:
+    """Also the connections to jump hosts, which pyinfra leaves open: each carries the next."""
+    transport: Any = opened.get_transport()
+    while transport is not None:
+        # The socket is a channel of the connection below; closed, it has no attributes any more.
+        below = getattr(transport.sock, "transport", None)
+        transport.close()
+        transport = below
+    opened.close()
 
 
 def _works(host: Host, address: str | None) -> bool:
@@ -125,9 +144,10 @@ def _ssh_config(host: Host) -> dict[str, Any]:
     return dict(config.lookup(_name(host))) if config else {}
 
 
-def _where(host: Host, address: str | None) -> str:
-    return f"a new SSH connection to {host.name}" + (f" ({address})" if address else "")
-
-
 def _refused(host: Host, address: str | None, error: Exception) -> ConnectError:
-    return ConnectError(f"{_where(host, address)} fails: {reason(error)}")
+    if isinstance(error, NoValidConnectionsError):  # of several addresses
+        error = next(iter(error.errors.values()))
+    is_stranger = isinstance(error, BadHostKeyException)
+    why = "its host key is not the one in known_hosts" if is_stranger else reason(error)
+    by = f" ({address})" if address else ""
+    return ConnectError(f"a new SSH connection to {host.name}{by} fails: {why}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
 
+from callready import caa
 from callready.facts import Facts
 from callready.here import Here
 from callready.release import ROOT
@@ -48,6 +50,23 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
     yield from _challenges(here, facts)
     for key, message in overlaps(here.ports):
         yield f"{key}: {message}"
+
+
+def of_rollback(here: Here, manifest: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    """Why an earlier release would not work any more: its secret may have been rotated away since,
+    and secrets do not roll back."""
+    pool = here.settings.livekit.turn_pool if here.settings.livekit else None
+    accepted = {
+        sha256(secret.get_secret_value().encode()).hexdigest()
+        for turn in (here.fleet.pool(pool).values() if pool else ())
+        for secret in turn.turn_pools[pool or ""].secrets
+    }
+    for line in manifest:
+        if line[:2] == ("file", "/etc/livekit/turn_secret") and line[5] not in accepted:
+            yield (
+                "the release before this one mints TURN credentials with a secret that no coturn "
+                "accepts any more: change the inventory and deploy instead"
+            )
 
 
 def _versions(here: Here, facts: Facts) -> Iterator[str]:
@@ -96,13 +115,17 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
 
 
 def _challenges(here: Here, facts: Facts) -> Iterator[str]:
-    """What would make the authority refuse HTTP-01, before it is asked: it counts failures."""
+    """What would make the authority refuse, before it is asked: it counts failures."""
     settings, unissued = here.settings, here.release.unissued(facts)
     if "python3-certbot-dns-ovh" in here.release.packages and facts.os_version == "13":
         yield (
             "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
             "challenge http-01 for this host, or certificate and key"
         )
+    acme = settings.tls.acme if settings.tls else None
+    for certificate in unissued if acme else ():
+        if acme and (why := caa.forbids(certificate.name, acme)):
+            yield f"tls.acme: {why}"
     if not settings.challenge_port or not unissued:
         return
     own = [a for a in (settings.address, settings.address6) if a]

@@ -10,6 +10,7 @@ import shlex
 import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.resources import files as package_files
 from typing import Any, NamedTuple
 
@@ -19,6 +20,8 @@ from callready.render import render
 ROOT = "/etc/callready"
 NONE = "none"  # the release that a host has before its first one
 HOST = package_files("callready").joinpath("host")
+# By which the history tells what was deployed together.
+RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
 # What apply.sh finds beside itself.
 SCRIPTS = {
     "apply.sh": "apply.sh",
@@ -169,7 +172,7 @@ class Plan:
         if self.prepare or self.switch:
             self.prepare.insert(0, step("take", folder))
         if self.release:
-            self.keep.insert(0, step("confirm", self.release, self.verb))
+            self.keep.insert(0, step("confirm", self.release, self.verb, RUN))
         elif self.keep:
             self.keep.insert(0, step("take"))
         if self.prune:

@@ -4,7 +4,7 @@ what a caller sees or back where it was."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 
 from callready import gate, reach
+from callready.via import via
 
 if TYPE_CHECKING:
     from callready.operations import Deployment
@@ -39,9 +40,12 @@ class Rollout:
     def __init__(
         self, hosts: Mapping[str, Host], deployments: Mapping[str, Deployment], whole_fleet: bool
     ) -> None:
+        """`hosts` are those of the whole inventory; `whole_fleet`, whether all of them that have
+        something of ours are in `deployments`."""
         self.hosts, self.deployments, self.whole_fleet = hosts, deployments, whole_fleet
         self.changing = {name: d for name, d in deployments.items() if d.plan.steps}
         self._failed: dict[str, str] = {}
+        self._specs: dict[str, list[gate.Spec]] = {}
         self._lock, self._done = Lock(), False
 
     def result(self, name: str) -> bool:
@@ -56,26 +60,22 @@ class Rollout:
     def waves(self) -> Iterator[list[str]]:
         """Hosts that change at once: of every role one first, then batches; the other way round
         on the way back."""
-        left = dict(self.changing)
-        verbs = {deployment.plan.verb for deployment in left.values()}
-        back = verbs != {"deploy"}
-        groups: list[list[str]] = []
+        left, groups = dict(self.changing), []
         for role in ROLES:
-            names = [n for n, d in left.items() if role in d.here.settings.groups]
-            groups.append(names)
-            for name in names:
-                del left[name]
-        for names in [*reversed([*groups, list(left)])] if back else [*groups, list(left)]:
-            if names:
-                yield names[:1]
-            size = min((left_.here.settings.deploy.batch for left_ in self._of(names)), default=1)
+            groups.append([n for n, d in left.items() if role in d.here.settings.groups])
+            left = {name: d for name, d in left.items() if name not in groups[-1]}
+        if any(deployment.plan.verb != "deploy" for deployment in self.changing.values()):
+            groups.reverse()
+        for names in filter(None, groups):
+            yield names[:1]
+            size = min(self.changing[name].here.settings.deploy.batch for name in names)
             for start in range(1, len(names), size):
                 yield names[start : start + size]
 
-    def _of(self, names: Iterable[str]) -> Iterator[Deployment]:
-        return (self.deployments[name] for name in names)
-
     def _run(self) -> None:
+        if not self._at_once(self._look_ahead, list(self.changing)):
+            self._leave([n for n in self.changing if n not in self._failed])
+            return
         # Installing programs disturbs nothing and takes long: everywhere at once, and where it
         # fails nothing has been switched anywhere.
         if not self._at_once(self._install, [n for n, d in self.changing.items() if d.plan.base]):
@@ -94,13 +94,13 @@ class Rollout:
         self._at_once(self._prune, prunable)
 
     def _at_once(self, work: Callable[[str], None], names: list[str]) -> bool:
-        jobs = {name: gevent.spawn(work, name) for name in names}
-        gevent.joinall(list(jobs.values()))
-        for name, job in jobs.items():
-            if isinstance(job.exception, Stopped):
-                self._failed[name] = str(job.exception)
-            elif job.exception:
-                raise job.exception
+        def attempt(name: str) -> None:
+            try:
+                work(name)
+            except Stopped as why:
+                self._failed[name] = str(why)
+
+        gevent.joinall([gevent.spawn(attempt, name) for name in names], raise_error=True)
         return not self._failed
 
     def _leave(self, names: list[str]) -> None:
@@ -140,6 +140,43 @@ class Rollout:
             f"{deployment.facts.folder or 'none'} by itself; then run the deploy again"
         )
 
+    def _look_ahead(self, name: str) -> None:
+        """Choose what will be probed; raises Stopped if it cannot be seen from here anyway."""
+        deployment = self.deployments[name]
+        facts, settings = deployment.facts, deployment.here.settings
+        # An app that is not well before, or not there yet, says nothing about the release.
+        specs = [
+            spec
+            for spec in deployment.probes
+            if spec["probe"] != "app" or not self._probe(name, [spec], 0)
+        ]
+        self._specs[name] = specs
+        if settings.deploy.gate_from:
+            return
+        # A packet filter that somebody changed is put right by this deploy.
+        if facts.ruleset not in ("", "changed"):
+            ports = {listener.port for listener in facts.listeners if listener.proto == "udp"}
+            blocked = gate.blocked([spec for spec in specs if spec["port"] in ports])
+        elif facts.folder or facts.tables:
+            return
+        else:  # bare: a closed port is refused, and only a filter on the way is silent
+            blocked = gate.blocked(specs)
+        if blocked:
+            raise Stopped("nothing was changed: " + "\n".join(blocked))
+
+    def _probe(self, name: str, specs: list[gate.Spec], within: float | None = None) -> list[str]:
+        """What callers would suffer now, seen from here or from `deploy.gate_from`."""
+        deploy = self.deployments[name].here.settings.deploy
+        if within is None:
+            within = min(gate.WITHIN, deploy.confirm_timeout / 2)
+        if not deploy.gate_from or not specs:
+            return gate.run(specs, within)
+        try:
+            with via(self.hosts[deploy.gate_from], specs) as through:
+                return gate.run(through, within)
+        except ConnectError as error:
+            return [f"deploy.gate_from: {deploy.gate_from}: {error}"]
+
     def _install(self, name: str) -> None:
         self._script(name, self.deployments[name].plan.base)
 
@@ -163,7 +200,7 @@ class Rollout:
                 f"no new SSH connection{f' over IPv{family}' * bool(family)}: {why}"
                 for family, address in families.items()
                 if (why := _refused(host, address if family else None))
-            ] or gate.run(deployment.probes)
+            ] or self._probe(name, self._specs[name])
             if problems:
                 self._back(name, problems)
         if plan.keep:

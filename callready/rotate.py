@@ -1,8 +1,9 @@
 """Rotate a secret under load, one phase a run: python -m callready.rotate inventories/ENV WHAT
 
 WHAT is `turn` (the secrets that LiveKit and the app mint TURN credentials with), `livekit` (the API
-keys) or the name of one entry of the store, such as `turn/avatar`. Each phase is an ordinary deploy
-of the whole fleet; the store's entry and what stands beside it say which phase it is in:
+keys) or the name of one entry of the store, such as `turn/avatar` or the app's `app/token`. Each
+phase is an ordinary deploy of the whole fleet; the store's entry and what stands beside it say
+which phase it is in:
 
     turn/calls                       at rest
     turn/calls + turn/calls.next     1: accepted beside the old one, nothing mints with it yet
@@ -45,6 +46,18 @@ WORDS = {
         "LiveKit knows the new key beside the old one",
         "the app makes its tokens with the new key",
         "the old key is gone",
+    ),
+    "pool": (
+        "",
+        "every coturn of the pool accepts the new secret beside the old one",
+        "the new secret is the pool's in the store: give it to what mints for the pool",
+        "the old secret is gone",
+    ),
+    "app": (
+        "",
+        "the app accepts the new token beside the old one",
+        "the new token is the app's in the store: give it to who calls the app",
+        "the old token is gone",
     ),
 }
 
@@ -102,17 +115,11 @@ class Rotation:
         skew = 2 * max(here.host.max_clock_skew for here in hosts)
         livekits = [here.livekit for here in hosts if here.livekit]
         if self.kind == "livekit":
-            return timedelta(seconds=skew + max(item.token_ttl for item in livekits))
-        pools = {
-            name
-            for here in hosts
-            for name, pool in here.turn_pools.items()
-            if any(s.get_secret_value() == self.entries.get(n) for s in pool.secrets
-                   for n in self.names)
-        }  # fmt: skip
-        # Others' programs may mint for a pool that is not LiveKit's: a day, as the setting's limit.
-        known = pools <= {item.turn_pool for item in livekits}
-        ttl = max(item.rtc.turn_ttl for item in livekits) if known and livekits else 86_400
+            ttl = max(item.token_ttl for item in livekits)
+        elif self.kind == "turn":
+            ttl = max(item.rtc.turn_ttl for item in livekits)
+        else:  # others' programs use it: a day, as the setting's limit
+            ttl = 86_400
         return timedelta(seconds=skew + ttl)
 
     def begin(self, phase: int) -> None:
@@ -164,15 +171,17 @@ def _names(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[st
                 ours += [name] if what == "livekit" and first else []
             seen.append(path)
             if path.startswith("turn.pools.") and parts[3:] == ["secrets", "0"]:
-                kinds[name] = "turn"
+                kinds[name] = "turn" if parts[2] in pools else "pool"
                 ours += [name] if what == "turn" and parts[2] in pools else []
+            if path == "app.api_token":
+                kinds[name] = "app"
     if ours:
         return what, sorted(set(ours))
     if what in kinds:
         return kinds[what], [what]
     raise RotationError(
         f"{what}: nothing to rotate by this name; WHAT is turn, livekit, or one of "
-        + (", ".join(sorted(kinds)) or "the secrets of turn.pools and livekit.keys")
+        + (", ".join(sorted(kinds)) or "the secrets of turn.pools, livekit.keys and app.api_token")
     )
 
 
@@ -249,20 +258,24 @@ def _reached(rotation: Rotation, phase: int) -> str:
     again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
     done = f"phase {phase} is complete: {WORDS[rotation.kind][phase]}"
     if phase == 1:
-        more = "" if livekit else ", which restarts LiveKit: running calls reconnect once"
-        return f"{done}\nnext is phase 2{more}; it may start now: {again}"
+        turn = rotation.kind == "turn"
+        more = ", which restarts LiveKit: running calls reconnect once" if turn else ""
+        return f"{done}{_by_hand(rotation, 1)}\nnext is phase 2{more}; it may start now: {again}"
     if phase == 2:
         until = rotation.until
         unit = " and LiveKit has no calls (it restarts)" if livekit else ""
         return (
-            f"{done}{_by_hand(rotation)}\nnext is phase 3, not before "
+            f"{done}{_by_hand(rotation, 2)}\nnext is phase 3, not before "
             f"{_time(until) if until else '?'}{unit}: {again}"
         )
-    return f"{done}\nthe rotation of {', '.join(rotation.names)} is over"
+    over = f"the rotation of {', '.join(rotation.names)} is over"
+    return f"{done}{_by_hand(rotation, 3)}\n{over}"
 
 
-def _by_hand(rotation: Rotation) -> str:
-    """What mints and is not restarted by callready."""
+def _by_hand(rotation: Rotation, phase: int) -> str:
+    """What has to read its environment again in this phase and is not restarted by callready."""
+    if rotation.kind == "pool" or (rotation.kind != "app" and phase != 2):
+        return ""
     apps = [h.app for h in rotation.fleet.group("app").values() if h.app]
     if any(app.restart or app.commands for app in apps):
         return ""

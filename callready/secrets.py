@@ -80,26 +80,29 @@ class Store:
         sealed = sops.encrypt(self.path, text, old)
         if sealed is None:
             header = b"# callready: secrets of this inventory. Not for version control.\n"
-            self._replace(header + text.encode())
+            replace_file(self.path, header + text.encode())
             return ""
         keys = sops.recipients(yaml.safe_load(sealed))
         # Every encryption differs: what did not change is left alone, for version control.
         same = sops.is_encrypted(old) and sops.recipients(old) == keys and self.read() == entries
         if not same:
-            self._replace(sealed)
+            replace_file(self.path, sealed)
         return f"encrypted for {len(keys)} keys" if len(keys) != 1 else "encrypted for 1 key"
 
-    def _replace(self, content: bytes) -> None:
-        descriptor, temporary = tempfile.mkstemp(dir=self.path.parent, prefix=".secrets-")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Replace a file, whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def variable(name: str) -> str:
@@ -133,7 +136,7 @@ def resolve(data: Any, values: Mapping[str, str]) -> Any:
 
 def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, Any]:
     """A host's data with the secrets that stand beside others in the store while they are rotated:
-    TURN pools accept both, LiveKit knows both, the first one mints.
+    TURN pools and the app accept both, LiveKit knows both, the first one mints.
 
     Every generation of a LiveKit key has a name of its own (a token is checked with the secret of
     the name in it): `APIprod`, then `APIprod-2`.
@@ -141,12 +144,10 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
     found = copy.deepcopy(dict(data))
     for pool in _mapping(_mapping(found.get("turn")).get("pools")).values():
         if isinstance(pool, dict) and isinstance(pool.get("secrets"), list | tuple):
-            pool["secrets"] = [
-                f"{item}{beside}" if beside else item
-                for item in pool["secrets"]
-                for beside in ("", NEXT, PREVIOUS)
-                if not beside or _beside(item, beside, entries)
-            ]
+            pool["secrets"] = [each for item in pool["secrets"] for each in _both(item, entries)]
+    app = _mapping(found.get("app"))
+    if isinstance(app.get("api_token"), str):
+        app["api_token"] = _both(app["api_token"], entries)
     livekit = _mapping(found.get("livekit"))
     if isinstance(livekit.get("keys"), dict):
         given = livekit["keys"]
@@ -168,6 +169,10 @@ def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0
     name = reference.removeprefix(PREFIX) if isinstance(reference, str) else ""
     number = int(entries.get(name + GENERATION, "1")) + step
     return key if number <= 1 else f"{key}-{number}"
+
+
+def _both(item: Any, entries: Mapping[str, str]) -> list[Any]:
+    return [item, *(f"{item}{b}" for b in (NEXT, PREVIOUS) if _beside(item, b, entries))]
 
 
 def _beside(item: Any, beside: str, entries: Mapping[str, str]) -> bool:

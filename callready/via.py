@@ -12,9 +12,9 @@ import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, cast
 
-from paramiko import Channel, ChannelException, SSHException
+from paramiko import Channel, ChannelException, SSHException, Transport
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
@@ -74,21 +74,21 @@ def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
     with ExitStack() as stack:
         ssh = stack.enter_context(client(host, None))
         here: dict[tuple[str, Target], int] = {}
-        targets = {
-            proto: list({_target(spec): 0 for spec in specs if spec["transport"] == proto})
+        tcp, udp = (
+            list(dict.fromkeys(_target(spec) for spec in specs if spec["transport"] == proto))
             for proto in ("tcp", "udp")
-        }
-        if targets["tcp"]:
-            _check_forwarding(ssh, host, targets["tcp"][0])
-        for target in targets["tcp"]:
+        )
+        if tcp:
+            _check_forwarding(ssh, host, tcp[0])
+        for target in tcp:
             listener = socket.create_server((LOOPBACK, 0))
             stack.callback(_end, listener)
             here["tcp", target] = listener.getsockname()[1]
             _start(_accept, listener, ssh, target)
-        if targets["udp"]:
-            channel = _relay(ssh, host, targets["udp"])
+        if udp:
+            channel = _relay(ssh, host, udp)
             lock, sockets = Lock(), []
-            for number, target in enumerate(targets["udp"]):
+            for number, target in enumerate(udp):
                 sockets.append(near := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                 near.bind((LOOPBACK, 0))
                 stack.callback(_end, near)
@@ -96,14 +96,10 @@ def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
                 _start(_send, near, channel, lock, number)
             _start(_receive, channel, sockets)
         yield [
-            {
-                **spec,
-                "address": LOOPBACK,
-                "port": here[spec["transport"], _target(spec)],
-                "instead_of": _target(spec),
-            }
+            {**spec, "address": LOOPBACK, "port": here[spec["transport"], _target(spec)],
+             "instead_of": _target(spec)}
             for spec in specs
-        ]
+        ]  # fmt: skip
 
 
 def _target(spec: Spec) -> Target:
@@ -114,16 +110,15 @@ def _start(function: Any, *arguments: Any) -> None:
     Thread(target=function, args=arguments, daemon=True).start()
 
 
-def _end(near: socket.socket) -> None:
-    with suppress(OSError):
-        near.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it, close() does not
-    near.close()
+def _end(either: Any) -> None:
+    """Close a socket or channel; a thread that waits for it ends."""
+    with suppress(*_LOST):
+        either.shutdown(socket.SHUT_RDWR)
+    either.close()
 
 
 def _open(ssh: SSHClient, target: Target) -> Channel:
-    transport = ssh.get_transport()
-    if transport is None:
-        raise EOFError
+    transport = cast(Transport, ssh.get_transport())
     return transport.open_channel("direct-tcpip", target, (LOOPBACK, 0), timeout=TIMEOUT)
 
 
@@ -153,25 +148,24 @@ def _connect(near: socket.socket, ssh: SSHClient, target: Target) -> None:
     except _LOST:
         _end(near)
         return
-    _start(_pump, near, far, near)
-    _pump(far, near, near)
-    far.close()
+    _start(_pump, near, far)
+    _pump(far, near)
 
 
-def _pump(source: Any, to: Any, near: socket.socket) -> None:
+def _pump(source: Any, to: Any) -> None:
     with suppress(*_LOST):
         while data := source.recv(65536):
             to.sendall(data)
-    if to is near:
-        _end(near)
-    else:
-        to.close()
+    _end(source)
+    _end(to)
 
 
 def _relay(ssh: SSHClient, host: Host, targets: list[Target]) -> Channel:
     arguments = shlex.join([_RELAY, *(str(part) for target in targets for part in target)])
     try:
-        channel = ssh.exec_command(f"exec python3 -c {arguments}", timeout=TIMEOUT)[0].channel
+        channel = cast(Transport, ssh.get_transport()).open_session(timeout=TIMEOUT)
+        channel.settimeout(TIMEOUT)
+        channel.exec_command(f"exec python3 -c {arguments}")
         started = channel.recv(1) == b"+"
     except _LOST:
         started = False
@@ -195,17 +189,8 @@ def _send(near: socket.socket, channel: Channel, lock: Lock, number: int) -> Non
 
 
 def _receive(channel: Channel, sockets: list[socket.socket]) -> None:
+    stream = channel.makefile("rb")
     with suppress(*_LOST):
-        while True:
-            number, port, size = _FRAME.unpack(_exact(channel, _FRAME.size))
-            sockets[number].sendto(_exact(channel, size), (LOOPBACK, port))
-
-
-def _exact(channel: Channel, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = channel.recv(size - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return data
+        while head := stream.read(_FRAME.size):
+            number, port, size = _FRAME.unpack(head)
+            sockets[number].sendto(stream.read(size), (LOOPBACK, port))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lab import plan
 from lab.archive import _go
-from lab.run import Group, remove_tree, say
+from lab.run import Group, remove_tree, run, say
 
 BIN = plan.CACHE / "bin"
 MODULES = {
@@ -23,6 +23,14 @@ def install(*names: str) -> Path:
         if not (BIN / name).exists():
             _build(name)
     return BIN
+
+
+def pion_turn() -> Path:
+    """Our TURN client on pion's library, built; go.sum has the hashes of what it is built from."""
+    BIN.mkdir(parents=True, exist_ok=True)
+    folder = Path(__file__).with_name("pion_turn")
+    run("env", "CGO_ENABLED=0", _go(), "build", "-C", folder, "-o", BIN / "pion-turn", ".")
+    return BIN / "pion-turn"
 
 
 def _build(name: str) -> None:

@@ -25,5 +25,5 @@ def app_env(here: Here) -> None:
             "TURN_TTL": str(livekit.rtc.turn_ttl),
         }
     if app.api_token:
-        values["APP_TOKEN"] = app.api_token.get_secret_value()
+        values["APP_TOKEN"] = ",".join(token.get_secret_value() for token in app.api_token)
     here.release.environment(app.env_file, app.owner, values, app.restart, app.commands)

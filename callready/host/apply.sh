@@ -3,6 +3,7 @@
 # callready/release.py. Prints one line a step; stops at the first failure with what to do.
 set -eu
 here=$1
+# shellcheck source=release.sh
 . "$here/release"
 export DEBIAN_FRONTEND=noninteractive
 armed=
@@ -242,6 +243,7 @@ rows() {
         chown turnserver:turnserver "$1.new"
         chmod 0640 "$1.new"
         sync "$1.new"
+        printf '%s\n' "$1" >> $state/databases
         mv "$1.new" "$1"
     else
         { printf '.timeout 5000\n'; cat "$here/files/$2"; } | sqlite3 -bail "$1" > /dev/null
@@ -342,6 +344,10 @@ forget() {
     for unit; do
         [ "$(readlink "/etc/systemd/system/$unit")" != /dev/null ] || rm "/etc/systemd/system/$unit"
     done
+    for asked in $root/tls/*/asked; do
+        [ ! -e "$asked" ] || { name=${asked%/asked} && certbot -q delete -n --cert-name "${name##*/}" || :; }
+    done
+    while read -r database; do rm -f "$database"; done 2> /dev/null < $state/databases || :
     installed=$(cat $state/packages 2> /dev/null | sort -u)
     # apt-get would take along what was installed since and needs them.
     others=$(apt-get -s purge $installed 2> /dev/null < /dev/null | awk '$1 == "Purg" { print $2 }' |
@@ -360,4 +366,5 @@ forget() {
     say "nothing of callready is left on this host"
 }
 
+# shellcheck source=/dev/null
 . "$here/steps"

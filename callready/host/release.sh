@@ -2,10 +2,9 @@
 # The releases of this host and the way back. A deploy installs it as
 # /usr/local/lib/callready/release before it switches anything, so that the host finds its way
 # without a controller; apply.sh uses its functions.
-#   release boot             before any service starts: the files of the confirmed release
-#   release revert           become the confirmed release again
-#   release confirm ID WHAT  keep the release that waits for that; WHAT is for the history
-#   release previous         the one to roll back to
+#   release boot       before any service starts: the files of the confirmed release
+#   release revert     become the confirmed release again
+#   release previous   what rolling back would lead to
 # `none` stands for what the host was before callready.
 set -u
 umask 077
@@ -47,9 +46,13 @@ switch() {
 
 # live PATH TARGET: make PATH a link to TARGET; what stood there before callready is kept.
 live() {
-    [ "$(readlink "$1")" = "$2" ] && return
+    link=$(readlink "$1") || link=
+    # A link may be one of ours, but not before there was a release.
+    if [ ! -L "$1" ] || { [ ! -e $root/confirmed ] && [ "${link#"$root"}" = "$link" ]; }; then
+        before "$1" || return
+    fi
+    [ "$link" = "$2" ] && return
     (umask 022 && mkdir -p "${1%/*}") &&
-        if [ ! -L "$1" ]; then before "$1"; fi &&
         ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
 }
 
@@ -86,9 +89,8 @@ links() {
 put_environment() {
     before "$1"
     (umask 022 && mkdir -p "${1%/*}")
-    new=$1.callready-new
-    rm -f "$new"
-    install -m 0600 -o "$2" -g "$(id -gn "$2")" /dev/null "$new" || return
+    # Not in its folder: that may be another user's, who could put a link there.
+    made=$state/.environment
     awk -F= -v lines="$3" -v old="$4" '
         BEGIN {
             while ((getline < old) > 0) ours[$1]
@@ -97,10 +99,11 @@ put_environment() {
         $1 in line { if (!done[$1]++) print line[$1]; next }
         !($1 in ours) { print }
         END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' \
-        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$new" && sync "$new" || return
+        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$made" || return
     # Who reads it may have started with what stood there: note that before it is gone.
-    cmp -s "$new" "$1" || rm -f "$(note_of "$1")"
-    mv -T "$new" "$1"
+    cmp -s "$made" "$1" || rm -f "$(note_of "$1")"
+    install -m 0600 -o "$2" -g "$(id -gn "$2")" "$made" "$1.callready-new" &&
+        sync "$1.callready-new" && mv -T "$1.callready-new" "$1" && rm "$made"
 }
 
 note_of() { printf '%s/environment/%s' $state "$(printf %s "$1" | tr / _)"; }
@@ -209,6 +212,7 @@ files() {
     filter "$root/releases/$1" || files_failed=1
     [ "$1" = none ] || switch "$1" || files_failed=1
     links "$1" || files_failed=1
+    # shellcheck disable=SC2046 # a path and a unit are one word each
     withdraw $(gone file "$2" "$1") $(gone link "$2" "$1") || files_failed=1
     environments "$1" "$2" || files_failed=1
     [ "$1" != none ] || switch none || files_failed=1
@@ -227,7 +231,12 @@ kernel() {
 
 # services TO FROM: every unit of TO runs with what TO says, those that only FROM has are stopped.
 services() {
+    # shellcheck disable=SC2046
     stop $(gone unit "$2" "$1") $(gone timer "$2" "$1")
+    for unit in $(gone unit "$2" "$1"); do
+        # One of the same name that was there before callready.
+        [ ! -e "/etc/systemd/system/$unit" ] || (restart "$unit")
+    done
     if [ -e $root/nftables.conf ]; then
         systemctl restart callready-firewall.service || complain "the firewall does not load: $(last_words callready-firewall.service)"
     fi
@@ -250,8 +259,8 @@ services() {
 
 lock() { exec 9>>/run/callready.lock; flock "$@" 9; }
 
-log() { # RELEASE WHAT
-    printf '%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" >> $state/history
+log() { # RELEASE WHAT RUN
+    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" "$3" >> $state/history
 }
 
 # revert [boot]: the confirmed release again. At boot only its files: services start with them, and
@@ -269,13 +278,13 @@ revert() {
         return
     fi
     services "$good" "$failed"
-    log "$good" "reverted from $failed"
+    log "$good" "reverted from $failed" -
     rm -f $pending
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     say "returned to release $good"
 }
 
-# confirm NAME: what comes up after a power cut from now on.
+# confirm ID WHAT RUN: what comes up after a power cut from now on.
 confirm() {
     lock -w 10 || fail "release $1 cannot be confirmed: this host is busy"
     read -r waiting rest 2> /dev/null < $pending || waiting=nothing
@@ -289,23 +298,33 @@ confirm() {
         ln -sfn "releases/$waiting" $root/.confirmed && mv -T $root/.confirmed $root/confirmed || exit 1
     fi
     sync $root
-    log "$waiting" "$2"
+    log "$waiting" "$2" "$3"
     rm -f $pending
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     tidy
     say "confirmed release $waiting"
 }
 
-# stack: confirmed releases, the newest first, as rolling back walks them.
+# stack: confirmed releases and the runs that brought them, the newest first, as rolling back walks
+# them.
 stack() {
     awk -F "$T" '$4 == "rollback" { n-- } $4 == "remove" { n = 0 }
-        $4 == "deploy" && s[n] != $2 { s[++n] = $2 }
-        END { for (; n > 0; n--) print s[n] }' $state/history
+        $4 == "deploy" && s[n] != $2 { s[++n] = $2; run[n] = $5 }
+        END { for (; n > 0; n--) print s[n], run[n] }' $state/history
+}
+
+# previous: the release to roll back to, the run that brought the one after it, and the former's
+# manifest.
+previous() {
+    good=$(stack | sed -n '2s/ .*//p')
+    say "${good:-none}"
+    stack | sed -n '1s/.* //p'
+    [ -z "$good" ] || cat "$root/releases/$good/manifest"
 }
 
 # Five releases are kept, and the versions of livekit-server that they start.
 tidy() {
-    kept=" $(name_of current) $(stack | awk '!seen[$0]++' | head -n 5 | tr '\n' ' ')"
+    kept=" $(name_of current) $(stack | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in $root/releases/*; do
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
     done
@@ -317,6 +336,5 @@ tidy() {
 
 case "${0##*/} ${1:-}" in
     "release boot" | "release revert") [ ! -e $pending ] || revert "$1" ;;
-    "release confirm") confirm "$2" "$3" ;;
-    "release previous") stack | sed -n 2p | grep . || say none ;;
+    "release previous") previous ;;
 esac

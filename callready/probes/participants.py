@@ -16,7 +16,8 @@ import sys
 import time
 from array import array
 from collections import Counter
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
 
 from livekit import rtc
 from livekit.rtc._proto.stats_pb2 import IceCandidateType
@@ -53,7 +54,7 @@ class _Retries(logging.Handler):
         self.count += "retrying..." in record.getMessage()
 
 
-class _Caller:
+class Caller:
     """One participant: talks all the time, and notes when it hears and reads the other."""
 
     def __init__(self, name: str) -> None:
@@ -64,6 +65,7 @@ class _Caller:
         self.data_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.heard_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.last_heard = 0.0
+        self.longest_silence = 0.0
         self.reconnects = 0
         self.gone = False
         self.tasks: list[asyncio.Task[None]] = []
@@ -130,9 +132,12 @@ class _Caller:
     async def _listen(self, track: rtc.RemoteAudioTrack) -> None:
         async for event in rtc.AudioStream(track, sample_rate=RATE, num_channels=1):
             if max(event.frame.data) > LOUD:
-                self.last_heard = time.perf_counter()
+                now = time.perf_counter()
                 if not self.heard_at.done():
-                    self.heard_at.set_result(self.last_heard)
+                    self.heard_at.set_result(now)
+                    self.last_heard = now
+                self.longest_silence = max(self.longest_silence, now - self.last_heard)
+                self.last_heard = now
 
     async def measured(self, original_urls: dict[str, str]) -> Participant:
         stats = await self.room.get_rtc_stats()
@@ -146,7 +151,7 @@ class _Caller:
             await asyncio.wait_for(self.room.disconnect(), 5)
 
 
-def _participant(caller: _Caller, stats: list[Any], original_urls: dict[str, str]) -> Participant:
+def _participant(caller: Caller, stats: list[Any], original_urls: dict[str, str]) -> Participant:
     """The selected pair and the candidates from WebRTC statistics."""
     kinds: dict[str, dict[str, Any]] = {}
     for each in stats:
@@ -184,7 +189,10 @@ def _participant(caller: _Caller, stats: list[Any], original_urls: dict[str, str
     )
 
 
-async def _both(request: Request, callers: list[_Caller], what: str) -> None:
+C = TypeVar("C", bound=Caller)
+
+
+async def _both(request: Request, callers: Sequence[Caller], what: str) -> None:
     """Wait until data or audio has reached both callers."""
     arrived = {each: each.data_at if what == "data" else each.heard_at for each in callers}
     await asyncio.wait(arrived.values(), timeout=request.timeout)
@@ -199,16 +207,23 @@ async def _both(request: Request, callers: list[_Caller], what: str) -> None:
         )
 
 
-async def _call(request: Request, retries: _Retries) -> Call:
+@contextlib.asynccontextmanager
+async def in_call(request: Request, kind: type[C]) -> AsyncIterator[tuple[list[C], dict[str, str]]]:
+    """Two callers who read and hear each other; what the URIs of their ICE servers were before."""
     async with contextlib.AsyncExitStack() as stack:
         servers, original_urls = await _usable(request, stack)
-        callers = [_Caller("the first"), _Caller("the second")]
+        callers = [kind("the first"), kind("the second")]
         for caller, token in zip(callers, request.tokens, strict=True):
             await caller.connect(request, token, servers)
             stack.push_async_callback(caller.leave)
             await caller.talk()
         await _both(request, callers, "data")
         await _both(request, callers, "audio")
+        yield callers, original_urls
+
+
+async def _call(request: Request, retries: _Retries) -> Call:
+    async with in_call(request, Caller) as (callers, original_urls):
         await asyncio.sleep(request.duration)
         now = time.perf_counter()
         silent = [each.name for each in callers if each.gone or now - each.last_heard > SILENCE]

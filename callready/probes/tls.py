@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
+from callready.settings.pins import pin
 
 # What X509_verify_cert reports (openssl/x509_vfy.h): the rest is the chain.
 _VALIDITY = {9: "is not valid yet", 10: "has expired"}
@@ -26,7 +27,8 @@ _NAME = {62, 63, 64}
 class Certificate:
     """A served certificate; `serial` in hexadecimal as ``openssl x509 -serial`` prints it.
 
-    `chain_ok` is None where the chain was not verified.
+    `chain_ok` is None where the chain was not verified; `pins` are its keys as Android pins them,
+    leaf first: of the verified chain with its root, else of what was sent.
     """
 
     serial: str
@@ -36,6 +38,7 @@ class Certificate:
     days_left: int
     chain_ok: bool | None
     tls_version: str
+    pins: tuple[str, ...]
 
 
 def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLContext:
@@ -99,8 +102,11 @@ def _handshake(
             socket.create_connection((address, port), timeout) as plain,
             context.wrap_socket(plain, server_hostname=name) as connection,
         ):
-            der = connection.getpeercert(binary_form=True)
             version = connection.version()
+            # Public from Python 3.13 on; what is beneath has them since 3.10.
+            beneath = connection._sslobj  # type: ignore[attr-defined]
+            verified = context.verify_mode is ssl.CERT_REQUIRED
+            shown = beneath.get_verified_chain() if verified else beneath.get_unverified_chain()
     except ssl.SSLCertVerificationError:
         raise
     except ssl.SSLError as error:
@@ -114,11 +120,12 @@ def _handshake(
             f"the service listening on {port}/tcp (coturn drops its TLS listener silently when "
             f"certificate or key cannot be read), and the firewall",
         ) from None
-    assert der is not None  # an SSL server always shows one
-    return _described(x509.load_der_x509_certificate(der), version or "", context)
+    chain = [x509.load_pem_x509_certificate(each.public_bytes().encode()) for each in shown]
+    return _described(chain, version or "", verified)
 
 
-def _described(found: x509.Certificate, version: str, context: ssl.SSLContext) -> Certificate:
+def _described(chain: list[x509.Certificate], version: str, verified: bool) -> Certificate:
+    found = chain[0]
     try:
         alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = [
@@ -135,8 +142,9 @@ def _described(found: x509.Certificate, version: str, context: ssl.SSLContext) -
         not_before=found.not_valid_before_utc,
         not_after=found.not_valid_after_utc,
         days_left=(found.not_valid_after_utc - datetime.now(UTC)).days,
-        chain_ok=True if context.verify_mode is ssl.CERT_REQUIRED else None,
+        chain_ok=verified or None,
         tls_version=version,
+        pins=tuple(map(pin, chain)),
     )
 
 

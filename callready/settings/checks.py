@@ -5,10 +5,11 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from callready import android as nsc
-from callready.settings import android, coturn_keys, livekit_keys
+from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
@@ -47,6 +48,7 @@ def check(fleet: Fleet) -> Iterator[Finding]:
     yield from _same_addresses(fleet)
     yield from _pools(fleet)
     yield from _secrets(fleet)
+    yield from _pins(fleet)
     if not fleet.group("livekit") and not fleet.group("turn"):
         yield [], Problem("error", "", "no host in group livekit or turn: nothing to deploy")
 
@@ -174,6 +176,29 @@ def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
                 yield _error("tls", str(error))
 
 
+def _pins(fleet: Fleet) -> Iterator[Finding]:
+    """Pins of release builds against the certificate files that are about to be served."""
+    files = {
+        name: (here.tls.files(host, name)[0], here.tls.ca)
+        for host, here in fleet.hosts.items()
+        for name in here.edge_backends
+        if here.tls and not here.tls.acme
+    }
+    for host, app in fleet.group("android").items():
+        for name, (path, ca) in files.items() if app.android else ():
+            if not app.android or not pins.is_pinned(app.android, name):
+                continue
+            try:
+                keys, complete = pins.chain_pins(Path(path).expanduser().read_bytes(), ca)
+            except (OSError, ValueError):
+                continue  # said already
+            if why := pins.mismatch(app.android, name, keys):
+                why += f": {path} needs a pinned key, or the app a release with a new pin"
+                # Without the root a pin may be the root's.
+                level: Literal["error", "warning"] = "error" if complete else "warning"
+                yield [host], Problem(level, "android.domains", why)
+
+
 def _edge(here: HostSettings) -> Iterator[Problem]:
     if not here.edge:
         return
@@ -256,8 +281,8 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
         if here.livekit:
             for api_key, secret in here.livekit.keys.items():
                 places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
-        if here.app and here.app.api_token:
-            places.setdefault(here.app.api_token.get_secret_value(), set()).add("app.api_token")
+        for token in here.app.api_token if here.app else ():
+            places.setdefault(token.get_secret_value(), set()).add("app.api_token")
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)

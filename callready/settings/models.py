@@ -102,6 +102,10 @@ def _strong(value: SecretStr) -> SecretStr:
     return value
 
 
+def _listed(value: object) -> object:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _username(value: str) -> str:
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
         raise ValueError(f"{value!r} is not a Unix user or group name")
@@ -203,6 +207,12 @@ class Acme(Section):
     ca: str | None = Field(
         None,
         description="PEM file of the authority that a private ACME server's HTTPS is signed by.",
+    )
+
+    caa_identity: Name | None = Field(
+        None,
+        description="What CAA records call the authority, such as `letsencrypt.org`; known for "
+        "some, else CAA records are not looked at.",
     )
 
     @model_validator(mode="after")
@@ -537,11 +547,11 @@ class App(Section):
     url: str | None = Field(None, description="URL that callers reach it at.")
     upstream: str | None = Field(None, description="`address:port` it listens on, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
-    api_token: StrongSecret | None = Field(
-        None,
+    api_token: Annotated[list[StrongSecret], BeforeValidator(_listed)] = Field(
+        [],
         description="Written into it as `APP_TOKEN`: what callers of `/token` and "
-        "`/turn-credentials` present (examples/backend). With `url`, verification makes a call "
-        "with what they hand out.",
+        "`/turn-credentials` present (examples/backend); two with a comma while it is rotated. "
+        "With `url`, verification makes a call with what they hand out.",
     )
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
     commands: list[str] = Field([], description="Shell commands to run when it changed.")

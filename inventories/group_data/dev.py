@@ -3,7 +3,7 @@
 
 ssh_user = "debian"
 # ssh_key = "~/.ssh/id_ed25519"
-ssh_known_hosts_file = "inventories/dev.known_hosts"  # ssh-keyscan -H NAME > this file
+ssh_known_hosts_file = "inventories/dev.known_hosts"  # make trust ENV=dev
 
 livekit = {
     "version": "1.13.5",

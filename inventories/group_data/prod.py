@@ -4,7 +4,7 @@
 # How this machine reaches the hosts. A key file, or leave ssh_key out to use the SSH agent.
 ssh_user = "debian"
 # ssh_key = "~/.ssh/id_ed25519"
-ssh_known_hosts_file = "inventories/prod.known_hosts"  # ssh-keyscan -H NAME... > this file
+ssh_known_hosts_file = "inventories/prod.known_hosts"  # make trust ENV=prod
 # ssh_config_file = "~/.ssh/config"  # for ProxyJump
 # sudo_password = "secret:sudo/prod"  # where sudo asks for one
 

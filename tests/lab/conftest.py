@@ -3,27 +3,65 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from fleet import FLEET, SFU, Fleet, inventory
+from fleet import (
+    FLEET,
+    LAB_INVENTORY,
+    PAIR,
+    REPOSITORY,
+    SFU,
+    Fleet,
+    deploy_lab,
+    inventory,
+    pair_inventory,
+)
 
-from lab import Lab
+from lab import Lab, plan
+
+
+@contextmanager
+def delivered(*names: str) -> Iterator[None]:
+    """Hosts as delivered; those that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in names if lab.state(name) == "absent"]
+    lab.up(names)
+    for name in set(names) - set(made):
+        lab.reset(name)
+    yield
+    for name in made:
+        lab.destroy(name)
 
 
 @pytest.fixture(scope="session")
 def lab_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Hosts as delivered and an inventory for them; hosts that were not there before go again."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    made = [name for name in FLEET if lab.state(name) == "absent"]
-    lab.up(FLEET)
-    for name in set(FLEET) - set(made):
-        lab.reset(name)
-    yield Fleet(tmp_path_factory.mktemp("operator"), *inventory())
-    for name in made:
-        lab.destroy(name)
+    """Hosts as delivered and an inventory for them."""
+    with delivered(*FLEET):
+        yield Fleet(tmp_path_factory.mktemp("operator"), *inventory())
+
+
+@pytest.fixture(scope="session")
+def deployed_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """An SFU and a TURN host after their first deploy."""
+    with delivered(*(host.name for host in PAIR)):
+        fleet = Fleet(tmp_path_factory.mktemp("pair"), *pair_inventory())
+        fleet.deploy()
+        yield fleet
+
+
+@pytest.fixture
+def pair(deployed_pair: Fleet) -> Iterator[Fleet]:
+    """The pair exactly as its inventory says."""
+    if deployed_pair.unsettled:
+        deployed_pair.deploy()
+    yield deployed_pair
+    deployed_pair.restore()
 
 
 @pytest.fixture
@@ -56,3 +94,20 @@ def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
         deployed_fleet.deploy()
     yield deployed_fleet
     deployed_fleet.restore()
+
+
+@pytest.fixture(scope="session")
+def good() -> Iterator[None]:
+    """The lab as `make demo` leaves it; hosts that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in plan.DEFAULT_HOSTS if lab.state(name) == "absent"]
+    lab.up()
+    subprocess.run(
+        [sys.executable, "-m", "callready.secrets", LAB_INVENTORY], cwd=REPOSITORY, check=True
+    )
+    deploy_lab()
+    yield
+    for name in made:
+        lab.destroy(name)

@@ -23,6 +23,7 @@ from lab import Lab, hosts, plan
 
 REPOSITORY = Path(__file__).parents[2]
 PYINFRA = Path(sys.executable).with_name("pyinfra")
+LAB_INVENTORY = "inventories/lab"
 
 # Everything of a host that a deploy may change, and that nothing else changes.
 SNAPSHOT = """
@@ -107,8 +108,10 @@ class Host:
             f"systemd-run -q --unit={unit} --property=Type=notify --property=NotifyAccess=all "
             f"perl -e '{LISTENER}' {proto} {port}"
         )
-        yield
-        self.root(f"systemctl stop {unit}")
+        try:
+            yield
+        finally:
+            self.root(f"systemctl stop {unit}")
 
 
 @dataclass(frozen=True)
@@ -269,6 +272,8 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         "ssh_key": f"{plan.STATE}/id_ed25519",
         "ssh_known_hosts_file": f"{plan.STATE}/known_hosts",
         "ssh_config_file": "/dev/null",
+        # Of a deploy that dies, the next one waits for the end.
+        "deploy": {"confirm_timeout": 15},
         "livekit": {
             "base_url": "http://198.51.100.1:8080",
             "url": f"ws://{SFU.fqdn}:7880",
@@ -305,6 +310,33 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         },
     }
     return groups, data, ["livekit/api_secret", "turn/calls", "turn/avatar", "turn/gadget"]
+
+
+# One SFU and one TURN host.
+PAIR = (Host("h07"), Host("h08"))
+
+
+def pair_inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """The same as `inventory`, of the pair."""
+    (sfu, turn) = PAIR
+    _, data, secrets = inventory()
+    del data["app"]
+    data["livekit"]["url"] = f"ws://{sfu.fqdn}:7880"
+    data["turn"] = {"pools": {"calls": data["turn"]["pools"]["calls"]}}
+    groups = {
+        "livekit": [(sfu.fqdn, {"address": sfu.ipv4, "address6": sfu.ipv6})],
+        "turn": [(turn.fqdn, {"address": turn.ipv4, "address6": turn.ipv6, "pools": ["calls"]})],
+    }
+    return groups, data, secrets[:2]
+
+
+def deploy_lab() -> None:
+    """The literal command for the lab's four hosts, which must succeed."""
+    done = subprocess.run(
+        [PYINFRA, LAB_INVENTORY, "deploy.py"], cwd=REPOSITORY, text=True, capture_output=True,
+        env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:

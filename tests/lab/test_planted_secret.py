@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
-from fleet import HOSTS, REPOSITORY, SFU, TURN13, TWO_POOLS, Fleet, Host
+from fleet import HOSTS, PAIR, PYINFRA, REPOSITORY, SFU, TURN13, TWO_POOLS, Fleet, Host
 
-from lab import hosts, plan
+from lab import Lab, hosts, plan
 
 PLACES = "/etc /home /media /mnt /opt /root /run /srv /tmp /usr/local /var"
 
@@ -146,3 +148,72 @@ def newer_files(folder: Path, than: Path) -> list[Path]:
             if path.is_file() and path.stat().st_mtime > since and path.stat().st_size < 10**8:
                 found.append(path)
     return found
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["debug-inventory"],
+        ["debug-inventory", "--json", "-vvv", "--debug-all"],
+        ["deploy.py", "--debug-operations"],
+        ["deploy.py", "--debug-operations", "--json"],
+        ["deploy.py", "--dry", "--json", "--diff", "-vvv", "--debug-all"],
+        ["deploy.py", "--json", "--diff", "-vvv", "--debug-all"],
+    ],
+    ids=" ".join,
+)
+def test_secret_is_in_no_output_of_pyinfra(pair: Fleet, arguments: list[str]) -> None:
+    """While every secret is about to be replaced."""
+    pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
+    pair.unsettled = True
+    run = literal(pair, REPOSITORY, PYINFRA, pair.inventory, *arguments)
+    assert run.returncode == 0, run.stdout
+    wanted = "secret:turn/calls" if arguments[0] == "debug-inventory" else "Bring the host to"
+    assert wanted in run.stdout
+    assert pair.marker not in run.stdout
+
+
+def test_secret_is_in_no_traceback(pair: Fleet, tmp_path: Path) -> None:
+    """Of a template that has secrets, with a mistake in it."""
+    for name in ("callready", "tasks", "templates", "config.py", "deploy.py"):
+        copy = shutil.copytree if (REPOSITORY / name).is_dir() else shutil.copy
+        copy(REPOSITORY / name, tmp_path / name)
+    template = tmp_path / "templates/livekit.yaml.j2"
+    before = {host: host.snapshot() for host in PAIR}
+    for mistake in ("{{ lk.keys.missing }}", "{{ lk['keys'] | round }}", "{% if %}"):
+        template.write_text((REPOSITORY / "templates/livekit.yaml.j2").read_text() + mistake)
+        run = literal(pair, tmp_path, PYINFRA, pair.inventory, "deploy.py", "-vvv", "--debug-all")
+        assert run.returncode == 1
+        left = [path for path in tmp_path.iterdir() if path.is_file()]
+        assert not [text for text in [run.stdout, *(path.read_text() for path in left)]
+                    if pair.marker in text]  # fmt: skip
+        assert "livekit.yaml.j2" in run.stdout
+    assert {host: host.snapshot() for host in PAIR} == before
+
+
+def test_secret_is_in_no_report_of_the_verification(pair: Fleet, tmp_path: Path) -> None:
+    """Whose checks fail, because its secrets are not the ones the hosts have."""
+    pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
+    run = literal(
+        pair, REPOSITORY, *Lab().client_prefix(), sys.executable, "-m", "callready.verify",
+        pair.inventory, "--attempts", "1", "--report", tmp_path, "--tb=long", "--showlocals",
+    )  # fmt: skip
+    assert run.returncode == 1
+    cases = ElementTree.parse(tmp_path / "verify.xml").iter("testcase")
+    failed = {
+        case.attrib["name"].partition("[")[0] for case in cases if case.find("failure") is not None
+    }
+    assert {"test_tokens", "test_allocation"} <= failed, failed
+    for text in (run.stdout, *(path.read_text() for path in tmp_path.iterdir())):
+        assert "401" in text
+        assert pair.marker not in text
+
+
+def literal(pair: Fleet, folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """Run a command as an operator does; all that it prints."""
+    pair.write()
+    return subprocess.run(
+        [str(word) for word in command], cwd=folder, env={**os.environ, "PYINFRA_YES": "1"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        timeout=120,
+    )  # fmt: skip

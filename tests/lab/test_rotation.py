@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ import pytest
 import yaml
 from fleet import PYINFRA, REPOSITORY, Host, eventually
 from fleet import inventory as shared_inventory
+from pydantic import SecretStr
 
+from callready.probes import turn
+from callready.probes.peer import peer_to_peer_while
+from callready.probes.turn import TurnServer
 from lab import Lab, hosts, plan
 
 SFU, TURN = Host("h20"), Host("h19")
@@ -43,7 +47,18 @@ class Operator:
                 "rtc": {"turn_ttl": TTL},
                 "token_ttl": TTL,
             },
-            "turn": {"pools": {"calls": data["turn"]["pools"]["calls"]}},
+            "turn": {
+                "pools": {
+                    "calls": {**data["turn"]["pools"]["calls"], "max_port": 60000},
+                    "avatar": {
+                        **data["turn"]["pools"]["avatar"],
+                        "listening_port": 3479,
+                        "tls_listening_port": 5350,
+                        "min_port": 60001,
+                        "max_port": 65535,
+                    },
+                }
+            },
             "app": {**data["app"], "commands": ["echo restarted >> /run/app-log"]},
         }
         text = "".join(f"{key} = {value!r}\n" for key, value in values.items())
@@ -52,7 +67,11 @@ class Operator:
         def entry(host: Host, **more: Any) -> list[Any]:
             return [(host.fqdn, {"address": host.ipv4, "address6": host.ipv6, **more})]
 
-        groups = {"livekit": entry(SFU), "turn": entry(TURN, pools=["calls"]), "app": [SFU.fqdn]}
+        groups = {
+            "livekit": entry(SFU),
+            "turn": entry(TURN, pools=["calls", "avatar"]),
+            "app": [SFU.fqdn],
+        }
         self.inventory.write_text("".join(f"{k} = {v!r}\n" for k, v in groups.items()))
         self.seen: set[str] = set()
 
@@ -85,6 +104,12 @@ class Operator:
 
     def entries(self) -> dict[str, str]:
         return yaml.safe_load(self.store.read_text()) if self.store.exists() else {}
+
+    def let_it_be_time(self) -> None:
+        """What is said to be the end of the wait is past."""
+        past = (datetime.now(UTC) - timedelta(seconds=1)).isoformat()
+        ended = {name: past for name in self.entries() if name.endswith(".until")}
+        self.store.write_text(yaml.safe_dump({**self.entries(), **ended}))
 
     def wait_for_phase_3(self) -> None:
         """As long as the tool says, for every secret that is rotated."""
@@ -229,8 +254,47 @@ def test_turn_secret_and_livekit_key_are_rotated_and_nobody_refused(operator: Op
     assert found["refused"] == []
     assert known_keys().keys().isdisjoint(old_key)
     assert operator.entries().keys() == {
-        "turn/calls", "turn/calls.generation", "livekit/api_secret", "livekit/api_secret.generation"
+        "turn/calls", "turn/calls.generation", "livekit/api_secret",
+        "livekit/api_secret.generation", "turn/avatar",
     }  # fmt: skip
+
+
+def test_a_pool_of_another_program_is_rotated_under_a_running_call(operator: Operator) -> None:
+    server, livekit, coturn = TurnServer(TURN.ipv4, 3479), SFU.pids(), TURN.pids()
+
+    def minted(name: str = "turn/avatar") -> turn.Credentials:
+        return turn.mint(SecretStr(operator.entries()[name]), 600)
+
+    def rotation() -> None:
+        old = minted()
+        said = operator.rotate("turn/avatar")
+        assert "next is phase 2; it may start now" in said
+        turn.allocate(server, old), turn.allocate(server, minted("turn/avatar.next"))
+        assert "give it to what mints for the pool" in operator.rotate("turn/avatar")
+        turn.allocate(server, old), turn.allocate(server, minted())
+        said = operator.refused("turn/avatar")
+        assert "phase 3 may start at" in said
+        assert re.search(r"in 86[34]\d\d s", said)  # a day: nobody knows who mints
+        operator.let_it_be_time()
+        assert "the rotation of turn/avatar is over" in operator.rotate("turn/avatar")
+        turn.allocate(server, minted())
+        with pytest.raises(turn.TurnRefused, match="401"):
+            turn.allocate(server, old)
+
+    call, _ = peer_to_peer_while((server, minted()), (server, minted()), rotation)
+    print(f"{call.sent} packets sent, {call.received} back, longest gap {call.longest_gap:.2f} s")
+    assert call.received >= 0.98 * call.sent
+    assert (SFU.pids(), TURN.pids()) == (livekit, coturn)
+
+
+def test_an_old_key_goes_in_spite_of_calls_if_the_operator_says_so(operator: Operator) -> None:
+    operator.rotate("livekit")
+    operator.rotate("livekit")
+    operator.let_it_be_time()
+    with a_call():
+        assert "or end them with --end-calls" in operator.refused("livekit")
+        assert "is over" in operator.rotate("livekit", "--end-calls")
+    assert known_keys().keys() == {app()["LIVEKIT_API_KEY"]}
 
 
 def test_a_phase_on_half_of_the_fleet_is_completed_and_limits_are_refused(

@@ -3,20 +3,18 @@
 The hosts are the lab's four; a deploy mends what it is meant to see.
 """
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fleet import PYINFRA, REPOSITORY, Host
+from fleet import LAB_INVENTORY as INVENTORY
+from fleet import REPOSITORY, Host, deploy_lab
 
 from lab import Lab, ca, hosts, plan
 
-INVENTORY = "inventories/lab"
 SFU, CALLS, AVATAR, APP = Host("sfu1"), Host("turn1"), Host("turn2"), Host("app1")
 EDIT = "sed -i --follow-symlinks"
 TLS = "/etc/callready/tls/turn1.lab.test"
@@ -32,6 +30,7 @@ class Sabotage:
     check: str
     says: tuple[str, ...]
     undo: str = ""  # where a deploy rightly does not look
+    certificate: str = ""  # whose is put beside the current one of turn1 first
 
 
 SABOTAGES = [
@@ -53,6 +52,15 @@ SABOTAGES = [
         "systemctl reload turnserver@calls",
         "test_certificate[turn1.lab.test-calls-tls]",
         ("its name is not turn1.lab.test", "it names turn2.lab.test"),
+        certificate="turn2.lab.test",
+    ),
+    Sabotage(
+        "certificate renewed on disk but not served", CALLS,
+        f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current",
+        "test_certificate[turn1.lab.test-calls-tls]",
+        ("callers get certificate", "on 198.51.100.21, the host's file is",
+         "systemctl reload turnserver@calls on turn1.lab.test"),
+        certificate="turn1.lab.test",
     ),
     Sabotage(
         "relay range shifted", CALLS,
@@ -131,46 +139,23 @@ SABOTAGES = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def good() -> Iterator[None]:
-    """The lab as `make demo` leaves it; hosts that were not there before go again."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    made = [name for name in plan.DEFAULT_HOSTS if lab.state(name) == "absent"]
-    lab.up()
-    subprocess.run(
-        [sys.executable, "-m", "callready.secrets", INVENTORY], cwd=REPOSITORY, check=True
-    )
-    deploy()
-    yield
-    for name in made:
-        lab.destroy(name)
-
-
-def put_certificate(of: Host, on: Host) -> None:
-    """A valid certificate of the same authority, of another host, beside the current one."""
-    leader = hosts.leader(plan.find_host(on.name))
+def put_certificate(name: str) -> None:
+    """A valid certificate of the same authority beside turn1's current one; its own is renewed."""
+    chain = ca.CERTIFICATES / f"{name}.pem"
+    if name == CALLS.fqdn:
+        ca.issue(name, (CALLS.ipv4, CALLS.ipv6))
+    leader = hosts.leader(plan.find_host(CALLS.name))
     folder = Path(f"/proc/{leader}/root{TLS}/other")
-    folder.mkdir()
-    for source, target in (("pem", "fullchain.pem"), ("key", "privkey.pem")):
-        (folder / target).write_bytes((ca.CERTIFICATES / f"{of.fqdn}.{source}").read_bytes())
+    folder.mkdir(exist_ok=True)
+    for source, target in ((chain, "fullchain.pem"), (chain.with_suffix(".key"), "privkey.pem")):
+        (folder / target).write_bytes(source.read_bytes())
         (folder / target).chmod(0o640)
 
 
-def deploy() -> None:
-    """The literal command, which must succeed."""
-    done = subprocess.run(
-        [PYINFRA, INVENTORY, "deploy.py"], cwd=REPOSITORY, env={**os.environ, "PYINFRA_YES": "1"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def verify(report: Path, *checks: str) -> dict[str, str]:
+def verify(report: Path, *checks: str, inventory: Path | str = INVENTORY) -> dict[str, str]:
     """Run these checks where the callers are; what each says that fails, "" of one that passes."""
     done = subprocess.run(
-        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", INVENTORY,
+        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", inventory,
          "-k", " or ".join(checks), "--attempts", "1", "--report", report],
         cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -194,8 +179,8 @@ def test_a_good_deploy_passes(good: None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
 def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> None:
-    if "other/" in sabotage.script:
-        put_certificate(AVATAR, CALLS)
+    if sabotage.certificate:
+        put_certificate(sabotage.certificate)
     sabotage.host.root(sabotage.script)
     try:
         said = verify(tmp_path, sabotage.check)[sabotage.check]
@@ -203,7 +188,7 @@ def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> N
         if sabotage.undo:
             sabotage.host.root(sabotage.undo)
         else:
-            deploy()
+            deploy_lab()
     for words in sabotage.says:
         assert words in said
 

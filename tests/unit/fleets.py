@@ -165,7 +165,7 @@ def bare() -> Facts:
 def deployed(release: Release) -> Facts:
     """What the survey finds on a host that is exactly what `release` says."""
     facts = bare()
-    facts.current = release.id
+    facts.folder = release.id
     facts.manifest = [tuple(line.split("\t")) for line in release.manifest.splitlines()]
     facts.packages = {name.partition(" | ")[0]: "4.6.1-2" for name in release.packages}
     facts.users = set(release.users)

@@ -164,7 +164,7 @@ def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() ->
     release, staging = acme_release(), acme_release(
         load(tls({**ACME, "server": "https://acme-staging-v02.api.letsencrypt.org/directory"}))
     )  # fmt: skip
-    assert steps(staging, issued(release)) == ["acme", "take_up", "confirm"]
+    assert steps(staging, issued(release)) == ["take", "acme", "take_up"]
     facts = issued(release)
     facts.units[UNIT] = UnitFact("loaded", "failed", "static", 0, False, "-", "-")
     plan = release.plan(facts)
@@ -177,10 +177,10 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
     release = acme_release()
     facts = issued(release)
     facts.served = dict.fromkeys(facts.served, "29")
-    assert steps(release, facts) == ["reload", "take_up", "confirm"]
+    assert steps(release, facts) == ["take", "reload", "take", "take_up"]
     facts = issued(release)
     facts.units[TIMER] = UnitFact("loaded", "inactive", "enabled", 0, False, "-", "-")
-    assert steps(release, facts) == ["timer", "confirm"]
+    assert steps(release, facts) == ["take", "timer"]
 
 
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(

@@ -133,7 +133,9 @@ def test_python_commands_name_modules_and_options_that_exist(command: str) -> No
     for argument in arguments:
         if argument.startswith("inventories/"):
             assert (ROOT / argument).is_file(), command
-    if module in ("lab", "bench") or module.startswith("callready.probes."):
+    if module in ("lab", "bench", "pytest", "callready.trust") or module.startswith(
+        "callready.probes."
+    ):
         # Up to --help the arguments are parsed, and a wrong one is an error.
         check_options(command, arguments, help_of(sys.executable, "-m", module, *arguments))
     else:

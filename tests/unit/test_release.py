@@ -17,7 +17,7 @@ from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 
 from callready.facts import EnvironmentFact, Facts
-from callready.release import ROOT, Plan, Release, Rows, row_hash, rows_sql
+from callready.release import ROOT, Plan, Release, Rows, content_name, row_hash, rows_sql
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -38,10 +38,12 @@ def said(plan: Plan) -> list[str]:
 
 
 def functions(plan: Plan) -> list[str]:
-    """The steps by function, `restart livekit-server.service` with its unit."""
+    """The steps by function, `restart livekit-server.service` with its unit; without the locks."""
     calls = [shlex.split(step) for step in plan.steps]
     named = ("restart", "reload", "listening", "stop", "withdraw", "mask")
-    return [" ".join(call[:2]) if call[0] in named else call[0] for call in calls]
+    return [
+        " ".join(call[:2]) if call[0] in named else call[0] for call in calls if call[0] != "take"
+    ]
 
 
 def replace(facts: Facts, path: str, **changes: object) -> None:
@@ -85,8 +87,9 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         assert text in lines
     # coturn must not start as an open relay, and nothing may listen before the packet filter.
     assert functions(plan) == [
-        "candidates", "mask coturn.service", "packages", "users", "archive", "stage", "activate",
-        "reload_manager", "sysctls", "rows", "rows", "pair", "environment", "firewall",
+        "candidates", "mask coturn.service", "packages", "users", "archive",
+        "rows", "rows", "pair", "stage",
+        "arm", "activate", "reload_manager", "sysctls", "environment", "firewall",
         "restart turnserver@calls.service", "listening turnserver@calls.service",
         "restart turnserver@avatar.service", "listening turnserver@avatar.service",
         "restart livekit-server.service", "listening livekit-server.service",
@@ -119,7 +122,7 @@ def retarget_a_link(facts: Facts) -> None:
 
 
 def be_another_release(facts: Facts) -> None:
-    facts.current = "0123456789abcdef"
+    facts.folder = "0123456789abcdef"
 
 
 def drop_a_package(facts: Facts) -> None:
@@ -200,7 +203,7 @@ def unit(name: str, **changes: object) -> Callable[[Facts], None]:
     return edit
 
 
-FILES = ["stage", "activate", "reload_manager", "confirm"]
+FILES = ["stage", "arm", "activate", "reload_manager", "confirm"]
 CALLS_UNIT, SFU_UNIT = "turnserver@calls.service", "livekit-server.service"
 OLD = "restart, its process is older than its configuration"
 
@@ -215,53 +218,53 @@ OLD = "restart, its process is older than its configuration"
         (remove_a_file, [f"+ file {AVATAR}"], FILES),
         (retarget_a_link, ["~ link /usr/local/bin/livekit-server"], FILES),
         (be_another_release, [], FILES),
-        (drop_a_package, ["+ package nftables"], ["candidates", "packages", "confirm"]),
+        (drop_a_package, ["+ package nftables"], ["candidates", "packages"]),
         (use_chrony, [], []),
-        (drop_the_user, ["+ user livekit"], ["users", "confirm"]),
+        (drop_the_user, ["+ user livekit"], ["users"]),
         (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"],
-         ["archive", "confirm"]),
-        (unmask, ["+ mask coturn.service"], ["mask coturn.service", "confirm"]),
-        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls", "confirm"]),
+         ["archive"]),
+        (unmask, ["+ mask coturn.service"], ["mask coturn.service"]),
+        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls"]),
         (lose_the_secret,
          [f"+ row {CALLS_DB} callready.test secret "
           + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))],
-         ["rows", "confirm"]),
-        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows", "confirm"]),
+         ["rows"]),
+        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows"]),
         (change_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
           "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
           "! unit app.service: restart, it reads /srv/app/.env"],
-         ["environment", "applied", "confirm"]),
+         ["environment", "applied"]),
         (edit_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
           "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
           "! unit app.service: restart, it reads /srv/app/.env"],
-         ["environment", "applied", "confirm"]),
+         ["environment", "applied"]),
         (open_the_environment,
          ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
           "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"],
-         ["environment", "confirm"]),
+         ["environment"]),
         (fail_to_restart_the_app, ["! unit app.service: restart, it reads /srv/app/.env"],
-         ["applied", "confirm"]),
-        (change_the_table, ["~ firewall table inet callready"], ["firewall", "confirm"]),
-        (lose_the_table, ["+ firewall table inet callready"], ["firewall", "confirm"]),
+         ["applied"]),
+        (change_the_table, ["~ firewall table inet callready"], ["firewall"]),
+        (lose_the_table, ["+ firewall table inet callready"], ["firewall"]),
         (serve_the_old_certificate,
          [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
-         [f"reload {CALLS_UNIT}", "serving", "confirm"]),
+         [f"reload {CALLS_UNIT}", "serving"]),
         (unit(CALLS_UNIT, fingerprint="0" * 16), [f"! unit {CALLS_UNIT}: {OLD}"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
         (unit(CALLS_UNIT, fingerprint="-"), [f"! unit {CALLS_UNIT}: {OLD}"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
         (unit(CALLS_UNIT, given=("0" * 64,)),
          [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
         (unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
          [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}", "confirm"]),
+         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
         (unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
          [f"+ unit {SFU_UNIT}: start"],
-         [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}", "confirm"]),
-        (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager", "confirm"]),
+         [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"]),
+        (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager"]),
     ],
 )  # fmt: skip
 def test_each_difference_is_told_and_mended_and_nothing_else(
@@ -287,7 +290,6 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
     ]
     assert functions(plan) == [
         "pair", f"reload {CALLS_UNIT}", "reload turnserver@avatar.service", *["serving"] * 4,
-        "confirm",
     ]  # fmt: skip
 
 
@@ -420,7 +422,7 @@ def content(bundle: str, name: str) -> bytes:
 
 def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Release) -> None:
     plan = release.plan(bare())
-    bundle = release.bundle(plan)
+    bundle = release.bundle(plan.steps)
     found = members(bundle)
     assert {"apply.sh", "manifest", "steps"} < found.keys()
     assert all(m.isfile() and m.mode == 0o600 for m in found.values())
@@ -431,27 +433,30 @@ def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Releas
     hashes |= {
         word
         for step in plan.steps
-        if step.split()[0] in ("rows", "pair", "environment")
+        if step.split()[0] in ("rows", "pair")
         for word in shlex.split(step)
         if re.fullmatch("[0-9a-f]{64}", word)
     }
-    assert {name.removeprefix("files/") for name in found if "/" in name} == hashes
+    hashes |= {content_name(rows_sql(item)) for item in release.databases.values()}
+    assert {name.removeprefix("files/") for name in found if name.startswith("files/")} == hashes
+    assert "environment/srv/app/.env" in found
     for name in hashes:
         assert hashlib.sha256(content(bundle, f"files/{name}")).hexdigest() == name
 
 
 def test_secrets_are_in_the_bundles_files_and_nowhere_else(release: Release) -> None:
-    bundle = release.bundle(release.plan(bare()))
+    bundle = release.bundle(release.plan(bare()).steps)
     used = [SECRETS[name].encode() for name in ("livekit/api_secret", "turn/calls", "turn/avatar")]
     for name in members(bundle):
-        if not name.startswith("files/"):
+        if not name.startswith(("files/", "environment/")):
             assert not [value for value in used if value in content(bundle, name)], name
     inside = b"".join(content(bundle, name) for name in members(bundle) if "files/" in name)
     assert all(value in inside for value in used)
 
 
 def test_every_step_is_a_function_of_the_script(release: Release) -> None:
-    script = (Path(__file__).parents[2] / "callready/host/apply.sh").read_text()
+    folder = Path(__file__).parents[2] / "callready/host"
+    script = "".join((folder / name).read_text() for name in ("release.sh", "apply.sh"))
     defined = set(re.findall(r"(?m)^(\w+)\(\) *\{", script))
     for facts in (bare(), deployed(release)):
         have_another_certificate(facts)

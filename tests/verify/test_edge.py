@@ -1,12 +1,18 @@
 """The edge as browsers and apps meet it: TLS on 443 by name, redirects on 80, and what stays
 behind it."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
 from callready.probes import ProbeError, ports, tls
 from callready.probes.app import get
 from callready.probes.tls import served
+from callready.settings.android import Android
+from callready.settings.pins import is_pinned, mismatch
 from verify.certificates import check_certificate
 from verify.check import Check, each, having
-from verify.targets import Server, bracketed
+from verify.targets import Server, Site, bracketed
 
 STRANGER = "stranger.invalid"  # RFC 2606: nobody's
 EDGE = "frontend http and https in /etc/haproxy/haproxy.cfg; journalctl -u haproxy"
@@ -113,6 +119,49 @@ def test_certificate(server: Server, check: Check) -> None:
     assert server.settings.edge
     for name in server.settings.edge_backends:
         check_certificate(server, name, server.settings.edge.port, "haproxy", check)
+
+
+class Pinned(NamedTuple):
+    """A URL of a host, and the apps with pins for its name."""
+
+    server: Server
+    url: SplitResult
+    apps: list[Android]
+
+    @property
+    def name(self) -> str:
+        """The host's name in the inventory."""
+        return self.server.name
+
+    def __str__(self) -> str:
+        return f"{self.url.hostname}"
+
+
+def _pinned(site: Site) -> Iterator[Pinned]:
+    apps = [here.android for here in site.fleet.group("android").values() if here.android]
+    for server in site.hosts():
+        here = server.settings
+        urls = [here.livekit.url] if here.is_sfu and here.livekit else []
+        urls += [here.app.url] if "app" in here.groups and here.app and here.app.url else []
+        for url in map(urlsplit, urls):
+            found = [app for app in apps if is_pinned(app, url.hostname or "")]
+            if found and url.scheme in ("https", "wss"):
+                yield Pinned(server, url, found)
+
+
+@each(lambda site: list(_pinned(site)))
+def test_pins(at: Pinned, check: Check) -> None:
+    """Android's pins for {at.url.hostname}"""
+    name = at.url.hostname or ""
+    chain = tls.served(name, at.url.port or 443, name, _ca(at.server)).pins
+    for app in at.apps:
+        check.expect(
+            not (why := mismatch(app, name, chain)),
+            f"{why}",
+            "android.domains and the certificate: a key that is not pinned needs a release of the "
+            "app before it is served",
+        )
+    check.figure(f"a pinned key in a chain of {len(chain)}")
 
 
 @edges

@@ -1,0 +1,293 @@
+"""The health gate and new SSH connections, against a TURN host and an SFU of the lab: what a broken
+host makes them say, and what a network that lets no UDP through does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fleet import Fleet, Host, eventually, inventory
+from pyinfra.api.config import Config
+from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.host import Host as Connection
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
+
+from callready import gate, reach
+from callready.here import Here
+from callready.settings.fleet import Fleet as Settings
+from callready.settings.fleet import inventory_data
+from callready.via import via
+from lab import Lab, ca, hosts, plan
+
+TURN, SFU = Host("h05"), Host("h06")
+
+
+class Site:
+    """The two hosts deployed, with the deploy's own view of them and a connection to each."""
+
+    def __init__(self, fleet: Fleet, **more: str) -> None:
+        self.fleet = fleet
+        data = inventory_data(str(fleet.inventory))
+        self.settings = Settings.from_data(str(fleet.inventory), data)
+        strict = {"ssh_strict_host_key_checking": "yes", **more}
+        known = Inventory(([(name, {**item, **strict}) for name, item in data.items()], {}))
+        State(known, Config())
+        self.connections: dict[str, Connection] = {host.name: host for host in known}
+
+    def here(self, host: Host) -> Here:
+        return Here(host.fqdn, self.settings)
+
+    def specs(self, host: Host) -> list[gate.Spec]:
+        return gate.probes(self.here(host))
+
+    def gate(self, host: Host, within: float = 0) -> list[str]:
+        """The gate's sentences; none of them has a secret."""
+        said = gate.run(self.specs(host), within)
+        assert self.fleet.marker not in "".join(said)
+        return said
+
+    def families(self, host: Host) -> dict[int, str]:
+        return reach.families(self.connections[host.fqdn], self.here(host))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab, names = Lab(), (TURN.name, SFU.name)
+    made = [name for name in names if lab.state(name) == "absent"]
+    lab.up(names)
+    for name in set(names) - set(made):
+        lab.reset(name)
+    _, data, secrets = inventory()
+    data["livekit"]["url"], data["edge"] = f"wss://{SFU.fqdn}", {}
+    del data["app"], data["turn"]["pools"]["avatar"]
+    data["turn"]["pools"]["calls"] |= {"max_port": 60000, "tls_on_443": True}
+    secrets.remove("turn/avatar")
+    groups = {
+        "livekit": [(SFU.fqdn, {"address": SFU.ipv4, "address6": SFU.ipv6})],
+        "turn": [(TURN.fqdn, {"address": TURN.ipv4, "address6": TURN.ipv6,
+                              "pools": ["calls", "gadget"]})],
+    }  # fmt: skip
+    fleet = Fleet(tmp_path_factory.mktemp("operator"), groups, data, secrets)
+    fleet.deploy()
+    yield Site(fleet)
+    for name in made:
+        lab.destroy(name)
+
+
+@contextmanager
+def changed(host: Host, do: str, undo: str) -> Iterator[None]:
+    host.root(do)
+    try:
+        yield
+    finally:
+        host.root(undo)
+
+
+@contextmanager
+def filtered(host: Host, rule: str) -> Iterator[None]:
+    """A rule of a table before callready's own."""
+    chain = "{ type filter hook input priority -50; }"
+    with changed(
+        host,
+        f"nft add table inet gate; nft 'add chain inet gate in {chain}'; "
+        f"nft add rule inet gate in {rule}",
+        "nft delete table inet gate",
+    ):
+        yield
+
+
+@contextmanager
+def without_udp(host: Host) -> Iterator[None]:
+    """A network between here and one host that lets no UDP through: this machine's own filter,
+    but what is sent gets lost instead of being refused to the sender."""
+    name = f"callready-gate-{host.name}"
+    rules = f"""
+        table netdev {name} {{
+            chain out {{
+                type filter hook egress device callready0 priority 0;
+                ip daddr {host.ipv4} meta l4proto udp drop
+                ip6 daddr {host.ipv6} meta l4proto udp drop
+            }}
+        }}
+    """
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["nft", "delete", "table", "netdev", name], check=True)
+
+
+def about(said: list[str]) -> list[str]:
+    return [sentence.partition(" on h0")[0] for sentence in said]
+
+
+def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:
+    for host, least in ((TURN, 24), (SFU, 6)):
+        assert len(site.specs(host)) >= least
+        assert site.gate(host, within=10) == []
+
+
+@pytest.mark.parametrize(
+    ("host", "unit", "what", "why"),
+    [
+        (TURN, "turnserver@gadget", r"pool gadget|port 5350", "Connection refused"),
+        (SFU, "livekit-server", "LiveKit", "https://h06.lab.test/: no answer in time"),
+        (SFU, "haproxy", "LiveKit|HTTPS|certificate", "Connection refused"),
+    ],
+)
+def test_a_stopped_service(site: Site, host: Host, unit: str, what: str, why: str) -> None:
+    with changed(host, f"systemctl stop {unit}", f"systemctl start {unit}"):
+        said = site.gate(host)
+    assert len(said) == len([spec for spec in site.specs(host) if re.search(what, spec["name"])])
+    assert all(re.search(what, sentence) and why in sentence for sentence in said)
+    assert site.gate(host, within=10) == []
+
+
+def test_a_service_that_comes_up_late_passes(site: Site) -> None:
+    with changed(
+        TURN, "systemctl stop turnserver@gadget; systemd-run -q --on-active=3 --timer-property="
+        "AccuracySec=100ms systemctl start turnserver@gadget", "true",
+    ):  # fmt: skip
+        assert site.gate(TURN, within=20) == []
+
+
+def test_a_port_that_the_firewall_closes(site: Site) -> None:
+    with filtered(TURN, "tcp dport 5350 drop"):
+        said = site.gate(TURN)
+    way = "TURN allocation over tls of pool gadget"
+    certificate = f"certificate of {TURN.fqdn} on port 5350"
+    assert about(said) == [way, certificate] * 2
+    assert all("in nftables" in text or "the firewall" in text for text in said)
+
+
+def test_another_secret_than_the_one_that_mints(site: Site) -> None:
+    database = "/var/lib/turn/calls.db"
+    column = "update turn_secret set value = "
+    secret = site.fleet.secrets["turn/calls"]
+    was = TURN.root(f"sqlite3 {database} 'select value from turn_secret'")
+    assert was == secret
+    with changed(
+        TURN,
+        f"sqlite3 {database} \"{column}'{'x' * 40}'\"",
+        f"sqlite3 {database} \"{column}'{secret}'\"",
+    ):
+        said = site.gate(TURN)
+    assert len(said) == 8
+    assert all("pool calls" in text and "does not accept the credentials" in text for text in said)
+
+
+def test_a_certificate_for_another_name(site: Site) -> None:
+    live = f"/etc/callready/tls/{TURN.fqdn}/current"
+    other = ca.issue("other.lab.test", folder=Path(site.fleet.folder))
+    pem, key = other.read_text(), other.with_suffix(".key").read_text()
+    with changed(
+        TURN,
+        f"cp -a {live}/ /run/gate-tls && cat > {live}/fullchain.pem <<'E'\n{pem}E\n"
+        f"cat > {live}/privkey.pem <<'E'\n{key}E\nsystemctl restart turnserver@calls",
+        f"cp -a /run/gate-tls/. {live}/ && rm -r /run/gate-tls && "
+        "systemctl restart turnserver@calls",
+    ):
+        said = site.gate(TURN, within=3)
+        waiting = gate.run(gate.probes(site.here(TURN), certificates=False), 10)
+    named = f"its name is not {TURN.fqdn}, it names other.lab.test"
+    assert sum(named in text for text in said) == 4
+    assert set(about(said)) == {
+        "TURN allocation over tls of pool calls", "TURN allocation over tls on 443 of pool calls",
+        *(f"certificate of {TURN.fqdn} on port {port}" for port in (443, 5349)),
+    }  # fmt: skip
+    assert waiting == []
+    assert site.gate(TURN, within=10) == []
+
+
+def test_a_network_without_udp_is_found_and_another_host_probes(site: Site) -> None:
+    """The gate host first lacks what it takes to pass UDP on."""
+    specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
+    assert gate.blocked(specs) == []
+    SFU.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
+    with without_udp(TURN):
+        said = gate.blocked(specs)
+        assert len(said) == 4
+        assert all("lets no UDP through" in text and "gate_from" in text for text in said)
+        assert f"{TURN.ipv4}:3478" in said[0]
+        assert about(site.gate(TURN)) == [
+            f"{what} of pool {pool}"
+            for _ in (4, 6)
+            for pool in ("calls", "gadget")
+            for what in ("STUN", "TURN allocation over udp")
+        ]
+        with via(prober, specs) as through:
+            assert gate.blocked(through) == []
+            assert gate.run(through, 10) == []
+            with changed(
+                TURN, "systemctl stop turnserver@gadget", "systemctl start turnserver@gadget"
+            ):
+                said = gate.run(through, 0)
+    assert len(said) == len([spec for spec in specs if spec["port"] in (3479, 5350)])
+    assert all("127.0.0.1" not in text for text in said)
+    assert any(f"turn:{TURN.ipv4}:3479?transport=tcp" in text for text in said)
+    eventually(lambda: not SFU.root("pgrep -u debian python3", check=False))
+
+
+def test_a_gate_host_that_cannot_pass_probes_on_says_what_it_needs(site: Site) -> None:
+    specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
+    with changed(
+        SFU, "chmod 0 $(readlink -f $(command -v python3))", "chmod 755 /usr/bin/python3.*"
+    ), pytest.raises(ConnectError, match=r"needs python3"), via(prober, specs):  # fmt: skip
+        pass
+    config = "/etc/ssh/sshd_config.d/gate.conf"
+    with changed(
+        SFU, f"echo AllowTcpForwarding no > {config}; systemctl restart ssh",
+        f"rm {config}; systemctl restart ssh",
+    ), pytest.raises(ConnectError, match="AllowTcpForwarding"), via(prober, specs):  # fmt: skip
+        pass
+
+
+def test_udp_to_a_bare_port(site: Site) -> None:
+    """Behind the deployed firewall a media port is open, and any other silent."""
+    assert gate.udp_path(SFU.ipv4, 55555) is True
+    assert gate.udp_path(SFU.ipv6, 55555) is True
+    assert gate.udp_path(SFU.ipv4, 4) is None
+    with without_udp(SFU):
+        assert gate.udp_path(SFU.ipv4, 55555) is None
+
+
+def test_new_connections_by_family(site: Site) -> None:
+    both = {4: TURN.ipv4, 6: TURN.ipv6}
+    assert site.families(TURN) == both
+    own = site.connections[TURN.fqdn]
+    own.connect(raise_exceptions=True)
+    start = time.monotonic()
+    with filtered(TURN, "meta nfproto ipv6 tcp dport 22 ct state new drop"):
+        assert site.families(TURN) == {4: TURN.ipv4}
+        with pytest.raises(ConnectError, match=rf"{TURN.fqdn} \({TURN.ipv6}\) fails: no answer"):
+            reach.connect(own, TURN.ipv6)
+        assert own.run_shell_command("true")[0], "the deploy's own connection was disturbed"
+    assert time.monotonic() - start < 20
+    assert site.families(TURN) == both
+    own.disconnect()
+
+
+def test_a_jump_host_leaves_no_choice(site: Site, tmp_path: Path) -> None:
+    config = tmp_path / "ssh_config"
+    jump = "Host h06.lab.test\n User debian\n IdentityFile {key}\n UserKnownHostsFile {known}\n"
+    files = {"key": hosts.USER_KEY, "known": plan.STATE / "known_hosts"}
+    config.write_text(jump.format(**files) + f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n")
+    behind = Site(site.fleet, ssh_config_file=str(config))
+    with filtered(TURN, f"ip saddr {plan.MACHINE.ipv4} tcp dport 22 drop"):
+        reach.connect(behind.connections[TURN.fqdn], None)
+        assert behind.families(TURN) == {reach.THE_DEPLOYS_WAY: TURN.fqdn}
+    eventually(lambda: "sshd" not in SFU.root("ss -Htnp state established sport = 22"))
+
+
+def test_another_host_at_the_address_is_refused(site: Site) -> None:
+    with pytest.raises(ConnectError, match="its host key is not the one in known_hosts"):
+        reach.connect(site.connections[TURN.fqdn], SFU.ipv4)

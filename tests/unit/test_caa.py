@@ -1,0 +1,149 @@
+"""CAA records of a real DNS server on loopback, as an authority reads them (RFC 8659, 8657)."""
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import dns.exception
+import dns.flags
+import dns.message
+import dns.rcode
+import dns.resolver
+import dns.rrset
+import pytest
+from fleets import TURN1, bare, load
+
+from callready import caa, refusals
+from callready.settings.models import Acme
+from tasks import declare
+
+NAME = "turn.calls.callready.test"
+ZONE = "callready.test"
+
+
+class Zone(threading.Thread):
+    """A name server: `records` by domain, "servfail" and "silence" for what goes wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.records: dict[str, list[str] | str] = {}
+        self.asked: list[str] = []
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.resolver = dns.resolver.Resolver(configure=False)
+        self.resolver.nameservers = ["127.0.0.1"]
+        self.resolver.port = self.socket.getsockname()[1]
+
+    def run(self) -> None:
+        while True:
+            data, caller = self.socket.recvfrom(4096)
+            if not data:
+                return
+            if answer := self.answer(dns.message.from_wire(data)):
+                self.socket.sendto(answer.to_wire(), caller)
+
+    def answer(self, query: dns.message.Message) -> dns.message.Message | None:
+        question = query.question[0]
+        domain = question.name.to_text(omit_final_dot=True)
+        self.asked.append(domain)
+        answer, found = dns.message.make_response(query), self.records.get(domain)
+        answer.flags |= dns.flags.RA
+        if found == "silence":
+            return None
+        if found == "servfail":
+            answer.set_rcode(dns.rcode.SERVFAIL)
+        elif found is None:
+            answer.set_rcode(dns.rcode.NXDOMAIN)
+        elif found:
+            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "CAA", *found))
+        return answer
+
+
+@pytest.fixture
+def zone() -> Iterator[Zone]:
+    zone = Zone()
+    zone.start()
+    yield zone
+    zone.socket.sendto(b"", zone.socket.getsockname())  # ends it
+    zone.join()
+    zone.socket.close()
+
+
+def acme(**more: str) -> Acme:
+    return Acme.model_validate({"email": "operator@callready.test", **more})
+
+
+LETSENCRYPT = '0 issue "letsencrypt.org"'
+
+
+@pytest.mark.parametrize(
+    ("records", "forbidden"),
+    [
+        ([], False),
+        ([LETSENCRYPT], False),
+        (['0 issue "LetsEncrypt.org; validationmethods=http-01,dns-01"'], False),
+        (['0 issue "another.test"', LETSENCRYPT], False),
+        (['0 iodef "mailto:security@callready.test"'], False),
+        (['0 issuewild ";"'], False),
+        (['0 issue "another.test"'], True),
+        (['0 issue ";"'], True),
+        (['0 issue "letsencrypt.org; validationmethods=dns-01"'], True),
+        ([LETSENCRYPT, '128 unheard "x"'], True),
+        (['0 issue "notletsencrypt.org"'], True),
+    ],
+)
+def test_the_records_of_a_name_decide(zone: Zone, records: list[str], forbidden: bool) -> None:
+    zone.records = {NAME: records}
+    assert bool(caa.forbids(NAME, acme(), zone.resolver)) == forbidden
+
+
+def test_the_nearest_domain_with_records_decides(zone: Zone) -> None:
+    zone.records = {ZONE: ['0 issue "another.test"'], "test": [LETSENCRYPT]}
+    assert caa.forbids(NAME, acme(), zone.resolver) == (
+        f"{NAME}: a CAA record forbids letsencrypt.org to sign for it with http-01 "
+        f'({ZONE} CAA 0 issue "another.test"): add to the zone: '
+        f'{ZONE} CAA 0 issue "letsencrypt.org"'
+    )
+    assert zone.asked == [NAME, f"calls.{ZONE}", ZONE]
+    zone.records[f"calls.{ZONE}"] = [LETSENCRYPT]
+    assert caa.forbids(NAME, acme(), zone.resolver) is None
+
+
+@pytest.mark.parametrize("fault", ["silence", "servfail"])
+def test_without_an_answer_it_is_silent(
+    zone: Zone, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caa, "TIMEOUT", 0.2)
+    zone.records = {NAME: fault, ZONE: ['0 issue ";"']}
+    assert caa.forbids(NAME, acme(), zone.resolver) is None
+
+
+def test_authorities_have_names(zone: Zone) -> None:
+    zone.records = {NAME: ['0 issue "pki.goog"']}
+    google = acme(server="https://dv.acme-v02.api.pki.goog/directory")
+    assert caa.forbids(NAME, google, zone.resolver) is None
+    private = {"server": "https://acme.callready.test/dir"}
+    assert caa.forbids(NAME, acme(**private), zone.resolver) is None
+    own = acme(**private, caa_identity="ca.callready.test")
+    assert "forbids ca.callready.test" in (caa.forbids(NAME, own, zone.resolver) or "")
+
+
+def test_no_resolver_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise dns.resolver.NoResolverConfiguration
+
+    monkeypatch.setattr(dns.resolver, "Resolver", none)
+    assert caa.forbids(NAME, acme()) is None
+
+
+@pytest.mark.usefixtures("project")
+def test_a_deploy_is_refused_before_the_authority_is_asked(
+    zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dns.resolver, "Resolver", lambda: zone.resolver)
+    zone.records = {TURN1: ['0 issue ";"']}
+    here = declare(load(("*", "tls", {"acme": acme().model_dump(exclude_none=True)})), TURN1)
+    facts = bare()
+    facts.tables = {"inet callready"}  # its port 80 is not tried then
+    said = [why for why in refusals.of(here, facts) if "CAA" in why]
+    assert said and said[0].startswith(f"tls.acme: {TURN1}: a CAA record forbids letsencrypt.org")

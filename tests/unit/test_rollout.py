@@ -1,0 +1,59 @@
+"""The order in which hosts change."""
+
+from typing import Any
+
+import pytest
+from fleets import SFU1, TURN1, TURN2, bare, box, deployed
+
+from callready.operations import Deployment
+from callready.release import NONE
+from callready.rollout import Rollout
+from tasks import declare
+
+pytestmark = pytest.mark.usefixtures("project")
+
+MORE = ("turn3.callready.test", "turn4.callready.test", "turn5.callready.test")
+
+
+@pytest.fixture
+def hosts() -> dict[str, Deployment]:
+    """Six bare hosts of two roles, deployed two at a time."""
+    fleet = box(
+        (SFU1, "groups", ["livekit"]), (SFU1, "pools", []), ("*", "deploy.batch", 2), *[
+            edit
+            for number, name in enumerate(MORE)
+            for edit in (
+                (name, "groups", ["turn"]), (name, "address", f"192.0.2.{30 + number}"),
+                (name, "pools", ["calls"]), *inherited(name),
+            )
+        ],
+    )  # fmt: skip
+    return {name: Deployment(declare(fleet, name), bare()) for name in fleet.hosts}
+
+
+def inherited(name: str) -> list[tuple[str, str, Any]]:
+    from fleets import GROUP
+
+    return [(name, key, value) for key, value in GROUP.items()]
+
+
+def waves(deployments: dict[str, Deployment]) -> list[list[str]]:
+    return list(Rollout({}, deployments, True).waves)
+
+
+def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deployment]) -> None:
+    assert waves(hosts) == [[TURN1], [TURN2, MORE[0]], [*MORE[1:]], [SFU1]]
+
+
+def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:
+    for deployment in hosts.values():
+        release = deployment.here.release
+        deployment.plan = release.go_back(NONE, deployed(release))
+    assert waves(hosts)[0] == [SFU1]
+    assert waves(hosts)[1] == [TURN1]
+
+
+def test_a_host_that_needs_nothing_is_no_canary(hosts: dict[str, Deployment]) -> None:
+    here = hosts[TURN1].here
+    hosts[TURN1] = Deployment(here, deployed(here.release))
+    assert waves(hosts)[0] == [TURN2]
