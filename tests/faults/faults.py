@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from place import Place
 
 from lab import Lab
+from lab.run import say
 
 if TYPE_CHECKING:
     from conftest import Places
@@ -34,7 +35,9 @@ class Fault:
             said = self.make(place)
             left = place.sound()
             place.converges(place.target)
-        except BaseException:
+            say(f"{self.name}: {said}")
+        except BaseException as error:
+            say(f"{self.name}: {place.host.name}: {error!r:.2000}")
             place.now = ""
             Lab().mend(place.host.name)
             raise

@@ -13,16 +13,19 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from callready import gate, reach, release, rollout
+from callready import reach, release, rollout
 
 FOLDER, HOLD = Path(os.environ["FAULTS_FOLDER"]), os.environ.get("FAULTS_HOLD", "")
 PATCH: dict[str, tuple[str, str]] = json.loads(os.environ.get("FAULTS_PATCH", "{}"))
 WAIT = ": > /run/held; for n in $(seq 900); do [ ! -e /run/held ] || sleep 0.1; done"
 # What the controller does about a host, in this order, but for running its steps.
-CONTROLLER = {"look": (reach, "families"), "connect": (reach, "connect"), "gate": (gate, "run")}
+CONTROLLER = {
+    "look": (reach, "families"), "connect": (rollout, "_refused"),
+    "gate": (rollout.Rollout, "_probe"),
+}  # fmt: skip
 
 
-def before(module: Any, name: str, action: Callable[..., None]) -> None:
+def before(module: object, name: str, action: Callable[..., None]) -> None:
     """Have `action` run before every call of a function, with its arguments."""
     function = getattr(module, name)
 
@@ -34,10 +37,10 @@ def before(module: Any, name: str, action: Callable[..., None]) -> None:
     setattr(module, name, wrapper)
 
 
-def stand_still(*_: Any) -> None:
-    """On the controller, once."""
+def stand_still(*arguments: Any) -> None:
+    """On the controller, once, and not for a gate that only looks ahead."""
     mark = FOLDER / "held"
-    if (FOLDER / "was-held").exists():
+    if (FOLDER / "was-held").exists() or len(arguments) > 3:
         return
     (FOLDER / "was-held").touch()
     mark.touch()

@@ -64,6 +64,10 @@ done
 """
 
 
+class EndedBefore(AssertionError):
+    """A deploy ended before it came where it was to stand still."""
+
+
 class Place(Fleet):
     """A host that serves TURN or an SFU with its app. A and B differ in configuration, firewall,
     binary, secret rows, certificate, and in having a second pool or not."""
@@ -191,7 +195,8 @@ class Place(Fleet):
         try:
             if hold:
                 eventually(lambda: self.is_held() or process.poll() is not None)
-                assert self.is_held(), f"it ended before {hold}: {process.communicate()}"
+                if not self.is_held():
+                    raise EndedBefore(f"step {hold}: {process.communicate()}")
             yield process
         finally:
             if process.poll() is None:
@@ -258,10 +263,11 @@ class Place(Fleet):
 
     def ready(self, start: str = "") -> None:
         """Have the host in a good state (`start`, or A or B as it is), whatever was before."""
-        if not self.now or (start and self.now != start):
-            self.host.root("rm -f /run/held")
-            self.now = start or "A"
-            self.reach_state(self.now)
+        if not self.now:
+            self.deliver()
+            self.now = "none"
+        if self.now != (start := start or self.now.replace("none", "A")):
+            self.reach_state(start)
         self.source, self.target = self.now, "A" if self.now == "B" else "B"
         if self.now == "none":
             self.target = "A"
