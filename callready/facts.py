@@ -73,13 +73,15 @@ class EnvironmentFact:
 @dataclass
 class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
-    running release, `pending` one that waits for its confirmation, by whom and since when."""
+    running release, `confirmed` what it boots with, `pending` a release that waits for its
+    confirmation, by whom and since when."""
 
     os: str = ""
     os_version: str = ""
     arch: str = ""
     skew: float = 0.0
     folder: str = ""
+    confirmed: str = ""
     pending: str = ""
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
@@ -135,7 +137,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         match kind:
             case "os":
                 facts.os, facts.os_version = f
-            case "arch" | "folder" | "pending" | "ruleset":
+            case "current":
+                facts.folder = f[0]
+            case "arch" | "confirmed" | "pending" | "ruleset":
                 setattr(facts, kind, f[0])
             case "clock":
                 middle = ((sent_at or received_at) + received_at) / 2

@@ -30,8 +30,10 @@ users() {
 
 # The files of the running release and their live paths: what each path leads to, and its content.
 files() {
-    current=$(readlink /etc/callready/current 2>/dev/null)
-    printf 'folder\t%s\n' "${current##*/}"
+    for link in current confirmed; do
+        target=$(readlink /etc/callready/$link 2>/dev/null)
+        printf '%s\t%s\n' "$link" "${target##*/}"
+    done
     [ -e /var/lib/callready/pending ] && sed 's/^/pending\t/' /var/lib/callready/pending
     [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
     [ -n "$FILES" ] || return 0

@@ -379,7 +379,8 @@ clock|1000.5
 package|coturn|4.6.1-2|ii
 candidate|coturn|4.6.1-2
 user|livekit
-folder|0123-1
+current|0123-1
+confirmed|0122
 pending|0124 77 me since now
 ruleset|abc
 pair|turn.test|def|beef|request
@@ -407,7 +408,8 @@ end"""
     found = facts.parse([line.replace("|", "\t") for line in text.splitlines()], 1000.0)
     assert (found.os, found.os_version, found.arch) == ("debian", "13", "arm64")
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
-    assert (found.folder, found.pending) == ("0123-1", "0124 77 me since now")
+    assert (found.folder, found.confirmed) == ("0123-1", "0122")
+    assert found.pending == "0124 77 me since now"
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]

@@ -106,6 +106,19 @@ def test_binary(server: Server, check: Check) -> None:
 
 
 @each(having(lambda server: server.planned.files))
+def test_release(server: Server, check: Check) -> None:
+    """Release is confirmed"""
+    facts = server.facts
+    check.figure(facts.folder)
+    check.expect(
+        not facts.pending and facts.folder == facts.confirmed,
+        f"it runs release {facts.folder or 'none'} and would boot with "
+        f"{facts.confirmed or 'none'}: callers get another configuration after the next reboot",
+        "journalctl -u callready-revert -u callready-boot on the host; deploy again",
+    )
+
+
+@each(having(lambda server: server.planned.files))
 def test_files(server: Server, check: Check) -> None:
     """Managed files as rendered"""
     wrong = server.changes("file", "link")
