@@ -22,25 +22,32 @@ class Fault:
 
     name: str
     kind: str
-    make: Callable[[Place], str]
+    make: Callable[..., str]
     start: str
+    pair: bool  # it takes another host of the kind
 
     def __str__(self) -> str:
         return self.name
 
     def run(self, place: Place, places: Places) -> None:
         """Make it, and assert the invariant."""
-        place.ready(self.start)
+        hosts = [place] + [places.free[self.kind].get() for _ in range(self.pair)]
+        for each in hosts:
+            each.ready(self.start)
         try:
-            said = self.make(place)
+            said = self.make(*hosts)
             left = place.sound()
             place.converges(place.target)
             say(f"{self.name}: {said}")
         except BaseException as error:
             say(f"{self.name}: {place.host.name}: {error!r:.2000}")
-            place.now = ""
-            Lab().mend(place.host.name)
+            for each in hosts:
+                each.now = ""
+                Lab().mend(each.host.name)
             raise
+        finally:
+            for other in hosts[1:]:
+                places.free[self.kind].put(other)
         kept = {place.source: "nothing changed", place.target: "all of the new release"}
         places.note(
             fault=self.name, how=(self.make.__doc__ or "").strip(), said=said, left=kept[left],
@@ -52,12 +59,12 @@ FAULTS: list[Fault] = []
 
 
 def fault(
-    name: str, kind: str = "turn", start: str = ""
-) -> Callable[[Callable[[Place], str]], Callable[[Place], str]]:
+    name: str, kind: str = "turn", start: str = "", pair: bool = False
+) -> Callable[[Callable[..., str]], Callable[..., str]]:
     """Register a fault; `start` is A, B or none, where it needs that one."""
 
-    def register(make: Callable[[Place], str]) -> Callable[[Place], str]:
-        FAULTS.append(Fault(name, kind, make, start))
+    def register(make: Callable[..., str]) -> Callable[..., str]:
+        FAULTS.append(Fault(name, kind, make, start, pair))
         return make
 
     return register

@@ -64,6 +64,9 @@ done
 """
 
 
+SHARED: dict[str, Any] = {}
+
+
 class EndedBefore(AssertionError):
     """A deploy ended before it came where it was to stand still."""
 
@@ -83,6 +86,11 @@ class Place(Fleet):
             groups = {"livekit": [(self.host.fqdn, host_data)], "app": [self.host.fqdn]}  # type: ignore[list-item]
         names = ["turn/calls", "turn/next", "turn/gadget", "livekit/api_secret"]
         super().__init__(folder, groups, self.states["A"], names)
+        # All hosts have the same, because a test may put two into one inventory.
+        SHARED.setdefault("secrets", self.secrets)
+        SHARED.setdefault("marker", self.marker)
+        self.secrets, self.marker = SHARED["secrets"], SHARED["marker"]
+        self._original = copy.deepcopy((groups, self.states["A"], self.secrets))
         self.good: dict[str, list[str]] = {}
         self.now = ""  # the state it was last seen in
         self.paths: set[str] = set()
@@ -243,7 +251,7 @@ class Place(Fleet):
             assert done.returncode == 0, f"no new SSH connection to {address}: {done.stderr}"
         found = self.snapshot()
         state = next((state for state, good in self.good.items() if good == found), "")
-        assert state, "torn: " + "; ".join(
+        assert state, "torn: " + "\n".join(
             f"not {state}: {sorted(set(found) ^ set(good))}" for state, good in self.good.items()
         )
         assert gate.run(self.probes(state)) == []

@@ -177,7 +177,7 @@ def _(place: Place) -> str:
     key = (plan.STATE / "id_ed25519.pub").read_text().rsplit(" ", 1)[0]
     known.write_text(f"{place.host.fqdn},{place.host.ipv4} {key}\n")
     place.data["ssh_known_hosts_file"] = str(known)
-    return place.fails("key")
+    return place.fails("HAS CHANGED")
 
 
 @fault("two operators at once")
@@ -209,6 +209,30 @@ def _(place: Place) -> str:
     assert process.returncode == 1 and "another deploy" in out + err, out + err
     eventually(place.settled)
     return "another deploy … waits; the run has the host return, the next one deploys"
+
+
+@fault("part of the fleet fails", start="A", pair=True)
+def _(place: Place, other: Place) -> str:
+    """two hosts in one inventory: the first one's line is cut; then its new ruleset locks out"""
+    for certificate in "AB":
+        there = (other.host.ipv4, other.host.ipv6)
+        ca.issue(other.host.fqdn, there, 90, place.folder / certificate)
+    place.groups["turn"] += other.groups["turn"]
+    Lab().cut(place.host.name)
+    place.fails("Could not connect")
+    Lab().mend(place.host.name)
+    assert (place.sound(), other.sound()) == ("A", "B"), "a host that is there was not deployed"
+    place.use("A", timer=60)
+    place.groups["turn"] += other.groups["turn"]
+    said = place.run("--json")
+    assert said.status == 0 and said.changed == [other.host.name], said.text
+    place.use("B")
+    place.groups["turn"] += [(other.host.fqdn, {**place.groups["turn"][0][1], "address":
+                              other.host.ipv4, "address6": other.host.ipv6})]  # fmt: skip
+    said_so = f"not switched, because {place.host.fqdn} failed"
+    place.fails(RETURNED, said_so, patch=rule("tcp dport 22 ct state new drop"))
+    assert other.sound() == "A"
+    return "cut off: named, the other is deployed. Locked out: … not switched, because … failed"
 
 
 # Disks
