@@ -16,7 +16,7 @@ mark = Path(host.data.work).with_name("held")
 
 
 def stand_still() -> None:
-    """Where the faults strike: the files are new, nothing was loaded or restarted."""
+    """Where the faults strike: half of the files are new."""
     if os.environ.get("FAULTS_HOLD"):
         mark.touch()
         while mark.exists():
@@ -33,12 +33,12 @@ for path, database in work["databases"].items():
     )
     files.put(name=f"Rows of {path}", src=database, dest=f"{path}.sql", mode="600")
     server.shell(name=f"Load {path}.sql", commands=f"sqlite3 {path} < {path}.sql > /dev/null")
-changed = [
-    files.put(name=path, src=source, dest=path, user=user, group=group, mode=mode)
-    for path, (source, user, group, mode) in work["files"].items()
-]
+changed = []
+for number, (path, (source, user, group, mode)) in enumerate(work["files"].items()):
+    if number == len(work["files"]) // 2:
+        python.call(name="Here the faults strike", function=stand_still)
+    changed.append(files.put(name=path, src=source, dest=path, user=user, group=group, mode=mode))
 changed += [files.link(name=p, path=p, target=target) for p, target in work["links"].items()]
-python.call(name="Here the faults strike", function=stand_still)
 server.sysctl(
     name="Reserved ports", key="net.ipv4.ip_local_reserved_ports", value=work["reserved_ports"]
 )

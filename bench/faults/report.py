@@ -87,8 +87,7 @@ def beside(
     return table(
         "## Beside plain pyinfra\n\nThe same states of a TURN host, deployed with `files.put`, "
         "`nft -f` and `systemd.service` (`bench/faults/plain.py`), judged 20 s after the fault by "
-        "the same snapshots and probes. A cut strikes when the files are new and nothing was "
-        "restarted yet.",
+        "the same snapshots and probes. A cut strikes when half of the files are new.",
         ("fault", "callready", "plain operations leave", "and the next run"), rows,
     )  # fmt: skip
 

@@ -69,8 +69,8 @@ def repack(source: Path, www: Path, version: str, binary: bytes | None = None) -
 class Places:
     """The hosts of each kind and who waits for one; what was found, for the table in docs/."""
 
-    def __init__(self, places: list[Place]) -> None:
-        self.all = places
+    def __init__(self, places: list[Place], long: bool) -> None:
+        self.all, self.long = places, long
         self.free: dict[str, Queue[Place]] = {kind: Queue() for kind in ("turn", "sfu")}
         self.pools = {kind: ThreadPoolExecutor(len(self.of(kind))) for kind in self.free}
         self.found: list[dict[str, str]] = []
@@ -99,7 +99,9 @@ class Places:
 
 
 @pytest.fixture(scope="session")
-def places(tmp_path_factory: pytest.TempPathFactory, www: str) -> Iterator[Places]:
+def places(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, www: str
+) -> Iterator[Places]:
     """The hosts, bare before and gone after; what was found is written to FAULTS_RESULTS."""
     if os.geteuid():
         pytest.skip("the lab needs root")
@@ -107,7 +109,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, www: str) -> Iterator[Place
     made = [name for name in HOSTS if lab.state(name) == "absent"]
     lab.up(HOSTS)
     places = Places(
-        [Place(name, kind, tmp_path_factory.mktemp(name), www) for name, kind in HOSTS.items()]
+        [Place(name, kind, tmp_path_factory.mktemp(name), www) for name, kind in HOSTS.items()],
+        request.config.getoption("--long"),
     )
     try:
         with ThreadPoolExecutor(len(HOSTS)) as pool:
@@ -123,10 +126,17 @@ def places(tmp_path_factory: pytest.TempPathFactory, www: str) -> Iterator[Place
 
 
 @pytest.fixture(scope="session")
-def running(request: pytest.FixtureRequest, places: Places) -> dict[str, Future[Any]]:
-    """The jobs of all selected tests with a `fault`, begun at once, by test."""
-    return {
-        item.nodeid: places.submit(fault.kind, fault.run, places)
+def running(request: pytest.FixtureRequest, places: Places) -> dict[str, list[Future[Any]]]:
+    """The jobs of all selected tests that have one, begun at once, by test."""
+    jobs = {
+        item.nodeid: item.callspec.params["job"]
         for item in request.session.items
-        if (fault := getattr(item, "callspec", None) and item.callspec.params.get("fault"))  # type: ignore[attr-defined]
+        if hasattr(item, "callspec") and "job" in item.callspec.params
+    }
+    return {
+        test: [
+            places.submit(job.kind, job.run, places)
+            for _ in (places.of(job.kind) if job.everywhere else "1")
+        ]
+        for test, job in jobs.items()
     }

@@ -25,6 +25,7 @@ class Fault:
     make: Callable[..., str]
     start: str
     pair: bool  # it takes another host of the kind
+    everywhere = False  # one host will do
 
     def __str__(self) -> str:
         return self.name
@@ -37,6 +38,7 @@ class Fault:
         try:
             said = self.make(*hosts)
             left = place.sound()
+            assert left == place.source or place.status == 0, "it kept what nobody confirmed"
             place.converges(place.target)
             say(f"{self.name}: {said}")
         except BaseException as error:

@@ -93,6 +93,7 @@ class Place(Fleet):
         self._original = copy.deepcopy((groups, self.states["A"], self.secrets))
         self.good: dict[str, list[str]] = {}
         self.now = ""  # the state it was last seen in
+        self.status = 0  # of the last deploy
         self.paths: set[str] = set()
         self.units: set[str] = set()
 
@@ -158,7 +159,7 @@ class Place(Fleet):
         self.use("A" if state == "none" else state, timer=60)
         run = self.run("--json", *(["--data", "do=remove"] if state == "none" else []))
         assert run.status == 0, run.text
-        self.now = state
+        self.now, self.status = state, 0
         return run
 
     def learn(self) -> None:
@@ -210,6 +211,7 @@ class Place(Fleet):
             if process.poll() is None:
                 os.killpg(process.pid, 9)
             process.communicate()
+            self.status = process.returncode
 
     def is_held(self) -> bool:
         """Whether a deploy stands still, here or on the host."""

@@ -23,10 +23,11 @@ RETURNED = "this host has returned to release"
 NEW = "        ct state invalid counter drop\n"
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=str)
-def test_fault(running: dict[str, Future[None]], request: pytest.FixtureRequest, fault: Fault
+@pytest.mark.parametrize("job", FAULTS, ids=str)
+def test_fault(running: dict[str, list[Future[None]]], request: pytest.FixtureRequest, job: Fault
                ) -> None:  # fmt: skip
-    running[request.node.nodeid].result()
+    for future in running[request.node.nodeid]:
+        future.result()
 
 
 def rule(text: str) -> dict[str, tuple[str, str]]:
@@ -123,7 +124,7 @@ def _(place: Place) -> str:
 # Hosts and lines
 
 
-@fault("blackhole in the middle")
+@fault("blackhole in the middle", "sfu")
 def _(place: Place) -> str:
     """the line is cut after the switch and stays cut"""
     with place.deploying(hold="gate") as process:
@@ -135,7 +136,7 @@ def _(place: Place) -> str:
     return "exit 1; the host returned by itself"
 
 
-@fault("reboot inside the window")
+@fault("reboot inside the window", "sfu")
 def _(place: Place) -> str:
     """the host reboots in order between the switch and the confirmation"""
     with place.deploying(hold="gate") as process:
@@ -159,7 +160,7 @@ def _(place: Place) -> str:
     return "nothing; at boot it has what was confirmed"
 
 
-@fault("Ctrl-C")
+@fault("Ctrl-C", "sfu")
 def _(place: Place) -> str:
     """SIGINT after the switch"""
     with place.deploying(hold="gate") as process:
@@ -169,7 +170,7 @@ def _(place: Place) -> str:
     return "exit 130; callready: interrupted …"
 
 
-@fault("changed host key")
+@fault("changed host key", "sfu")
 def _(place: Place) -> str:
     """known_hosts has another key for the host"""
     place.use(place.target)
@@ -257,7 +258,7 @@ FILES = """for d in /etc/callready /var/lib/callready; do mkdir $d/fill
 n=0; while touch $d/fill/$n; do n=$((n + 1)); done; done 2>&-; true"""
 
 
-@fault("full disk")
+@fault("full disk", "sfu")
 def _(place: Place) -> str:
     """callready's folders have no room left when the deploy begins"""
     with small_disk(place, "size=2m,mode=755"):
@@ -266,7 +267,7 @@ def _(place: Place) -> str:
     return said
 
 
-@fault("full disk after the switch was armed")
+@fault("full disk after the switch was armed", "sfu")
 def _(place: Place) -> str:
     """callready's folders have no room left from the switch on"""
     with small_disk(place, "size=2m,mode=755"):
@@ -277,7 +278,7 @@ def _(place: Place) -> str:
     return "nothing: the host returned by its own timer"
 
 
-@fault("no inodes")
+@fault("no inodes", "sfu")
 def _(place: Place) -> str:
     """callready's folders can take no further file"""
     with small_disk(place, "nr_inodes=400,mode=755"):
@@ -289,7 +290,7 @@ def _(place: Place) -> str:
 READ_ONLY = "for d in %s; do mount --bind $d $d; mount -o remount,bind,ro $d; done"
 
 
-@fault("read-only file system")
+@fault("read-only file system", "sfu")
 def _(place: Place) -> str:
     """/etc and /var are read-only when the deploy begins"""
     place.host.root(READ_ONLY % "/etc /var")
