@@ -74,7 +74,7 @@ class EnvironmentFact:
 class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
     running release, `confirmed` what it boots with, `pending` a release that waits for its
-    confirmation, by whom and since when."""
+    confirmation, by whom and since when; stuck without the timer that ends that."""
 
     os: str = ""
     os_version: str = ""
@@ -83,6 +83,7 @@ class Facts:
     folder: str = ""
     confirmed: str = ""
     pending: str = ""
+    is_stuck: bool = False
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -139,7 +140,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 facts.os, facts.os_version = f
             case "current":
                 facts.folder = f[0]
-            case "arch" | "confirmed" | "pending" | "ruleset":
+            case "pending":
+                facts.pending, facts.is_stuck = f[0], f[1] != "active"
+            case "arch" | "confirmed" | "ruleset":
                 setattr(facts, kind, f[0])
             case "clock":
                 middle = ((sent_at or received_at) + received_at) / 2

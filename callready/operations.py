@@ -7,6 +7,7 @@ import difflib
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Generator, Iterable
 from functools import cached_property
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import click
 import gevent
+from paramiko import SSHException
 from pyinfra import logger
 from pyinfra.api.command import FunctionCommand, StringCommand
 from pyinfra.api.exceptions import DeployError
@@ -110,27 +112,23 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
     fleet = load_fleet(inventory)
     declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
     connected = set(inventory.get_active_hosts())
-    active = [
-        host
-        for host in inventory  # in its order: the first one of a role changes first
-        if host in connected
-        and (declared[host.name].release.files or declared[host.name].release.environments)
-    ]
+    ours = [host for host in inventory if _is_ours(declared[host.name])]
+    # In the inventory's order: the first one of a role changes first.
+    active = [host for host in ours if host in connected]
     verb = _option(inventory, "do") or "deploy"
     if verb not in VERBS:
         raise Refused(f"--data do={verb}: it is one of {', '.join(VERBS)}")
-    jobs: dict[str, Any] = {
-        host.name: gevent.spawn(_look, host, fleet, declare, declared[host.name], verb)
-        for host in active
-    }
-    gevent.joinall(list(jobs.values()))
     ready: dict[str, Deployment] = {}
     refused: list[str] = []
-    for name, job in jobs.items():
-        if not job.successful():
-            refused.append(f"{fleet.source}: {name}: {job.exception}")
-            continue
-        ready[name] = job.get()
+
+    def look(host: Host) -> None:
+        # gevent would print the traceback of what leaves a greenlet.
+        try:
+            ready[host.name] = _look(host, fleet, declare, declared[host.name], verb)
+        except (SettingsError, facts.SurveyError, SSHException, OSError, EOFError) as error:
+            refused.append(f"{fleet.source}: {host.name}: {error}")
+
+    gevent.joinall([gevent.spawn(look, host) for host in active], raise_error=True)
     if verb == "rollback":
         _keep_older(ready)
     for name in ready:
@@ -146,7 +144,7 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
             for path in deployment.plan.drifted
         )
     _rollouts[id(inventory.state)] = Rollout(
-        {host.name: host for host in inventory}, ready, len(ready) == _with_releases(declared)
+        {host.name: host for host in inventory}, ready, len(ready) == len(ours)
     )
     if report := os.environ.get("CALLREADY_REPORT"):
         summary = {name: {"changes": d.plan.changes, "busy": d.busy} for name, d in ready.items()}
@@ -167,8 +165,9 @@ def _keep_older(deployments: dict[str, Deployment]) -> None:
             deployment.plan = Plan(notes=[f"the last deploy ({last}) did not change this host"])
 
 
-def _with_releases(declared: dict[str, Here]) -> int:
-    return sum(bool(h.release.files or h.release.environments) for h in declared.values())
+def _is_ours(here: Here) -> bool:
+    """Whether a host has something of ours, or may have it still after its last role has gone."""
+    return bool(here.release.manifest) or "android" not in here.settings.groups
 
 
 def _option(inventory: Inventory, name: str) -> str:
@@ -183,6 +182,9 @@ def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> 
             logger.info(f"{host.print_prefix}{line}")
         return Deployment(here, facts.Facts(), Plan())
     found = survey(host, here)
+    if found.is_stuck and "--dry" not in sys.argv:
+        as_root(host, here, "systemctl start callready-revert.service")
+        found = survey(host, here)
     here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
     if verb == "deploy":
         return Deployment(here, found)
@@ -204,7 +206,7 @@ def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
             f"another deploy waits for its confirmation here (release {release} by {who}): it is "
             "confirmed or taken back within a minute or so; then try again"
         )
-    if verb == "deploy":
+    if verb == "deploy" and (deployment.plan.steps or deployment.here.release.manifest):
         yield from refusals.of(deployment.here, deployment.facts)
     if deployment.back:
         yield from refusals.of_rollback(deployment.here, deployment.back.manifest)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROLES = ("turn", "livekit", "app")
 UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
-    " && d=$(mktemp -d /var/lib/callready/incoming.XXXXXX)"
+    " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"
     ' && base64 -d | tar -xz -C "$d" && exec setsid -w sh "$d/apply.sh" "$d"'
 )
 
@@ -64,6 +64,7 @@ class Rollout:
         for role in ROLES:
             groups.append([n for n, d in left.items() if role in d.here.settings.groups])
             left = {name: d for name, d in left.items() if name not in groups[-1]}
+        groups.append(list(left))  # whose last role has gone
         if any(deployment.plan.verb != "deploy" for deployment in self.changing.values()):
             groups.reverse()
         for names in filter(None, groups):

@@ -38,8 +38,10 @@ take() {
     printf '%s since %s\n' "${SUDO_USER:-root}" "$(date '+%F %T')" > /run/callready.holder
     mkdir -p $root/releases $state/environment
     chmod 0755 $root $root/releases
+    # Folders of scripts that died; another one may be about to be told that it has to wait.
     for left in $state/incoming.*; do
-        [ "$left" = "$here" ] || rm -rf "$left"
+        process=${left#"$state/incoming."}
+        [ -d "/proc/${process%%.*}" ] || rm -rf "$left"
     done
     rm -rf $root/releases/.new-*
 }

@@ -121,7 +121,12 @@ environments() {
                     > "$root/.lines" 2> /dev/null
             put_environment "$path" "$owner" "$root/.lines" "$root/releases/$2/environment$path" || return 1
             rm -f "$root/.lines" "$(note_of "$path")"
-            [ -s "$path" ] || [ -e "$root/before$path" ] || rm -f "$path"
+            if [ -e "$root/before$path" ]; then
+                chown --reference="$root/before$path" "$path"
+                chmod --reference="$root/before$path" "$path"
+            elif [ ! -s "$path" ]; then
+                rm -f "$path"
+            fi
             rm -f "$root/before$path"
         done
 }
@@ -239,6 +244,8 @@ services() {
     done
     if [ -e $root/nftables.conf ]; then
         systemctl restart callready-firewall.service || complain "the firewall does not load: $(last_words callready-firewall.service)"
+    else
+        systemctl stop callready-firewall.service 2> /dev/null || :
     fi
     lines_of unit "$1" | while IFS=$T read -r kind unit fingerprint credentials how ports; do
         runs "$unit" "$fingerprint" "$credentials" && continue

@@ -34,7 +34,8 @@ files() {
         target=$(readlink /etc/callready/$link 2>/dev/null)
         printf '%s\t%s\n' "$link" "${target##*/}"
     done
-    [ -e /var/lib/callready/pending ] && sed 's/^/pending\t/' /var/lib/callready/pending
+    [ -e /var/lib/callready/pending ] && printf 'pending\t%s\t%s\n' \
+        "$(cat /var/lib/callready/pending)" "$(systemctl is-active callready-dead-man.timer)"
     [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
     [ -n "$FILES" ] || return 0
     find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n' 2>/dev/null

@@ -64,8 +64,7 @@ class Caller:
         self.connect_seconds = 0.0
         self.data_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.heard_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self.last_heard = 0.0
-        self.longest_silence = 0.0
+        self.last_heard = self.longest_silence = 0.0
         self.reconnects = 0
         self.gone = False
         self.tasks: list[asyncio.Task[None]] = []
@@ -133,10 +132,10 @@ class Caller:
         async for event in rtc.AudioStream(track, sample_rate=RATE, num_channels=1):
             if max(event.frame.data) > LOUD:
                 now = time.perf_counter()
-                if not self.heard_at.done():
+                if self.heard_at.done():
+                    self.longest_silence = max(self.longest_silence, now - self.last_heard)
+                else:
                     self.heard_at.set_result(now)
-                    self.last_heard = now
-                self.longest_silence = max(self.longest_silence, now - self.last_heard)
                 self.last_heard = now
 
     async def measured(self, original_urls: dict[str, str]) -> Participant:
@@ -235,7 +234,9 @@ async def _call(request: Request, retries: _Retries) -> Call:
                 "LiveKit's and coturn's logs at that time, and UDP timeouts of firewalls between",
             )
         first, second = [await each.measured(original_urls) for each in callers]
-        return Call((first, second), retries.count, sum(each.reconnects for each in callers))
+        reconnects = sum(each.reconnects for each in callers)
+        silence = max(each.longest_silence for each in callers)
+        return Call((first, second), retries.count, reconnects, silence)
 
 
 async def _usable(

@@ -71,12 +71,14 @@ class Call:
     """A call in which data and audio arrived both ways and went on to the end.
 
     `retries` counts the attempts that the SDK made again by itself, `reconnects` how often a
-    participant lost the connection on the way.
+    participant lost the connection on the way, `longest_silence` the longest time (s) in which one
+    heard nothing of the other.
     """
 
     participants: tuple[Participant, Participant]
     retries: int
     reconnects: int
+    longest_silence: float = 0.0
 
     def __str__(self) -> str:
         return (

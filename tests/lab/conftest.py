@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from fleet import (
@@ -22,6 +23,20 @@ from fleet import (
 )
 
 from lab import Lab, plan
+
+# Tests with hosts in common run one after the other, whatever runs beside them: by the fixture that
+# has the hosts, or by file.
+GROUPS = {"lab_fleet": "fleet", "deployed_pair": "pair", "good": "lab"}
+SHARED = {"test_lab": "h17-h20", "test_acme": "h17-h20", "test_rotation": "h17-h20"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent != Path(__file__).parent:
+            continue
+        names = getattr(item, "fixturenames", ())
+        group = next((GROUPS[name] for name in names if name in GROUPS), item.path.stem)
+        item.add_marker(pytest.mark.xdist_group(SHARED.get(group, group)))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from threading import Event
+from typing import Any
 
 import pytest
 from fleet import Fleet, Host, eventually, probe
@@ -150,7 +151,7 @@ def test_renewal_costs_no_call(site: Fleet) -> None:
     before = served()
     keys = {"secret": site.secrets["livekit/api_secret"], "LIVEKIT_API_KEY": "APIfleet"}
 
-    def call(uri: str, pool: str) -> dict[str, object]:
+    def call(uri: str, pool: str) -> dict[str, Any]:
         return probe("webrtc", f"wss://{BOX.fqdn}", "--turn", uri, "--duration", "30", "--ca-file",
                      str(acme.ROOT), TURN_SECRET=site.secrets[f"turn/{pool}"], **keys)  # fmt: skip
 
@@ -174,7 +175,9 @@ def test_renewal_costs_no_call(site: Fleet) -> None:
     for done in calls:
         assert done.result()["ok"], done.result()
         assert done.result()["reconnects"] == 0
-    print(f"2 calls, 0 reconnects; {comers.result()} new TLS connections, 0 refused")
+    silence = max(done.result()["longest_silence"] for done in calls)
+    print(f"2 calls, 0 reconnects, longest silence {silence:.2f} s; {comers.result()} new TLS "
+          "connections, 0 refused")  # fmt: skip
     assert site.deploy().changed == []
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import yaml
@@ -35,11 +36,11 @@ def secret(name: str) -> str:
     return str(yaml.safe_load(store.read_text())[name])
 
 
-def call() -> dict[str, object]:
+def call(seconds: int = 1) -> dict[str, Any]:
     """A call of two people somewhere else, through the edge."""
     return probe(
-        "webrtc", f"wss://{SFU.fqdn}", "--ca-file", str(ca.CA_CERTIFICATE),
-        secret=secret("livekit/api_secret"), LIVEKIT_API_KEY="APIlab",
+        "webrtc", f"wss://{SFU.fqdn}", "--ca-file", str(ca.CA_CERTIFICATE), "--duration",
+        str(seconds), secret=secret("livekit/api_secret"), LIVEKIT_API_KEY="APIlab",
     )  # fmt: skip
 
 
@@ -190,23 +191,25 @@ def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> N
 
 def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:
     """New connections every 100 ms wait for LiveKit. One that it has accepted already when it is
-    told to stop is cut, and let in when it comes again, as every SDK does."""
-    start = time.monotonic()
-    token = livekit.token("APIlab", SecretStr(secret("livekit/api_secret")), ttl=60)
+    told to stop is cut, and let in when it comes again, as every SDK does. So is a call."""
+    key = SecretStr(secret("livekit/api_secret"))
 
     def join(_: int) -> tuple[float, list[str]]:
-        began, failed = time.monotonic(), []
+        began, failed, token = time.monotonic(), [], livekit.token("APIlab", key)
         while len(failed) < 2:
             try:
                 livekit.signalling(f"wss://{SFU.fqdn}", token, str(ca.CA_CERTIFICATE))
                 break
             except ProbeError as error:
                 failed.append(str(error))
+                time.sleep(0.3)  # as livekit-client's reconnect policy
         return time.monotonic() - began, failed
 
-    with ThreadPoolExecutor(50) as pool:
-        joins = []
-        for number in range(60):
+    with ThreadPoolExecutor(100) as pool:
+        talk = pool.submit(call, 15)
+        eventually(lambda: int(SFU.root("ss -Hlunp | grep -c livekit-server", check=False)) > 0)
+        start, joins = time.monotonic(), []
+        for number in range(100):
             joins.append(pool.submit(join, number))
             if number == 20:
                 restart = pool.submit(SFU.root, "systemctl restart livekit-server")
@@ -216,4 +219,7 @@ def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:
     refused = [failed for _, failed in waits if len(failed) == 2]
     cut, longest = sum(len(failed) == 1 for _, failed in waits), max(waits)[0]
     print(f"{len(waits)} came, {cut} cut, {len(refused)} refused, longest wait {longest:.1f} s")
+    got = talk.result()
+    assert got["ok"], got
+    print(f"a running call: {got['reconnects']} reconnects, {got['longest_silence']:.1f} s silence")
     assert not refused

@@ -26,7 +26,7 @@ from callready.settings.fleet import inventory_data
 from callready.via import via
 from lab import Lab, ca, hosts, plan
 
-TURN, SFU = Host("h05"), Host("h06")
+TURN, SFU = Host("h13"), Host("h14")
 
 
 class Site:
@@ -140,7 +140,7 @@ def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:
     ("host", "unit", "what", "why"),
     [
         (TURN, "turnserver@gadget", r"pool gadget|port 5350", "Connection refused"),
-        (SFU, "livekit-server", "LiveKit", "https://h06.lab.test/: no answer in time"),
+        (SFU, "livekit-server", "LiveKit", "https://h14.lab.test/: no answer in time"),
         (SFU, "haproxy", "LiveKit|HTTPS|certificate", "Connection refused"),
     ],
 )
@@ -278,7 +278,7 @@ def test_new_connections_by_family(site: Site) -> None:
 
 def test_a_jump_host_leaves_no_choice(site: Site, tmp_path: Path) -> None:
     config = tmp_path / "ssh_config"
-    jump = "Host h06.lab.test\n User debian\n IdentityFile {key}\n UserKnownHostsFile {known}\n"
+    jump = "Host h14.lab.test\n User debian\n IdentityFile {key}\n UserKnownHostsFile {known}\n"
     files = {"key": hosts.USER_KEY, "known": plan.STATE / "known_hosts"}
     config.write_text(jump.format(**files) + f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n")
     behind = Site(site.fleet, ssh_config_file=str(config))

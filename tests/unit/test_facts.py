@@ -381,7 +381,7 @@ candidate|coturn|4.6.1-2
 user|livekit
 current|0123-1
 confirmed|0122
-pending|0124 77 me since now
+pending|0124 77 me since now|inactive
 ruleset|abc
 pair|turn.test|def|beef|request
 manifest|file|/a|0644|root|root|ff
@@ -409,7 +409,7 @@ end"""
     assert (found.os, found.os_version, found.arch) == ("debian", "13", "arm64")
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
     assert (found.folder, found.confirmed) == ("0123-1", "0122")
-    assert found.pending == "0124 77 me since now"
+    assert (found.pending, found.is_stuck) == ("0124 77 me since now", True)
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]
