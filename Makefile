@@ -16,11 +16,11 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit lab-tests fault-tests faults rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
-	@echo "make test                everything: lint, types, unit, lab"
+	@echo "make test                everything: lint, types, unit, lab, faults"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
@@ -30,6 +30,7 @@ help:
 	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
+	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md"
 	@echo "make docs                write the generated pages of docs/"
 	@echo "make lab-up, lab-down    the lab alone; lab-down removes every trace but the cache"
 
@@ -102,4 +103,13 @@ check: lint unit
 lab-tests: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/lab
 
-test: check lab-tests
+fault-tests: lab-install
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults
+
+# The long sweep; it takes an hour.
+faults: export FAULTS_RESULTS = $(CURDIR)/.venv/faults.json
+faults: lab-install
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults --long && \
+		$(PYTHON) -m bench.faults $(FAULTS_RESULTS)
+
+test: check lab-tests fault-tests

@@ -165,6 +165,7 @@ class Fleet:
         self.marker = "Planted" + secrets.token_hex(8)
         self.secrets = {name: f"{self.marker}-{name}-{secrets.token_hex(8)}" for name in names}
         self._original = copy.deepcopy((groups, data, self.secrets))
+        self.deploy_file, self.environment = "deploy.py", dict[str, str]()
         self.first: Run | None = None
         # Whether hosts may be other than the original inventory says.
         self.unsettled = True
@@ -186,8 +187,9 @@ class Fleet:
         """Start the literal command in a process group of its own."""
         self.write()
         return subprocess.Popen(
-            [*before, PYINFRA, self.inventory, "deploy.py", *arguments], cwd=REPOSITORY, text=True,
-            env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1"},
+            [*before, PYINFRA, self.inventory, self.deploy_file, *arguments], cwd=REPOSITORY,
+            env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1", **self.environment},
+            text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip

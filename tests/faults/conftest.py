@@ -1,0 +1,142 @@
+"""Hosts in two good states each, and every fault of the session at work on them at once."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+from place import Place
+
+from lab import Lab, archive, plan
+
+HOSTS = {"h09": "turn", "h10": "sfu", "h11": "sfu", "h12": "turn"}  # each kind on Debian 12 and 13
+PORT = 8089
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="every step with every cut")
+
+
+@pytest.fixture(scope="session")
+def www(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """LiveKit's archive as two releases with different binaries; the URL of the download page."""
+    folder = tmp_path_factory.mktemp("www")
+    server = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer((plan.MACHINE.ipv4, PORT), server) as httpd:
+        first = archive.publish()
+        (folder / "v1.13.5").symlink_to(first.parent)
+        repack(first, folder, "1.13.6")
+        repack(first, folder, "1.13.7", bytes.fromhex("7f454c46020101") + bytes(64))
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://{plan.MACHINE.ipv4}:{PORT}"
+        httpd.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def repack(source: Path, www: Path, version: str, binary: bytes | None = None) -> None:
+    """Publish a release whose program is another one's with a byte more, or is `binary`."""
+    folder = www / f"v{version}"
+    unpacked = folder / "unpacked"
+    unpacked.mkdir(parents=True)
+    with tarfile.open(source) as tar:
+        tar.extractall(unpacked, filter="data")
+    program = unpacked / "livekit-server"
+    program.write_bytes(program.read_bytes() + b"\0" if binary is None else binary)
+    target = folder / source.name.replace(archive.VERSION, version)
+    subprocess.run(["tar", "-C", unpacked, "-I", "gzip -1", "-cf", target, "."], check=True)
+    shutil.rmtree(unpacked)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    (folder / "checksums.txt").write_text(f"{digest}  {target.name}\n")
+
+
+class Places:
+    """The hosts of each kind and who waits for one; what was found, for the table in docs/."""
+
+    def __init__(self, places: list[Place], long: bool) -> None:
+        self.all, self.long = places, long
+        self.free: dict[str, Queue[Place]] = {kind: Queue() for kind in ("turn", "sfu")}
+        self.pools = {kind: ThreadPoolExecutor(len(self.of(kind))) for kind in self.free}
+        self.found: list[dict[str, str]] = []
+        for place in places:
+            self.free[place.kind].put(place)
+
+    def of(self, kind: str) -> list[Place]:
+        """The hosts of a kind."""
+        return [place for place in self.all if place.kind == kind]
+
+    def submit(self, kind: str, work: Any, *arguments: Any) -> Future[Any]:
+        """Have a job done on a host of a kind as soon as one is free."""
+
+        def job() -> Any:
+            place = self.free[kind].get()
+            try:
+                return work(place, *arguments)
+            finally:
+                self.free[kind].put(place)
+
+        return self.pools[kind].submit(job)
+
+    def note(self, **found: str) -> None:
+        """Something for the table."""
+        self.found.append(found)
+
+
+@pytest.fixture(scope="session")
+def places(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, www: str
+) -> Iterator[Places]:
+    """The hosts, bare before and gone after; what was found is written to FAULTS_RESULTS."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in HOSTS if lab.state(name) == "absent"]
+    lab.up(HOSTS)
+    places = Places(
+        [Place(name, kind, tmp_path_factory.mktemp(name), www) for name, kind in HOSTS.items()],
+        request.config.getoption("--long"),
+    )
+    try:
+        with ThreadPoolExecutor(len(HOSTS)) as pool:
+            list(pool.map(Place.learn, places.all))
+        yield places
+    finally:
+        for kind_pool in places.pools.values():
+            kind_pool.shutdown(cancel_futures=True)
+        for name in made:
+            lab.destroy(name)
+        if path := os.environ.get("FAULTS_RESULTS"):
+            Path(path).write_text(json.dumps(places.found, indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def running(request: pytest.FixtureRequest, places: Places) -> dict[str, list[Future[Any]]]:
+    """The jobs of all selected tests that have one, begun at once, by test."""
+    jobs = {
+        item.nodeid: item.callspec.params["job"]
+        for item in request.session.items
+        if hasattr(item, "callspec") and "job" in item.callspec.params
+    }
+    return {
+        test: [
+            places.submit(job.kind, job.run, places)
+            for _ in (places.of(job.kind) if job.everywhere else "1")
+        ]
+        for test, job in jobs.items()
+    }

@@ -1,0 +1,72 @@
+"""A fault: how it is made on one host, and what must hold afterwards whatever it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from place import Place
+
+from lab import Lab
+from lab.run import say
+
+if TYPE_CHECKING:
+    from conftest import Places
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`make` makes it on a host that goes from `place.source` to `place.target`, asserts what an
+    operator is told, and returns that in a few words for the table."""
+
+    name: str
+    kind: str
+    make: Callable[..., str]
+    start: str
+    pair: bool  # it takes another host of the kind
+    everywhere = False  # one host will do
+
+    def __str__(self) -> str:
+        return self.name
+
+    def run(self, place: Place, places: Places) -> None:
+        """Make it, and assert the invariant."""
+        hosts = [place] + [places.free[self.kind].get() for _ in range(self.pair)]
+        for each in hosts:
+            each.ready(self.start)
+        try:
+            said = self.make(*hosts)
+            left = place.sound()
+            assert left == place.source or place.status == 0, "it kept what nobody confirmed"
+            place.converges(place.target)
+            say(f"{self.name}: {said}")
+        except BaseException as error:
+            say(f"{self.name}: {place.host.name}: {error!r:.2000}")
+            for each in hosts:
+                each.now = ""
+                Lab().mend(each.host.name)
+            raise
+        finally:
+            for other in hosts[1:]:
+                places.free[self.kind].put(other)
+        kept = {place.source: "nothing changed", place.target: "all of the new release"}
+        places.note(
+            fault=self.name, how=(self.make.__doc__ or "").strip(), said=said, left=kept[left],
+            test=f"tests/faults/test_faults.py::test_fault[{self.name}]",
+        )  # fmt: skip
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(
+    name: str, kind: str = "turn", start: str = "", pair: bool = False
+) -> Callable[[Callable[..., str]], Callable[..., str]]:
+    """Register a fault; `start` is A, B or none, where it needs that one."""
+
+    def register(make: Callable[..., str]) -> Callable[..., str]:
+        FAULTS.append(Fault(name, kind, make, start, pair))
+        return make
+
+    return register

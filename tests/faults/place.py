@@ -1,0 +1,309 @@
+"""A lab host with an inventory of its own and two good states, A and B: what it takes to break a
+deploy from one to the other anywhere, and to judge what is left."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fleet import Fleet, Host, Run, eventually
+
+from callready import gate
+from callready.here import Here
+from callready.settings.fleet import Fleet as Settings
+from lab import Lab, ca, hosts, plan
+from tasks import declare
+
+TIMER = 5  # seconds until a host that is not confirmed reverts
+HELD = "tests/faults/held_deploy.py"
+
+Patch = dict[str, tuple[str, str]]  # template: what is replaced, by what
+
+# Everything that a release is on a host, as lines that differ between A and B only. State is left
+# out: certificates, secret rows, history, packages.
+SNAPSHOT = """
+export LC_ALL=C
+for path in $PATHS; do
+    printf '%s %s %s ' "$path" "$(readlink "$path")" "$(stat -L -c '%F %a %U %G' "$path" 2>&-)"
+    sha256sum < "$path" 2>&- || echo absent
+done
+for link in current confirmed; do
+    echo "$link $(sha256sum < /etc/callready/$link/manifest 2>&-)"
+done
+for unit in $UNITS; do
+    echo "$unit $(systemctl show -p ActiveState --value "$unit")"
+    pid=$(systemctl show -p MainPID --value "$unit")
+    [ "$pid" -gt 0 ] || continue
+    tr '\\0' '\\n' < /proc/$pid/environ | grep ^CALLREADY_FINGERPRINT=
+    sha256sum < /proc/$pid/exe
+    sha256sum /run/credentials/$unit/* 2>&-
+done
+nft list table inet callready 2>&- | sed 's/ packets [0-9]* bytes [0-9]*//'
+sysctl -n net.ipv4.ip_local_reserved_ports
+"""
+# Nobody works on the host any more, and nothing waits.
+SETTLED = """
+[ ! -e /var/lib/callready/pending ] &&
+[ -z "$(find /proc/[0-9]*/fd -lname /run/callready.lock 2>&-)" ] &&
+case $(systemctl is-active callready-revert.service) in inactive | failed) echo yes ;; esac
+"""
+# Downloads and stages again what an earlier deploy left on the host.
+FORGET = """
+current=$(readlink -f /etc/callready/current) binary=$(readlink -f /usr/local/bin/livekit-server)
+for folder in /etc/callready/releases/* /opt/livekit/*; do
+    case $current=${binary%/*} in *"$folder"*) ;; *) rm -rf "$folder" ;; esac
+done
+"""
+
+
+SHARED: dict[str, Any] = {}
+
+
+class EndedBefore(AssertionError):
+    """A deploy ended before it came where it was to stand still."""
+
+
+class Place(Fleet):
+    """A host that serves TURN or an SFU with its app. A and B differ in configuration, firewall,
+    binary, secret rows, certificate, and in having a second pool or not."""
+
+    def __init__(self, name: str, kind: str, folder: Path, www: str) -> None:
+        self.host, self.kind = Host(name), kind
+        for certificate in "AB":
+            ca.issue(self.host.fqdn, (self.host.ipv4, self.host.ipv6), 90, folder / certificate)
+        self.states = {state: self._data(state, folder, www) for state in "AB"}
+        host_data: dict[str, Any] = {"address": self.host.ipv4, "address6": self.host.ipv6}
+        groups = {"turn": [(self.host.fqdn, {**host_data, "pools": ["calls"]})]}
+        if kind == "sfu":
+            groups = {"livekit": [(self.host.fqdn, host_data)], "app": [self.host.fqdn]}  # type: ignore[list-item]
+        names = ["turn/calls", "turn/next", "turn/gadget", "livekit/api_secret"]
+        super().__init__(folder, groups, self.states["A"], names)
+        # All hosts have the same, because a test may put two into one inventory.
+        SHARED.setdefault("secrets", self.secrets)
+        SHARED.setdefault("marker", self.marker)
+        self.secrets, self.marker = SHARED["secrets"], SHARED["marker"]
+        self._original = copy.deepcopy((groups, self.states["A"], self.secrets))
+        self.good: dict[str, list[str]] = {}
+        self.now = ""  # the state it was last seen in
+        self.status = 0  # of the last deploy
+        self.paths: set[str] = set()
+        self.units: set[str] = set()
+
+    def _data(self, state: str, folder: Path, www: str) -> dict[str, Any]:
+        pools: dict[str, Any] = {
+            "calls": {
+                "realm": "lab.test", "peers": "internet", "max_port": 60000,
+                "secrets": ["secret:turn/calls"],
+            },
+        }  # fmt: skip
+        if state == "B":
+            pools["calls"]["secrets"] = ["secret:turn/next", "secret:turn/calls"]
+            pools["gadget"] = {
+                "realm": "gadget.test", "users": {"gadget": "secret:turn/gadget"},
+                "peers": "internet", "min_port": 60001, "listening_port": 3479,
+                "tls_listening_port": 5350,
+            }  # fmt: skip
+        own: dict[str, Any] = {
+            "turn": {"total_quota": 1200 + 100 * (state == "B"), "pools": pools},
+            "tls": {
+                "certificate": f"{folder}/{state}/{{host}}.pem",
+                "key": f"{folder}/{state}/{{host}}.key",
+                "ca": f"{ca.CA_CERTIFICATE}",
+            },
+        }
+        if self.kind == "sfu":
+            own = {
+                "livekit": {
+                    "turn_pool": None, "base_url": www, "url": f"ws://{self.host.fqdn}:7880",
+                    "version": {"A": "1.13.5", "B": "1.13.6"}[state],
+                    "keys": {f"API{state}": "secret:livekit/api_secret"},
+                    "rtc": {
+                        "tcp_port": {"A": 7881, "B": 7882}[state],
+                        "stun_servers": [f"{plan.CALLER.ipv4}:3478"],
+                    },
+                },
+                "app": {
+                    "env_file": "/srv/app/.env", "owner": "debian",
+                    "commands": ["echo restarted >> /run/app-log"],
+                },
+            }  # fmt: skip
+        return {
+            "ssh_user": "debian",
+            "ssh_key": f"{plan.STATE}/id_ed25519",
+            "ssh_known_hosts_file": f"{plan.STATE}/known_hosts",
+            "ssh_config_file": "/dev/null",
+            "firewall": {"extra_ports": ["8443/tcp"] if state == "B" else []},
+            "deploy": {"confirm_timeout": TIMER},
+            **own,
+        }
+
+    def use(self, state: str, timer: int = TIMER) -> None:
+        """Have the inventory say A or B; `timer` is the host's, in seconds."""
+        self.restore()
+        self.data = copy.deepcopy(self.states[state])
+        self.data["deploy"]["confirm_timeout"] = timer
+        if self.kind == "turn" and state == "B":
+            self.groups["turn"][0][1]["pools"] = ["calls", "gadget"]
+        self.deploy_file, self.environment = "deploy.py", {}
+
+    def reach_state(self, state: str) -> Run:
+        """A deploy of a good state (or the removal of it) that must succeed, given time."""
+        self.use("A" if state == "none" else state, timer=60)
+        run = self.run("--json", *(["--data", "do=remove"] if state == "none" else []))
+        assert run.status == 0, run.text
+        self.now, self.status = state, 0
+        return run
+
+    def learn(self) -> None:
+        """What the host is like bare, with A and with B."""
+        for state in "AB":
+            release = self.declared(state).release
+            self.paths |= {*release.files, *release.links, *release.environments}
+            self.units |= {*release.services, "callready-firewall.service"}
+        self.deliver()
+        self.good["none"] = self.snapshot()
+        for state in "AB":
+            self.reach_state(state)
+            self.good[state] = self.snapshot()
+        assert len(set(map(tuple, self.good.values()))) == 3
+
+    def deliver(self) -> None:
+        """The host as its operator got it, with something of a hand-made installation."""
+        Lab().reset(self.host.name)
+        self.host.root("mkdir -p /srv/app; echo 'DEBUG=1\nLIVEKIT_API_KEY=old' > /srv/app/.env")
+
+    def snapshot(self) -> list[str]:
+        """The release as it is on the host."""
+        variables = f"PATHS={shlex.quote(' '.join(sorted(self.paths)))}\n"
+        variables += f"UNITS={shlex.quote(' '.join(sorted(self.units)))}\n"
+        return self.host.root(variables + SNAPSHOT, check=False).splitlines()
+
+    @contextmanager
+    def deploying(
+        self, *arguments: str, hold: str = "", patch: Patch | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        """A deploy that stands still at a point, by the time the body begins; it goes on with
+        `release` and has ended, or is ended, after the body."""
+        self.host.root("rm -f /run/held")
+        for mark in ("held", "was-held"):
+            (self.folder / mark).unlink(missing_ok=True)
+        self.deploy_file = HELD
+        self.environment = {
+            "FAULTS_FOLDER": str(self.folder), "FAULTS_HOLD": hold,
+            "FAULTS_PATCH": json.dumps(patch or {}),
+        }  # fmt: skip
+        process = self.start(*arguments)
+        try:
+            if hold:
+                eventually(lambda: self.is_held() or process.poll() is not None)
+                if not self.is_held():
+                    raise EndedBefore(f"step {hold}: {process.communicate()}")
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, 9)
+            process.communicate()
+            self.status = process.returncode
+
+    def is_held(self) -> bool:
+        """Whether a deploy stands still, here or on the host."""
+        return (self.folder / "held").exists() or bool(
+            self.host.root("ls /run/held 2>&-", check=False)
+        )
+
+    def release(self, alive: bool = True) -> None:
+        """Let a deploy that stands still go on, here and on the host."""
+        (self.folder / "held").unlink(missing_ok=True)
+        if alive:
+            self.host.root("rm -f /run/held")
+
+    def steps(self, target: str, *arguments: str) -> list[list[str]]:
+        """The steps of a deploy from what the host has to a state, by the release code itself."""
+        self.use(target)
+        with self.deploying("--dry", *arguments) as process:
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, output
+        return json.loads((self.folder / f"steps-{self.host.fqdn}.json").read_text())
+
+    def forget(self) -> None:
+        """Throw away what earlier deploys left, so that the next one downloads and stages anew."""
+        self.host.root(FORGET)
+
+    def settled(self) -> bool:
+        """Whether the host has come to rest."""
+        return self.host.root(SETTLED, check=False) == "yes"
+
+    def sound(self) -> str:
+        """Assert that the host is wholly in one state, lets new connections in and serves what
+        callers need; that state."""
+        eventually(self.settled)
+        for address in (self.host.ipv4, self.host.ipv6):
+            done = subprocess.run(
+                ["ssh", "-F", hosts.SSH_CONFIG, address, "true"], capture_output=True, text=True,
+                stdin=subprocess.DEVNULL, check=False,
+            )  # fmt: skip
+            assert done.returncode == 0, f"no new SSH connection to {address}: {done.stderr}"
+        found = self.snapshot()
+        state = next((state for state, good in self.good.items() if good == found), "")
+        assert state, "torn: " + "\n".join(
+            f"not {state}: {sorted(set(found) ^ set(good))}" for state, good in self.good.items()
+        )
+        assert gate.run(self.probes(state)) == []
+        return state
+
+    def probes(self, state: str) -> list[gate.Spec]:
+        """What callers need of the host in a state, by the gate's own reckoning."""
+        return gate.probes(self.declared(state)) if state != "none" else []
+
+    def declared(self, state: str) -> Here:
+        """What the inventory says in a state."""
+        self.use(state)
+        self.write()
+        (name, values), groups = next(iter(self.groups.values()))[0], list(self.groups)
+        data = {name: {**self.data, **values, "groups": groups}}
+        return declare(Settings.from_data(str(self.inventory), data), name)
+
+    def ready(self, start: str = "") -> None:
+        """Have the host in a good state (`start`, or A or B as it is), whatever was before."""
+        if not self.now:
+            self.deliver()
+            self.now = "none"
+        if self.now != (start := start or self.now.replace("none", "A")):
+            self.reach_state(start)
+        self.source, self.target = self.now, "A" if self.now == "B" else "B"
+        if self.now == "none":
+            self.target = "A"
+        self.use(self.target)
+
+    def fails(self, *says: str, status: int = 1, patch: Patch | None = None) -> str:
+        """A deploy to the target that must not succeed and must say so; the last line said."""
+        with self.deploying(patch=patch) as process:
+            out, err = process.communicate(timeout=180)
+        text = out + err
+        assert process.returncode == status, text
+        for words in says:
+            assert words in text, text
+        assert self.marker not in text and "Traceback" not in text, text
+        return " … ".join(says)
+
+    def twin(self) -> Place:
+        """Another operator's checkout of the same inventory."""
+        other = copy.copy(self)
+        other.folder = Path(tempfile.mkdtemp(dir=self.folder))
+        other.inventory = other.folder / "fleet"
+        return other
+
+    def converges(self, target: str) -> None:
+        """Assert that the next run brings the host to a state and another changes nothing."""
+        self.reach_state(target)
+        assert self.sound() == target
+        again = self.reach_state(target)
+        assert again.changed == [], again.text
