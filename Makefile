@@ -101,7 +101,7 @@ unit: lab-install
 check: lint unit
 
 lab-tests: lab-install
-	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/lab
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -n 2 --dist loadgroup tests/lab
 
 fault-tests: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults
