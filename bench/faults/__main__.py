@@ -1,6 +1,6 @@
-"""python -m bench.faults RESULTS: a dozen faults against plain pyinfra operations, judged as
-tests/faults judges callready; writes docs/faults.md from that and from RESULTS, which the tests
-wrote (FAULTS_RESULTS)."""
+"""python -m bench.faults RESULTS: the same faults against plain pyinfra operations, judged as
+tests/faults judges callready; adds them to RESULTS, which the tests wrote (FAULTS_RESULTS), and
+writes docs/faults.md from it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ sys.path[:0] = [str(ROOT / "tests" / "lab"), str(ROOT / "tests" / "faults")]
 from fleet import PYINFRA, Run, eventually  # noqa: E402
 from place import Place  # noqa: E402
 
-from bench.faults.report import markdown  # noqa: E402
+from bench.faults.report import write  # noqa: E402
 from callready.release import rows_sql  # noqa: E402
 from lab import Lab  # noqa: E402
 from lab.run import say  # noqa: E402
 
-HOSTS = ("h17", "h18")
+HOSTS = ("h19", "h20")
 NEW = b"        ct state invalid counter drop\n"
 WAIT = 20  # seconds after a fault: four times as long as callready's hosts had
 
@@ -180,7 +180,7 @@ def judge(place: Plain, name: str) -> dict[str, str]:
     """What a fault left behind, by the invariant of tests/faults."""
     place.use(target := "A" if place.now == "B" else "B")
     status = FAULTS[name](place)
-    result = {"fault": name, "status": str(status)}
+    result = {"plain": name, "status": str(status)}
     time.sleep(WAIT)
     result["left"] = broken(place)
     try:
@@ -205,7 +205,8 @@ def broken(place: Plain) -> str:
 
 
 def main() -> None:
-    found = json.loads(Path(sys.argv[1]).read_text())
+    results = Path(sys.argv[1])
+    found = json.loads(results.read_text())
     lab = Lab()
     made = [name for name in HOSTS if lab.state(name) == "absent"]
     lab.up(HOSTS)
@@ -232,7 +233,8 @@ def main() -> None:
     finally:
         for name in made:
             lab.destroy(name)
-    (ROOT / "docs" / "faults.md").write_text(markdown(found, plain))
+    results.write_text(json.dumps(found + plain, indent=1) + "\n")
+    write(results)
 
 
 if __name__ == "__main__":

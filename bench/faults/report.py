@@ -1,8 +1,10 @@
-"""docs/faults.md: every fault with what happened, from the results of runs."""
+"""docs/faults.md, from the results of runs (python -m bench.faults.report RESULTS)."""
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -49,8 +51,14 @@ NOT_MADE = {
 }
 
 
-def markdown(found: list[dict[str, str]], plain: list[dict[str, str]]) -> str:
-    """The page: what the tests found, and plain pyinfra beside it."""
+def write(results: Path) -> None:
+    """The page, from a file of results."""
+    (ROOT / "docs" / "faults.md").write_text(markdown(json.loads(results.read_text())))
+
+
+def markdown(found: list[dict[str, str]]) -> str:
+    """What the tests found, and plain pyinfra beside it."""
+    plain = [result for result in found if "plain" in result]
     cells = [result for result in found if "step" in result]
     faults = [result for result in found if "fault" in result]
     return "\n\n".join(
@@ -80,7 +88,7 @@ def beside(
         torn = sum("torn" in cell for cell in hit)
         ours[cut] = f"{torn} torn" if torn else f"whole at each of {len(hit)} points"
     rows = [
-        (r["fault"], ours.get(r["fault"], "not run"),
+        (r["plain"], ours.get(r["plain"], "not run"),
          f"{r['left']} (exit {r['status']})", r["again"])
         for r in plain
     ]  # fmt: skip
@@ -128,3 +136,7 @@ def elsewhere() -> str:
                 raise SystemExit(f"bench.faults: {path}::{test} is gone")
             rows.append((fault, f"`{path}::{test}`"))
     return table("## Faults that other tests make", ("fault", "test"), rows)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
