@@ -30,6 +30,7 @@ GROUPS = {"lab_fleet": "fleet", "deployed_pair": "pair", "good": "lab"}
 SHARED = {"test_lab": "h17-h20", "test_acme": "h17-h20", "test_rotation": "h17-h20"}
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent != Path(__file__).parent:
