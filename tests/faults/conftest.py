@@ -108,10 +108,9 @@ def places(
     lab = Lab()
     made = [name for name in HOSTS if lab.state(name) == "absent"]
     lab.up(HOSTS)
-    places = Places(
-        [Place(name, kind, tmp_path_factory.mktemp(name), www) for name, kind in HOSTS.items()],
-        request.config.getoption("--long"),
-    )
+    long = request.config.getoption("--long")
+    places = Places([Place(name, kind, tmp_path_factory.mktemp(name), www, long)
+                     for name, kind in HOSTS.items()], long)  # fmt: skip
     try:
         with ThreadPoolExecutor(len(HOSTS)) as pool:
             list(pool.map(Place.learn, places.all))

@@ -75,8 +75,8 @@ class Place(Fleet):
     """A host that serves TURN or an SFU with its app. A and B differ in configuration, firewall,
     binary, secret rows, certificate, and in having a second pool or not."""
 
-    def __init__(self, name: str, kind: str, folder: Path, www: str) -> None:
-        self.host, self.kind = Host(name), kind
+    def __init__(self, name: str, kind: str, folder: Path, www: str, long: bool = False) -> None:
+        self.host, self.kind, self.long = Host(name), kind, long
         for certificate in "AB":
             ca.issue(self.host.fqdn, (self.host.ipv4, self.host.ipv6), 90, folder / certificate)
         self.states = {state: self._data(state, folder, www) for state in "AB"}

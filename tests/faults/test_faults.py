@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -136,6 +137,27 @@ def _(place: Place) -> str:
     return "exit 1; the host returned by itself"
 
 
+@fault("PMTU blackhole")
+def _(place: Place) -> str:
+    """packets of more than 1200 bytes are lost, unannounced, from the sending of the release on"""
+    big = "".join(
+        f"add chain bridge mtu {hook} {{ type filter hook {hook} priority 0; }}\n"
+        f"add rule bridge mtu {hook} {ip} {side} {address} meta length > 1200 drop\n"
+        for hook, side in (("input", "saddr"), ("output", "daddr"))
+        for ip, address in (("ip", place.host.ipv4), ("ip6", place.host.ipv6))
+    )
+    with place.deploying(hold="look") as process:
+        subprocess.run(["nft", "-f", "-"], input=f"add table bridge mtu\n{big}", text=True,
+                       check=True)  # fmt: skip
+        try:
+            place.release()
+            out, err = process.communicate(timeout=90)
+        finally:
+            subprocess.run(["nft", "delete", "table", "bridge", "mtu"], check=True)
+    assert process.returncode == 1 and "the connection broke" in out + err, out + err
+    return "the connection broke …"
+
+
 @fault("reboot inside the window", "sfu")
 def _(place: Place) -> str:
     """the host reboots in order between the switch and the confirmation"""
@@ -184,7 +206,7 @@ def _(place: Place) -> str:
 @fault("two operators at once")
 def _(place: Place) -> str:
     """two deploys looked at the host at the same moment and go on at the same moment"""
-    for _ in range(3):
+    for _ in range(20 if place.long else 3):
         one, two = place, place.twin()
         with one.deploying(hold="look") as first, two.deploying(hold="look") as second:
             for operator in (one, two):
