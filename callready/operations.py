@@ -113,22 +113,23 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
     declared = {name: declare(fleet, name, ()) for name in fleet.hosts}
     connected = set(inventory.get_active_hosts())
     ours = [host for host in inventory if _is_ours(declared[host.name])]
-    # In the inventory's order: the first one of a role changes first.
     active = [host for host in ours if host in connected]
     verb = _option(inventory, "do") or "deploy"
     if verb not in VERBS:
         raise Refused(f"--data do={verb}: it is one of {', '.join(VERBS)}")
-    ready: dict[str, Deployment] = {}
+    looked: dict[str, Deployment] = {}
     refused: list[str] = []
 
     def look(host: Host) -> None:
         # gevent would print the traceback of what leaves a greenlet.
         try:
-            ready[host.name] = _look(host, fleet, declare, declared[host.name], verb)
+            looked[host.name] = _look(host, fleet, declare, declared[host.name], verb)
         except (SettingsError, facts.SurveyError, SSHException, OSError, EOFError) as error:
             refused.append(f"{fleet.source}: {host.name}: {error}")
 
     gevent.joinall([gevent.spawn(look, host) for host in active], raise_error=True)
+    # In the inventory's order: the first one of a role changes first.
+    ready = {host.name: looked[host.name] for host in active if host.name in looked}
     if verb == "rollback":
         _keep_older(ready)
     for name in ready:

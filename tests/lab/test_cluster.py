@@ -56,7 +56,7 @@ def test_drained_node_takes_no_new_calls(cluster: Fleet, drain: int) -> None:
     with calls_of(url, "APIfleet", secret, {}) as calls:
         node, other = sorted(HOSTS, key=media, reverse=True)
         before = node.pids()
-        cluster.data["deploy"]["drain"] = drain
+        cluster.data["deploy"] = {"drain": drain}
         cluster.data["livekit"]["logging"] = {"level": "debug" if drain == 100 else "warn"}
         process = cluster.start("--limit", node.fqdn)
         if drain == 100:
@@ -75,4 +75,5 @@ def test_drained_node_takes_no_new_calls(cluster: Fleet, drain: int) -> None:
     assert process.returncode == 0, said
     assert node.pids() != before
     both = calls["direct"]
+    print(*both, sep="\n")
     assert all(each.reconnects == (drain == 2) and not each.gone for each in both), calls

@@ -127,7 +127,7 @@ def without_udp(host: Host) -> Iterator[None]:
 
 
 def about(said: list[str]) -> list[str]:
-    return [sentence.partition(" on h0")[0] for sentence in said]
+    return [sentence.partition(" on h1")[0] for sentence in said]
 
 
 def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:

@@ -123,7 +123,7 @@ def test_one_host_carries_everything(env: str, lab: Lab, tmp_path: Path) -> None
     if env == "dev":
         box.root(LAN_BACKEND)
     assert run(sys.executable, "-m", "callready.secrets", inventory).returncode == 0
-    for expected in ("done: release ", "No changes"):
+    for expected in ("confirmed release ", "No changes"):
         done = run(PYINFRA, inventory, "deploy.py")
         assert done.returncode == 0, done.stdout + done.stderr
         assert expected in done.stdout + done.stderr
