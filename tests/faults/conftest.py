@@ -15,12 +15,16 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from place import Place
 
 from lab import Lab, archive, plan
+
+if TYPE_CHECKING:
+    from faults import Fault
+    from test_sweep import Sweep
 
 HOSTS = {"h09": "turn", "h10": "sfu", "h11": "sfu", "h12": "turn"}  # each kind on Debian 12 and 13
 PORT = 8089
@@ -31,7 +35,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def www(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def hosts() -> Iterator[None]:
+    """The hosts; those that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in HOSTS if lab.state(name) == "absent"]
+    lab.up(HOSTS)
+    yield
+    for name in made:
+        lab.destroy(name)
+
+
+@pytest.fixture(scope="session")
+def www(hosts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """LiveKit's archive as two releases with different binaries; the URL of the download page."""
     folder = tmp_path_factory.mktemp("www")
     server = functools.partial(Quiet, directory=str(folder))
@@ -73,6 +90,8 @@ class Places:
         self.all, self.long = places, long
         self.free: dict[str, Queue[Place]] = {kind: Queue() for kind in ("turn", "sfu")}
         self.pools = {kind: ThreadPoolExecutor(len(self.of(kind))) for kind in self.free}
+        self.turns = {kind: threading.Lock() for kind in self.free}
+        self.over = False  # the session ends
         self.found: list[dict[str, str]] = []
         for place in places:
             self.free[place.kind].put(place)
@@ -81,17 +100,19 @@ class Places:
         """The hosts of a kind."""
         return [place for place in self.all if place.kind == kind]
 
-    def submit(self, kind: str, work: Any, *arguments: Any) -> Future[Any]:
-        """Have a job done on a host of a kind as soon as one is free."""
+    def submit(self, job: Fault | Sweep) -> Future[Any]:
+        """Have a job done on hosts of its kind as soon as there are enough of them."""
 
-        def job() -> Any:
-            place = self.free[kind].get()
+        def work() -> Any:
+            with self.turns[job.kind]:  # or who waits for two hosts would never get them
+                taken = [self.free[job.kind].get() for _ in range(job.hosts)]
             try:
-                return work(place, *arguments)
+                return job.run(self, *taken)
             finally:
-                self.free[kind].put(place)
+                for place in taken:
+                    self.free[job.kind].put(place)
 
-        return self.pools[kind].submit(job)
+        return self.pools[job.kind].submit(work)
 
     def note(self, **found: str) -> None:
         """Something for the table."""
@@ -102,12 +123,7 @@ class Places:
 def places(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, www: str
 ) -> Iterator[Places]:
-    """The hosts, bare before and gone after; what was found is written to FAULTS_RESULTS."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    made = [name for name in HOSTS if lab.state(name) == "absent"]
-    lab.up(HOSTS)
+    """The hosts, learnt; what was found is written to FAULTS_RESULTS."""
     long = request.config.getoption("--long")
     places = Places([Place(name, kind, tmp_path_factory.mktemp(name), www, long)
                      for name, kind in HOSTS.items()], long)  # fmt: skip
@@ -116,10 +132,9 @@ def places(
             list(pool.map(Place.learn, places.all))
         yield places
     finally:
+        places.over = True
         for kind_pool in places.pools.values():
             kind_pool.shutdown(cancel_futures=True)
-        for name in made:
-            lab.destroy(name)
         if path := os.environ.get("FAULTS_RESULTS"):
             Path(path).write_text(json.dumps(places.found, indent=1) + "\n")
 
@@ -133,9 +148,6 @@ def running(request: pytest.FixtureRequest, places: Places) -> dict[str, list[Fu
         if hasattr(item, "callspec") and "job" in item.callspec.params
     }
     return {
-        test: [
-            places.submit(job.kind, job.run, places)
-            for _ in (places.of(job.kind) if job.everywhere else "1")
-        ]
+        test: [places.submit(job) for _ in (places.of(job.kind) if job.everywhere else "1")]
         for test, job in jobs.items()
     }

@@ -24,15 +24,15 @@ class Fault:
     kind: str
     make: Callable[..., str]
     start: str
-    pair: bool  # it takes another host of the kind
+    hosts: int
     everywhere = False  # one host will do
 
     def __str__(self) -> str:
         return self.name
 
-    def run(self, place: Place, places: Places) -> None:
-        """Make it, and assert the invariant."""
-        hosts = [place] + [places.free[self.kind].get() for _ in range(self.pair)]
+    def run(self, places: Places, *hosts: Place) -> None:
+        """Make it, and assert the invariant for the first host."""
+        place = hosts[0]
         for each in hosts:
             each.ready(self.start)
         try:
@@ -47,9 +47,6 @@ class Fault:
                 each.now = ""
                 Lab().mend(each.host.name)
             raise
-        finally:
-            for other in hosts[1:]:
-                places.free[self.kind].put(other)
         kept = {place.source: "nothing changed", place.target: "all of the new release"}
         places.note(
             fault=self.name, how=(self.make.__doc__ or "").strip(), said=said, left=kept[left],
@@ -61,12 +58,12 @@ FAULTS: list[Fault] = []
 
 
 def fault(
-    name: str, kind: str = "turn", start: str = "", pair: bool = False
+    name: str, kind: str = "turn", start: str = "", hosts: int = 1
 ) -> Callable[[Callable[..., str]], Callable[..., str]]:
     """Register a fault; `start` is A, B or none, where it needs that one."""
 
     def register(make: Callable[..., str]) -> Callable[..., str]:
-        FAULTS.append(Fault(name, kind, make, start, pair))
+        FAULTS.append(Fault(name, kind, make, start, hosts))
         return make
 
     return register

@@ -154,10 +154,10 @@ class Place(Fleet):
             self.groups["turn"][0][1]["pools"] = ["calls", "gadget"]
         self.deploy_file, self.environment = "deploy.py", {}
 
-    def reach_state(self, state: str) -> Run:
+    def reach_state(self, state: str, *arguments: str) -> Run:
         """A deploy of a good state (or the removal of it) that must succeed, given time."""
         self.use("A" if state == "none" else state, timer=60)
-        run = self.run("--json", *(["--data", "do=remove"] if state == "none" else []))
+        run = self.run("--json", *(arguments or ["--data", "do=remove"] * (state == "none")))
         assert run.status == 0, run.text
         self.now, self.status = state, 0
         return run
@@ -301,9 +301,9 @@ class Place(Fleet):
         other.inventory = other.folder / "fleet"
         return other
 
-    def converges(self, target: str) -> None:
+    def converges(self, target: str, *arguments: str) -> None:
         """Assert that the next run brings the host to a state and another changes nothing."""
-        self.reach_state(target)
+        self.reach_state(target, *arguments)
         assert self.sound() == target
         again = self.reach_state(target)
         assert again.changed == [], again.text

@@ -97,6 +97,7 @@ class Sweep:
     """What is left to be cut on a kind of host, and what came of it."""
 
     kind: str
+    hosts = 1
     everywhere = True  # on every host of the kind
     left: dict[Trip, list[Cell]] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
@@ -121,10 +122,10 @@ class Sweep:
             self.seen.add(name)
         return cells
 
-    def run(self, place: Place, places: Places) -> None:
+    def run(self, places: Places, place: Place) -> None:
         """Go to and fro on one host until nothing is left."""
         place.ready(state := "A")
-        while move := self.next(place, state, places.long):
+        while not places.over and (move := self.next(place, state, places.long)):
             trip, cell = move
             state = trip.end
             if cell is None:
@@ -174,11 +175,7 @@ def cut(place: Place, trip: Trip, cell: Cell) -> str:
         assert left == trip.end, "it claimed a success that is none"
     elif not cell.may_be_kept:
         assert left == trip.start, "the host kept what nobody confirmed"
-    if left != trip.end or trip.verb == "deploy":
-        place.use(trip.inventory, timer=60)
-        again = place.run(*trip.arguments)
-        assert again.status == 0, again.text
-    place.converges(trip.end)
+    place.converges(trip.end, *(trip.arguments if left != trip.end else []))
     return left
 
 
