@@ -6,7 +6,7 @@ here=$1
 # shellcheck source=release.sh
 . "$here/release"
 export DEBIAN_FRONTEND=noninteractive
-armed=
+armed= new=
 trap finish EXIT
 trap 'exit 143' INT TERM HUP
 
@@ -15,7 +15,7 @@ finish() {
     status=$?
     trap - EXIT
     set +e
-    rm -rf "$here" $root/releases/.new-*
+    rm -rf "$here" ${new:+"$new"}
     if [ -n "$armed" ] && [ $status != 0 ]; then
         exec 9>&-
         systemctl start callready-revert.service
@@ -68,7 +68,9 @@ candidates() {
         candidate=$(apt-cache policy "$name" | awk '$1 == "Candidate:" { print $2 }')
         case ${candidate#*:} in
             "${item#*=}" | "${item#*=}"[-+~]*) ;;
-            *) fail "$name ${item#*=} is wanted, this host would install ${candidate:-nothing}: set its version in the inventory or mend the package sources" ;;
+            # apt-get update says so and exits 0.
+            "" | "(none)") fail "$name is in none of this host's package lists: $(grep '^[EW]:' "$log" | tail -n 3); mend its package sources" ;;
+            *) fail "$name ${item#*=} is wanted, this host would install $candidate: set its version in the inventory or mend the package sources" ;;
         esac
     done
 }

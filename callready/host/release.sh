@@ -52,8 +52,9 @@ live() {
         before "$1" || return
     fi
     [ "$link" = "$2" ] && return
-    (umask 022 && mkdir -p "${1%/*}") &&
-        ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
+    # Folders of ours go again with what was in them.
+    [ -d "${1%/*}" ] || { (umask 022 && mkdir -p "${1%/*}") && echo "${1%/*}" >> $state/folders; } || return
+    ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
 }
 
 # before PATH: keep a copy of what stands there, if nothing of callready ever did.
@@ -72,7 +73,7 @@ withdraw() {
             rm "$path" || return
         fi
         rm -rf "$root/before$path"
-        case $path in *.d/callready.conf) rmdir "${path%/*}" 2> /dev/null || : ;; esac
+        ! grep -qsxF "${path%/*}" $state/folders || rmdir "${path%/*}" 2> /dev/null || :
     done
 }
 
@@ -89,8 +90,9 @@ links() {
 put_environment() {
     before "$1"
     (umask 022 && mkdir -p "${1%/*}")
-    # Not in its folder: that may be another user's, who could put a link there.
-    made=$state/.environment
+    # Not in its folder: that may be another user's, who could put a link there. Not on a disk: a
+    # full one must not keep a host from returning.
+    made=/run/callready.environment
     awk -F= -v lines="$3" -v old="$4" '
         BEGIN {
             while ((getline < old) > 0) ours[$1]

@@ -301,9 +301,9 @@ class Place(Fleet):
         other.inventory = other.folder / "fleet"
         return other
 
-    def converges(self, target: str, *arguments: str) -> None:
+    def converges(self, target: str) -> None:
         """Assert that the next run brings the host to a state and another changes nothing."""
-        self.reach_state(target, *arguments)
+        self.reach_state(target)
         assert self.sound() == target
         again = self.reach_state(target)
         assert again.changed == [], again.text

@@ -203,7 +203,7 @@ def _(place: Place) -> str:
     return place.fails("HAS CHANGED")
 
 
-@fault("two operators at once")
+@fault("two operators at once", "sfu")
 def _(place: Place) -> str:
     """two deploys looked at the host at the same moment and go on at the same moment"""
     for _ in range(20 if place.long else 3):
@@ -221,7 +221,7 @@ def _(place: Place) -> str:
     return "another deploy …; exactly one of the two each time"
 
 
-@fault("stale lock")
+@fault("stale lock", "sfu")
 def _(place: Place) -> str:
     """a deploy's traces of before: its lock file, a release that waits and no timer for it"""
     with place.deploying(hold="gate") as process:
@@ -281,7 +281,7 @@ n=0; while touch $d/fill/$n; do n=$((n + 1)); done; done 2>&-; true"""
 @fault("full disk", "sfu")
 def _(place: Place) -> str:
     """callready's folders have no room left when the deploy begins"""
-    with small_disk(place, "size=2m,mode=755"):
+    with small_disk(place, "size=128m,mode=755"):
         place.host.root(FILL)
         said = place.fails("No space left on device")
     return said
@@ -290,7 +290,7 @@ def _(place: Place) -> str:
 @fault("full disk after the switch was armed", "sfu")
 def _(place: Place) -> str:
     """callready's folders have no room left from the switch on"""
-    with small_disk(place, "size=2m,mode=755"):
+    with small_disk(place, "size=128m,mode=755"):
         with place.deploying(hold="gate") as process:
             place.host.root(FILL)
             os.killpg(process.pid, 9)
@@ -412,8 +412,8 @@ def _(place: Place) -> str:
 def _(place: Place) -> str:
     """the package sources of a bare host do not answer"""
     apt = "/etc/apt/apt.conf.d/90-lab"
-    place.host.root(f"sed -i.kept s/3143/3144/ {apt}")
-    said = place.fails("apt-get update failed")
+    place.host.root(f"apt-get clean; rm -r /var/lib/apt/lists; sed -i.kept s/3143/3144/ {apt}")
+    said = place.fails("coturn is in none of this host's package lists: W: Failed to fetch")
     place.host.root(f"mv {apt}.kept {apt}")
     return said
 
@@ -474,7 +474,7 @@ def _(place: Place) -> str:
     return "after the revert and after a removal they are back"
 
 
-@fault("drift")
+@fault("drift", "sfu")
 def _(place: Place) -> str:
     """a managed file was edited on the host"""
     path = "/etc/callready/nftables.conf"
