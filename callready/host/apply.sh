@@ -6,7 +6,7 @@ here=$1
 # shellcheck source=release.sh
 . "$here/release"
 export DEBIAN_FRONTEND=noninteractive
-armed= new=
+armed='' new=''
 trap finish EXIT
 trap 'exit 143' INT TERM HUP
 
