@@ -43,7 +43,8 @@ install: .venv/installed
 	@# pip alone takes a minute where uv takes seconds; both check every hash.
 	@sed -n '/^uv==/,/[^\\]$$/p' requirements.txt > .venv/uv.txt
 	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.txt
-	@.venv/bin/uv pip install --quiet --python $(PYTHON) --require-hashes --compile-bytecode -r requirements.txt
+	@.venv/bin/uv pip install --python $(PYTHON) --require-hashes --compile-bytecode -r requirements.txt \
+		2>&1 | sed -u '/^ + /d; s/^/    /'
 	@touch $@
 
 lab-install: install .venv/lab-installed

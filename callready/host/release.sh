@@ -57,16 +57,18 @@ live() {
     ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
 }
 
+there() { [ -e "$1" ] || [ -L "$1" ]; } # also a link to nowhere
+
 # before PATH: keep a copy of what stands there, if nothing of callready ever did.
 before() {
-    [ -e "$1" ] && [ ! -e "$root/before$1" ] || return 0
+    there "$1" && ! there "$root/before$1" || return 0
     mkdir -p "$root/before${1%/*}" && cp -a "$1" "$root/.before" && mv -T "$root/.before" "$root/before$1"
 }
 
 # withdraw PATH...: what stood there before callready comes back, what somebody put there since stays.
 withdraw() {
     for path; do
-        if [ -L "$path" ] && [ -e "$root/before$path" ]; then
+        if [ -L "$path" ] && there "$root/before$path"; then
             cp -a "$root/before$path" "$path.callready-new" && mv -T "$path.callready-new" "$path" ||
                 return
         elif [ -L "$path" ]; then

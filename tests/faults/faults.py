@@ -49,7 +49,8 @@ class Fault:
             raise
         kept = {place.source: "nothing changed", place.target: "all of the new release"}
         places.note(
-            fault=self.name, how=(self.make.__doc__ or "").strip(), said=said, left=kept[left],
+            fault=self.name, how=" ".join((self.make.__doc__ or "").split()), said=said,
+            left=kept[left],
             test=f"tests/faults/test_faults.py::test_fault[{self.name}]",
         )  # fmt: skip
 

@@ -455,11 +455,15 @@ def _(place: Place) -> str:
 
 @fault("takeover of a hand-made host", "sfu", start="none")
 def _(place: Place) -> str:
-    """a host with a livekit.yaml and turnserver.conf of its own; its first deploy is cut short"""
+    """a host with a livekit.yaml and turnserver.conf of its own, and a link to a livekit-server
+    that is gone; its first deploy is cut short"""
+    link = "/usr/local/bin/livekit-server"
+    place.host.root(f"ln -s /opt/gone {link}")
     for path, text in BY_HAND.items():
         place.host.root(f"mkdir -p {os.path.dirname(path)}; printf %s '{text}' > {path}")
 
     def by_hand() -> dict[str, str]:
+        assert place.host.root(f"readlink {link}") == "/opt/gone"
         return {p: place.host.root(f"cat {p}") + "\n" for p in BY_HAND}
 
     with place.deploying(hold="gate") as process:
@@ -470,7 +474,7 @@ def _(place: Place) -> str:
     place.reach_state("A")
     place.reach_state("none")
     assert by_hand() == BY_HAND
-    place.host.root(f"rm {' '.join(BY_HAND)}; rmdir /etc/livekit")
+    place.host.root(f"rm {link} {' '.join(BY_HAND)}; rmdir /etc/livekit")
     return "after the revert and after a removal they are back"
 
 
