@@ -91,7 +91,7 @@ def power_on(host: plan.Host) -> None:
     _remove_nspawn_remains(host)
     # The kernel ends a killed host's network a moment after its last process.
     stays = f"the network of {host.name} does not end"
-    wait_until(lambda: not network.port_state(host), 20, stays)
+    wait_until(lambda: not network.port_state(host), 60, stays)
     group(host).start("sh", "-c", POWERED, "lab-host", host.name, base / "root", plan.BRIDGE)
 
 

@@ -108,12 +108,15 @@ def sweep(cells: list[dict[str, str]]) -> str:
         left = Counter(c["left"] for c in own if "left" in c)
         kept = ", ".join(f"{n} x {state}" for state, n in sorted(left.items()))
         rows.append((kind, way, steps, f"{held} of {count}", kept))
+    cuts = len({c["cut"] for c in cells}) * len({(c["host"], c["way"], c["step"]) for c in cells})
     return table(
         "## Every step may be the last\n\nThe controller killed, the line cut, the host's power "
         "cut before each step of a deploy (`tests/faults/test_sweep.py`; steps as the release "
         "itself plans them, then the points of the controller: before it looks, opens a new "
         "connection, probes). A and B differ in configuration, firewall, binary, secret rows and "
-        "certificate.",
+        "certificate."
+        + ("" if len(cells) >= cuts else "\n\nThis run was the short one of `make test`: each "
+           "step once, with one of the three cuts."),
         ("host", "way", "before", "held", "left"), rows,
     )  # fmt: skip
 

@@ -1,8 +1,9 @@
 """deploy.py as it is, for the fault tests: it writes down its steps, stands still at the point that
 FAULTS_HOLD names, and renders templates with FAULTS_PATCH, all without a hook in the product.
 
-FAULTS_HOLD is the number of a step on the host ("7": before the eighth, `/run/held` is there while
-it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the mark lets it go on.
+FAULTS_HOLD is a step on the host ("rows#1": before its second, or last, `rows`; `/run/held` is
+there while it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the mark lets it go
+on.
 """
 
 import json
@@ -56,9 +57,15 @@ def phases(plan: release.Plan) -> list[list[str]]:
 
 
 def note_steps(self: Any, _hosts: Any, deployments: dict[str, Any], *_: Any) -> None:
-    """What the deploy will do on its host, for the tests to enumerate."""
+    """What the deploy will do on its host, for the tests to enumerate; where it stands still."""
     for name, deployment in deployments.items():
-        (FOLDER / f"steps-{name}.json").write_text(json.dumps(phases(deployment.plan)))
+        steps = phases(deployment.plan)
+        (FOLDER / f"steps-{name}.json").write_text(json.dumps(steps))
+        held, _, which = HOLD.partition("#")
+        names = [step.split()[0] for phase in steps for step in phase]
+        places = [n for n, step in enumerate(names) if step == held]
+        if places:
+            deployment.here.release.__dict__["hold"] = places[: int(which) + 1][-1]
 
 
 def patched_bundle(bundle: Callable[..., str]) -> Callable[..., str]:
@@ -66,7 +73,7 @@ def patched_bundle(bundle: Callable[..., str]) -> Callable[..., str]:
         steps = list(steps)
         first = self.__dict__.setdefault("steps_sent", 0)
         self.__dict__["steps_sent"] += len(steps)
-        if HOLD.isdigit() and 0 <= (place := int(HOLD) - first) < len(steps):
+        if 0 <= (place := self.__dict__.get("hold", -1) - first) < len(steps):
             steps.insert(place, WAIT)
         return bundle(self, steps)
 
