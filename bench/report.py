@@ -74,7 +74,9 @@ The hosts are booted for the run (`python -m lab`). With 0 ms they are reached d
 (`bench/delay.py`). Every run is checked: hosts reached, changes made, and after a change the file
 and the unit on each host. callready also does what the others leave out: it compares secret rows
 and the certificate that is served, refuses hosts it must not touch, and waits after a restart
-until every port is open.
+until every port is open. A host that changes keeps the change only after new SSH connections and a
+caller's probes (STUN, TURN over each transport, certificates) have worked, and one host goes before
+the others do: that is what "one file changed" costs it.
 """
 
 

@@ -138,6 +138,7 @@ class World:
             "ssh_known_hosts_file": str(self.folder / "known_hosts"),
             "turn": {"pools": {"calls": {**POOL, "user_quota": self.quotas["callready"]}}},
             "tls": {
+                "ca": f"{ca.CA_CERTIFICATE}",
                 "certificate": f"{ca.CERTIFICATES}/{{host}}.pem",
                 "key": f"{ca.CERTIFICATES}/{{host}}.key",
             },
@@ -161,12 +162,10 @@ class World:
         }
 
     def _host_data(self, host: Host, rtt: int) -> dict[str, object]:
-        where = {"ssh_hostname": host.ipv4}
+        where = {"ssh_hostname": host.ipv4, "address6": host.ipv6}
+        # The forwarder has no IPv6, and callready would try it.
         slow = {"ssh_hostname": "127.0.0.1", "ssh_port": port(host)}
-        return {
-            "address": host.ipv4, "address6": host.ipv6, "pools": ["calls"],
-            **(slow if rtt else where),
-        }  # fmt: skip
+        return {"address": host.ipv4, "pools": ["calls"], **(slow if rtt else where)}
 
     def _ssh_config(self, rtt: int) -> str:
         blocks = [
