@@ -303,6 +303,8 @@ confirm() {
         "$1" | "$1"-*) [ "$waiting" = "$(name_of current)" ] ;;
         *) false ;;
     esac || fail "release $1 was not confirmed in time: this host has returned to $(name_of current)"
+    [ ! -e /run/callready-firewall ] || nft list table inet callready > /dev/null 2>&1 ||
+        fail "release $1 is not confirmed: another program has flushed nftables, and the firewall with it; this host returns to $(name_of confirmed) by itself"
     if [ "$waiting" = none ]; then
         rm -f $root/confirmed
     else
