@@ -180,7 +180,7 @@ class Steady(Caller):
         now_sent, now_received = await self.packets()
         try:
             after = await self.measured(urls)
-        except (KeyError, StopIteration):  # it is reconnecting
+        except (KeyError, RuntimeError):  # it is reconnecting (RuntimeError: no such candidate)
             after = None
         return Continuity(
             way=f"{after.local} {after.turn_url}".strip() if after else "none",

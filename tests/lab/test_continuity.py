@@ -74,7 +74,7 @@ def test_calls_go_on_undisturbed(
 @pytest.mark.parametrize(
     ("change", "recovery", "disturbed"),
     # A client gives a dead relay up after 15 s.
-    [(turn_setting, 20, [UDP, TLS]), (livekit_setting, 5, ["direct", UDP, TLS])],
+    [(turn_setting, 30, [UDP, TLS]), (livekit_setting, 5, ["direct", UDP, TLS])],
     ids=["coturn", "LiveKit"],
 )
 def test_restart_is_noticed_and_calls_come_back(
