@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -68,12 +69,9 @@ def markdown(found: list[dict[str, str]]) -> str:
     ) + "\n"  # fmt: skip
 
 
-def table(title: str, head: tuple[str, ...], rows: object) -> str:
+def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [title, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    lines += [
-        f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
-        for row in rows  # type: ignore[attr-defined]
-    ]
+    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join(lines)
 
 

@@ -122,9 +122,9 @@ environments() {
             owner=$(stat -c %U "$path") || continue
             sed -n 's/^\([A-Za-z_0-9]*\)=.*/\1/p' "$root/releases/$2/environment$path" |
                 while read -r key; do grep "^$key=" "$root/before$path"; done \
-                    > "$root/.lines" 2> /dev/null
-            put_environment "$path" "$owner" "$root/.lines" "$root/releases/$2/environment$path" || return 1
-            rm -f "$root/.lines" "$(note_of "$path")"
+                    > /run/callready.lines 2> /dev/null # no disk, as in put_environment
+            put_environment "$path" "$owner" /run/callready.lines "$root/releases/$2/environment$path" || return 1
+            rm -f /run/callready.lines "$(note_of "$path")"
             if [ -e "$root/before$path" ]; then
                 chown --reference="$root/before$path" "$path"
                 chmod --reference="$root/before$path" "$path"

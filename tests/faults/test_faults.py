@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -16,6 +15,7 @@ import pytest
 from faults import FAULTS, Fault, fault
 from fleet import eventually
 from place import TIMER, Place
+from test_ends import blackholed
 from test_interrupted import CALLS, held, starting
 
 from lab import Lab, ca, plan
@@ -140,20 +140,12 @@ def _(place: Place) -> str:
 @fault("PMTU blackhole")
 def _(place: Place) -> str:
     """after the switch, packets of more than 1200 bytes are lost and nobody is told"""
-    big = "".join(
-        f"add chain bridge mtu {hook} {{ type filter hook {hook} priority 0; }}\n"
-        f"add rule bridge mtu {hook} {ip} {side} {address} meta length > 1200 drop\n"
-        for hook, side in (("input", "saddr"), ("output", "daddr"))
-        for ip, address in (("ip", place.host.ipv4), ("ip6", place.host.ipv6))
-    )
-    with place.deploying(hold="connect") as process:
-        subprocess.run(["nft", "-f", "-"], input=f"add table bridge mtu\n{big}", text=True,
-                       check=True)  # fmt: skip
-        try:
-            place.release()
-            out, err = process.communicate(timeout=90)
-        finally:
-            subprocess.run(["nft", "delete", "table", "bridge", "mtu"], check=True)
+    with (
+        place.deploying(hold="connect") as process,
+        blackholed(place.host, "meta length > 1200"),
+    ):
+        place.release()
+        out, err = process.communicate(timeout=90)
     assert process.returncode == 1 and "no new SSH connection over IPv4" in out + err, out + err
     return "no new SSH connection over IPv4 …"
 

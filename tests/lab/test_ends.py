@@ -14,11 +14,11 @@ SFU, TURN = PAIR
 
 
 @contextmanager
-def blackholed(host: Host) -> Iterator[None]:
-    """Lose every packet from and to a host without a word; unlike a cut line, it has neighbours."""
+def blackholed(host: Host, packets: str = "meta l4proto { tcp, udp }") -> Iterator[None]:
+    """Lose packets from and to a host without a word; unlike a cut line, it has neighbours."""
     rules = "".join(
         f"add chain bridge blackhole {hook} {{ type filter hook {hook} priority 0; }}\n"
-        f"add rule bridge blackhole {hook} {ip} {side} {address} meta l4proto {{ tcp, udp }} drop\n"
+        f"add rule bridge blackhole {hook} {ip} {side} {address} {packets} drop\n"
         for hook, side in (("input", "saddr"), ("output", "daddr"))
         for ip, address in (("ip", host.ipv4), ("ip6", host.ipv6))
     )
