@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from callready.probes.webrtc import CONNECT_TIMEOUT, Request
 from lab import Lab, plan
 
 INTERVAL = 0.02  # seconds between data packets, as between those of audio
+RECOVERY = 40  # seconds for a call to come back; a client alone gives a dead relay up after 15
 TICK = "tick"
 
 
@@ -77,8 +78,8 @@ Calls = dict[str, tuple[Continuity, Continuity]]
 def calls_of(
     url: str, key: str, secret: str, relays: dict[str, str], ca_file: str = f"{plan.STATE}/ca.pem"
 ) -> Iterator[Calls]:
-    """Keep a direct call and one through each relay up for as long as the block runs; what came of
-    them is in the result afterwards, by name.
+    """Keep a direct call and one through each relay up for as long as the block runs, and a silent
+    one until it is back; what came of them is in the result afterwards, by name.
 
     Args:
         url: of LiveKit. key: API key. secret: API secret.
@@ -103,7 +104,7 @@ def calls_of(
             assert said == "up\n", f"{name}: the call never stood: {said}"
         yield found
         for name, process in calls.items():
-            first, second = json.loads(process.communicate(timeout=30)[0])
+            first, second = json.loads(process.communicate(timeout=RECOVERY + 30)[0])
             found[name] = Continuity(**first), Continuity(**second)
 
 
@@ -144,6 +145,10 @@ class Steady(Caller):
             self.data_gap = max(self.data_gap, now - (self.last_data or now))
             self.last_data = now
             self.data_received += 1
+
+    @property
+    def silent(self) -> bool:
+        return time.perf_counter() - min(self.last_data, self.last_heard) > 1 and not self.gone
 
     async def talk(self) -> None:
         await super().talk()
@@ -203,6 +208,10 @@ async def _hold(request: Request) -> list[Continuity]:
             await each.begin(urls)
         print("up", flush=True)
         await asyncio.to_thread(sys.stdin.read)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY):
+                while any(each.silent for each in callers):
+                    await asyncio.sleep(INTERVAL)
         return [await each.end(urls) for each in callers]
 
 

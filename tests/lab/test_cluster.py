@@ -69,7 +69,6 @@ def test_drained_node_takes_no_new_calls(cluster: Fleet, drain: int) -> None:
                 assert (media(node), node.pids()) == (was, before)
         else:
             said = process.communicate(timeout=60)
-            time.sleep(5)
     if drain == 100:
         said = process.communicate(timeout=60)
     assert process.returncode == 0, said
