@@ -5,16 +5,18 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from lab import archive, backend, ca, hosts, images, network, plan, services
-from lab.run import LabError, groups, locked, remove_groups, remove_tree, say
+from lab.run import LabError, abandoned, groups, locked, remove_groups, remove_tree, say
 
 PROGRAMS = {  # program: Debian package
     "systemd-nspawn": "systemd-container",
     "mmdebstrap": "mmdebstrap",
     "apt-cacher-ng": "apt-cacher-ng",
     "ip": "iproute2",
+    "nft": "nftables",
     "bridge": "iproute2",
     "ssh": "openssh-client",
     "nsenter": "util-linux",
@@ -79,7 +81,8 @@ class Lab:
             network.withdraw_names()
             network.down()
             remove_tree(plan.STATE)
-            for unfinished in (*plan.CACHE.glob("*/*.partial"), *plan.CACHE.glob("build-*")):
+            abandoned = (each for each in plan.CACHE.glob("build-*") if abandoned(each.name))
+            for unfinished in (*plan.CACHE.glob("*/*.partial"), *abandoned):
                 remove_tree(unfinished)
             plan.LOCK.unlink(missing_ok=True)
             say("the lab is gone")
@@ -137,6 +140,12 @@ class Lab:
         """Undo `cut`."""
         network.set_port(self._running(name), forwarding=True)
 
+    def blackhole(
+        self, name: str, packets: str = "meta l4proto { tcp, udp }"
+    ) -> AbstractContextManager[None]:
+        """Lose packets (an nftables match) between this machine and a host without a word."""
+        return network.blackhole(self._host(name), packets)
+
     def status(self) -> list[tuple[str, str, str, str, str]]:
         """Name, suite, state, IPv4 and IPv6 address of every host that was made."""
         return [
@@ -159,15 +168,6 @@ class Lab:
     ) -> subprocess.CompletedProcess[str]:
         """Run a shell command in a host as user `debian`; the exit status is in the result."""
         return hosts.ssh(self._made(name), command, input=input, timeout=timeout)
-
-    def run_in_client(
-        self, command: Sequence[str | Path], *, timeout: float | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a program in the callers' network namespace; the exit status is in the result."""
-        return subprocess.run(
-            [*self.client_prefix(), *map(str, command)], text=True, capture_output=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
 
     def client_prefix(self) -> list[str]:
         """What to put before a command so that it runs in the callers' network namespace."""
@@ -224,9 +224,10 @@ def _together(jobs: Sequence[Callable[[], object]]) -> None:
 
 
 def _clear_leftovers() -> None:
-    """End what a killed run left unfinished: builders without a master, half-made hosts."""
+    """End what a killed run left: builders without a master, lost packets, half-made hosts."""
+    network.remove_blackholes()
     for group in groups():
-        if not group.name.startswith(("host-", "service-")):
+        if not group.name.startswith(("host-", "service-")) and abandoned(group.name):
             say(f"ending {group.name}, left over by a run that was killed")
             group.kill()
     for host in plan.HOSTS.values():

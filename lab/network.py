@@ -1,14 +1,16 @@
 """The lab's network on this machine: bridge, callers' namespace, names in /etc/hosts."""
 
+import contextlib
 import errno
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from lab import plan
-from lab.run import LabError, run
+from lab.run import LabError, abandoned, run
 
 CALLER_LINK = f"{plan.INSTANCE}-c"  # the bridge's end of the callers' cable
 NAMESPACES = Path("/run/netns")
@@ -45,6 +47,7 @@ def up() -> None:
 
 def down() -> None:
     """Remove what `up` made; what is already gone is fine."""
+    remove_blackholes()
     for link in (CALLER_LINK, plan.BRIDGE):
         if _link_exists(link):
             run("ip", "link", "del", link)
@@ -62,6 +65,32 @@ def set_port(host: plan.Host, forwarding: bool) -> None:
     The host keeps its carrier and addresses, as it does when a line is cut further away.
     """
     run("bridge", "link", "set", "dev", f"vb-{host.name}", "state", "3" if forwarding else "0")
+
+
+@contextlib.contextmanager
+def blackhole(host: plan.Host, packets: str) -> Iterator[None]:
+    """Lose packets (an nftables match) between this machine and a host without a word; unlike a
+    cut line, the host has neighbours."""
+    table = f"{plan.INSTANCE}-{host.name}-{os.getpid()}"
+    rules = "".join(
+        f"add chain bridge {table} {hook} {{ type filter hook {hook} priority 0; }}\n"
+        f"add rule bridge {table} {hook} {ip} {side} {address} {packets} drop\n"
+        for hook, side in (("input", "saddr"), ("output", "daddr"))
+        for ip, address in (("ip", host.ipv4), ("ip6", host.ipv6))
+    )
+    run("nft", "-f", "-", input=f"add table bridge {table}\n{rules}")
+    try:
+        yield
+    finally:
+        run("nft", "delete", "table", "bridge", table)
+
+
+def remove_blackholes() -> None:
+    """Remove those of a command that was killed."""
+    for line in run("nft", "list", "tables", "bridge").splitlines():
+        name = line.split()[-1]
+        if name.startswith(f"{plan.INSTANCE}-") and abandoned(name):
+            run("nft", "delete", "table", "bridge", name)
 
 
 def port_state(host: plan.Host) -> str:

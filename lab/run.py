@@ -49,6 +49,14 @@ def wait_until(condition: Callable[[], bool], seconds: float, failure: str) -> N
         time.sleep(0.05)
 
 
+def abandoned(name: str) -> bool:
+    """Whether the command that made something is gone, whose process id its name ends in.
+
+    What is made under the lab's lock has no process id: found by another holder, it is abandoned.
+    """
+    return not Path(f"/proc/{name.rpartition('-')[2]}").exists()
+
+
 def remove_tree(path: Path) -> None:
     """Delete a folder, after unmounting whatever is mounted in it.
 
@@ -66,7 +74,7 @@ def locked() -> Iterator[None]:
     """Hold the machine-wide lab lock, which dies with its holder; wait for another's command.
 
     Raises:
-        LabError: not root, or the other command has not ended after five minutes.
+        LabError: not root, or the other command has not ended after 15 minutes (images take some).
     """
     if os.geteuid():
         raise LabError("the lab needs root: start it with sudo")
@@ -86,7 +94,7 @@ class _held:
     count = 0
 
 
-def _lock_file(patience: float = 300) -> int:
+def _lock_file(patience: float = 900) -> int:
     end = time.monotonic() + patience
     told = 0.0
     while True:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from callready.via import via
 from lab import Lab, ca, hosts, plan
 
 TURN, SFU = Host("h13"), Host("h14")
+UDP = "meta l4proto udp"
 
 
 class Site:
@@ -103,27 +103,6 @@ def filtered(host: Host, rule: str) -> Iterator[None]:
         "nft delete table inet gate",
     ):
         yield
-
-
-@contextmanager
-def without_udp(host: Host) -> Iterator[None]:
-    """A network between here and one host that lets no UDP through: this machine's own filter,
-    but what is sent gets lost instead of being refused to the sender."""
-    name = f"callready-gate-{host.name}"
-    rules = f"""
-        table netdev {name} {{
-            chain out {{
-                type filter hook egress device callready0 priority 0;
-                ip daddr {host.ipv4} meta l4proto udp drop
-                ip6 daddr {host.ipv6} meta l4proto udp drop
-            }}
-        }}
-    """
-    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["nft", "delete", "table", "netdev", name], check=True)
 
 
 def about(said: list[str]) -> list[str]:
@@ -213,7 +192,7 @@ def test_a_network_without_udp_is_found_and_another_host_probes(site: Site) -> N
     specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
     assert gate.blocked(specs) == []
     SFU.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
-    with without_udp(TURN):
+    with Lab().blackhole(TURN.name, UDP):
         said = gate.blocked(specs)
         assert len(said) == 4
         assert all("lets no UDP through" in text and "gate_from" in text for text in said)
@@ -256,7 +235,7 @@ def test_udp_to_a_bare_port(site: Site) -> None:
     assert gate.udp_path(SFU.ipv4, 55555) is True
     assert gate.udp_path(SFU.ipv6, 55555) is True
     assert gate.udp_path(SFU.ipv4, 4) is None
-    with without_udp(SFU):
+    with Lab().blackhole(SFU.name, UDP):
         assert gate.udp_path(SFU.ipv4, 55555) is None
 
 
