@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
+from statistics import mean
 
 SURVEY = files("callready").joinpath("host/survey.sh")
 
@@ -74,7 +75,8 @@ class EnvironmentFact:
 class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
     running release, `confirmed` what it boots with, `pending` a release that waits for its
-    confirmation, by whom and since when; stuck without the timer that ends that."""
+    confirmation, by whom and since when; stuck without the timer that ends that; `is_ours`,
+    whether anything of callready is left on it; `linked`, environment files that are links."""
 
     os: str = ""
     os_version: str = ""
@@ -84,6 +86,7 @@ class Facts:
     confirmed: str = ""
     pending: str = ""
     is_stuck: bool = False
+    is_ours: bool = False
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -104,6 +107,7 @@ class Facts:
     asked: dict[str, str] = field(default_factory=dict)
     served: dict[tuple[str, str], str] = field(default_factory=dict)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
+    linked: set[str] = field(default_factory=set)
     binaries: set[str] = field(default_factory=set)
 
     @property
@@ -126,13 +130,14 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
     """Read the survey's output.
 
     Arguments: `lines` as printed; `sent_at`, the controller's clock when the survey was sent, in
-    seconds since the epoch (the skew is counted from the middle of the round trip).
+    seconds since the epoch (the skew is that of RFC 5905 section 8, from four timestamps).
     Raises SurveyError if the end is missing: something cut it short.
     """
     facts = Facts()
     received_at = time.time()
     raw: dict[str, dict[str, str]] = defaultdict(dict)
     whole = False
+    clocks: list[float] = []
     for line in lines:
         kind, *f = line.split("\t")
         match kind:
@@ -144,9 +149,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 facts.pending, facts.is_stuck = f[0], f[1] != "active"
             case "arch" | "confirmed" | "ruleset":
                 setattr(facts, kind, f[0])
-            case "clock":
-                middle = ((sent_at or received_at) + received_at) / 2
-                facts.skew = float(f[0]) - middle
+            case "clock":  # when it begins and when it ends
+                clocks.append(float(f[0]))
             case "manifest":
                 facts.manifest.append(tuple(f))
             case "package":
@@ -192,12 +196,18 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 facts.asked[f[0]] = f[3]
             case "environment":
                 facts.environments[f[0]] = EnvironmentFact(int(f[1], 8), f[2], f[3], f[4])
+            case "linked":
+                facts.linked.add(f[0])
+            case "left":
+                facts.is_ours = True
             case "binary":
                 facts.binaries.add(f[0])
             case "end":
                 whole = True
     if not whole:
         raise SurveyError("the survey was cut short")
+    if clocks:
+        facts.skew = mean(clocks) - mean((sent_at or received_at, received_at))
     for path, item in raw.items():
         facts.files[path] = FileFact(
             item.get("link", ""), int(item.get("mode", "0"), 8), item.get("owner", ""),

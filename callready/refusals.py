@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
@@ -44,6 +45,11 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
         yield (
             f"firewall.notrack would break the NAT of {', '.join(nat)}: "
             "replies to untracked source ports are lost; leave it off"
+        )
+    for path in sorted(facts.linked):
+        yield (
+            f"{path} is a symbolic link: name the file that it leads to (app.env_file), or make it "
+            "a plain file"
         )
     yield from _versions(here, facts)
     yield from _taken_ports(here, facts)
@@ -89,8 +95,10 @@ def is_version(package_version: str, upstream: str) -> bool:
 
 
 def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
-    ours = {line[1] for line in facts.manifest if line[0] == "unit"} | here.release.services.keys()
+    ours = {line[1] for line in facts.manifest if line[0] == "unit"}
     ours |= set(here.release.timers.values())  # certbot, while it renews
+    # A unit of the same name by hand is taken over; a package's own is in use for something else.
+    ours |= {u for u in here.release.services if _unit_file(u) in here.release.files}
     others = [parse_port(value) for value in here.settings.host.other_listeners]
     seen: set[tuple[str, int]] = set()
     for item in facts.listeners:
@@ -112,6 +120,17 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
                 )
                 seen.add((item.proto, item.port))
                 break
+        else:
+            if item.unit in here.release.services:
+                yield (
+                    f"{item.unit} is in use for port {item.port}/{item.proto}, and its "
+                    "configuration would be replaced: move that elsewhere, or leave edge out"
+                )
+                seen.add((item.proto, item.port))
+
+
+def _unit_file(unit: str) -> str:
+    return "/etc/systemd/system/" + re.sub("@.*[.]", "@.", unit)
 
 
 def _challenges(here: Here, facts: Facts) -> Iterator[str]:

@@ -107,7 +107,8 @@ users() {
 archive() {
     url=$1/v$2 name=$3 sum=${4:-} target=/opt/livekit/$2
     say "downloading livekit-server $2"
-    fetch() { curl -fsS --retry 3 --max-time 300 -o "$2" "$1" 2> "$here/curl" || fail "cannot download $1: $(cat "$here/curl")"; }
+    # GitHub sends on to where its releases lie; what began encrypted stays so.
+    fetch() { curl -fsSL --proto-redir "=https,${1%%:*}" --retry 3 --max-time 300 -o "$2" "$1" 2> "$here/curl" || fail "cannot download $1: $(cat "$here/curl")"; }
     if [ -z "$sum" ]; then
         fetch "$url/checksums.txt" "$here/checksums"
         sum=$(awk -v name="$name" '$2 == name || $2 == "*" name { print $1 }' "$here/checksums")
@@ -122,8 +123,11 @@ archive() {
     chmod 0755 "$here/unpacked" "$here/unpacked/livekit-server"
     "$here/unpacked/livekit-server" --version > /dev/null 2>&1 ||
         fail "livekit-server $2 does not run here: is $name built for $(uname -m)?"
-    (umask 022 && mkdir -p /opt/livekit)
+    own_folder /opt/livekit
+    [ ! -e "$target" ] || grep -qsxF "$target" $state/binaries ||
+        fail "$target is not callready's and has no livekit-server: move it out of the way"
     rm -rf "$target"
+    printf '%s\n' "$target" >> $state/binaries
     sync "$here/unpacked/livekit-server"
     mv "$here/unpacked" "$target"
 }
@@ -156,6 +160,10 @@ stage() {
     if [ -e "$new/files/etc/livekit/livekit.yaml" ]; then
         # It exits 0 whatever it finds; the words decide.
         livekit_check "$new"
+    fi
+    if [ -e "$new/files/etc/haproxy/haproxy.cfg" ]; then
+        haproxy -c -q -f "$new/files/etc/haproxy/haproxy.cfg" > "$here/haproxy" 2>&1 ||
+            fail "haproxy refuses its configuration: $(grep -E 'ALERT' "$here/haproxy" | head -n 5)"
     fi
     release=$1
     number=1
@@ -210,6 +218,7 @@ arm() {
 
 # activate: one rename makes the whole release the current one; the live paths lead there.
 activate() {
+    keep_environments "$release"
     mv -T $root/.next $root/current
     links "$release"
 }
@@ -348,10 +357,6 @@ forget() {
     for unit; do
         [ "$(readlink "/etc/systemd/system/$unit")" != /dev/null ] || rm "/etc/systemd/system/$unit"
     done
-    for asked in $root/tls/*/asked; do
-        [ ! -e "$asked" ] || { name=${asked%/asked} && certbot -q delete -n --cert-name "${name##*/}" || :; }
-    done
-    while read -r database; do rm -f "$database"; done 2> /dev/null < $state/databases || :
     installed=$(cat $state/packages 2> /dev/null | sort -u)
     # apt-get would take along what was installed since and needs them.
     others=$(apt-get -s purge $installed 2> /dev/null < /dev/null | awk '$1 == "Purg" { print $2 }' |
@@ -364,8 +369,10 @@ forget() {
         say "packages stay, because $(printf %s "$others" | tr '\n' ' ') need them: $(printf '%s' "$installed" | tr '\n' ' ')"
     fi
     for user in $(cat $state/users 2> /dev/null); do userdel "$user" 2> /dev/null || :; done
-    systemctl disable --quiet callready-boot.service
-    rm -rf /opt/livekit /usr/local/lib/callready $root $state /etc/systemd/system/callready-*.service /run/callready*
+    systemctl disable --quiet callready-boot.service 2> /dev/null || :
+    sort -u $state/binaries 2> /dev/null | while read -r version; do rm -rf "$version"; done
+    remove_own_folder /opt/livekit
+    rm -rf /usr/local/lib/callready $root $state /etc/systemd/system/callready-*.service /run/callready*
     systemctl daemon-reload
     say "nothing of callready is left on this host"
 }

@@ -44,16 +44,23 @@ switch() {
     fi
 }
 
+# Folders of ours go again with what was in them.
+own_folder() {
+    [ -d "$1" ] || { (umask 022 && mkdir -p "$1") && echo "$1" >> $state/folders; }
+}
+
+remove_own_folder() { ! grep -qsxF "$1" $state/folders || rmdir "$1" 2> /dev/null || :; }
+
 # live PATH TARGET: make PATH a link to TARGET; what stood there before callready is kept.
 live() {
     link=$(readlink "$1") || link=
-    # A link may be one of ours, but not before there was a release.
+    # A link may be one of ours, but not before there was a release; a file may be one that somebody
+    # edited.
     if [ ! -L "$1" ] || { [ ! -e $root/confirmed ] && [ "${link#"$root"}" = "$link" ]; }; then
-        before "$1" || return
+        printf '%s\n' "$confirmed" | grep -qxF "$1" || before "$1" || return
     fi
     [ "$link" = "$2" ] && return
-    # Folders of ours go again with what was in them.
-    [ -d "${1%/*}" ] || { (umask 022 && mkdir -p "${1%/*}") && echo "${1%/*}" >> $state/folders; } || return
+    own_folder "${1%/*}" || return
     ln -sfn "$2" "$1.callready-new" && mv -T "$1.callready-new" "$1"
 }
 
@@ -75,38 +82,46 @@ withdraw() {
             rm "$path" || return
         fi
         rm -rf "$root/before$path"
-        ! grep -qsxF "${path%/*}" $state/folders || rmdir "${path%/*}" 2> /dev/null || :
+        remove_own_folder "${path%/*}"
     done
 }
 
 # links RELEASE: every live path leads where the release says.
 links() {
+    confirmed=$(for kind in file link; do lines_of $kind "$(name_of confirmed)"; done | cut -f 2)
     { lines_of file "$1"; lines_of link "$1"; } | while IFS=$T read -r kind path target rest; do
         [ "$kind" = link ] || target=$root/current/files$path
         live "$path" "$target" || exit 1
     done
 }
 
+# keep_environments RELEASE: a copy of the environment files that the confirmed release has not, before
+# anything changes them; on the way back their keys come from it.
+keep_environments() {
+    for path in $(gone environment "$1" "$(name_of confirmed)"); do
+        [ -L "$path" ] || before "$path" || return
+    done
+}
+
 # put_environment PATH OWNER LINES OLD: the keys of LINES and no other key of OLD in an application's
 # environment file; the rest of it is kept.
 put_environment() {
-    before "$1"
     (umask 022 && mkdir -p "${1%/*}")
     # Not in its folder: that may be another user's, who could put a link there. Not on a disk: a
     # full one must not keep a host from returning.
     made=/run/callready.environment
-    awk -F= -v lines="$3" -v old="$4" '
+    # Nor is a link followed that its owner made of the file: it could lead to anything.
+    dd if="$1" iflag=nofollow,nonblock status=none 2> /dev/null | awk -F= -v lines="$3" -v old="$4" '
         BEGIN {
             while ((getline < old) > 0) ours[$1]
             while ((getline < lines) > 0) { line[$1] = $0; order[++n] = $1; ours[$1] }
         }
         $1 in line { if (!done[$1]++) print line[$1]; next }
         !($1 in ours) { print }
-        END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' \
-        "$([ -f "$1" ] && printf %s "$1" || printf /dev/null)" > "$made" || return
+        END { for (i = 1; i <= n; i++) if (!done[order[i]]) print line[order[i]] }' > "$made" || return
     # Who reads it may have started with what stood there: note that before it is gone.
     cmp -s "$made" "$1" || rm -f "$(note_of "$1")"
-    install -m 0600 -o "$2" -g "$(id -gn "$2")" "$made" "$1.callready-new" &&
+    install -T -m 0600 -o "$2" -g "$(id -gn "$2")" "$made" "$1.callready-new" &&
         sync "$1.callready-new" && mv -T "$1.callready-new" "$1" && rm "$made"
 }
 
@@ -126,7 +141,7 @@ environments() {
             put_environment "$path" "$owner" /run/callready.lines "$root/releases/$2/environment$path" || return 1
             rm -f /run/callready.lines "$(note_of "$path")"
             if [ -e "$root/before$path" ]; then
-                chown --reference="$root/before$path" "$path"
+                chown -h --reference="$root/before$path" "$path"
                 chmod --reference="$root/before$path" "$path"
             elif [ ! -s "$path" ]; then
                 rm -f "$path"
@@ -335,16 +350,33 @@ previous() {
     [ -z "$good" ] || cat "$root/releases/$good/manifest"
 }
 
-# Five releases are kept, and the versions of livekit-server that they start.
+# Five releases are kept, and what they need: versions of livekit-server, databases, certificates.
 tidy() {
     kept=" $(name_of current) $(stack | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in $root/releases/*; do
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
     done
-    for version in /opt/livekit/*; do
+    sort -u $state/binaries 2> /dev/null | while read -r version; do
         grep -qs "^ExecStart=$version/" $root/releases/*/files/etc/systemd/system/livekit-server.service ||
             rm -rf "$version"
     done
+    # Secrets, too, go with the last release that has them.
+    sort -u $state/databases 2> /dev/null | while read -r database; do
+        grep -qsxF "database$T$database" $root/releases/*/manifest || rm -f "$database"
+    done
+    for pair in $root/tls/*; do
+        grep -qsxF "certificate$T${pair##*/}" $root/releases/*/manifest ||
+            { unask "${pair##*/}"; rm -rf "$pair"; }
+    done
+}
+
+# unask NAME: no authority is asked for its certificate any more; what it has stays for rolling back.
+unask() {
+    if [ -e "/etc/letsencrypt/renewal/$1.conf" ] && command -v certbot > /dev/null; then
+        certbot -q delete -n --cert-name "$1" ||
+            { complain "certbot goes on renewing $1, which nobody serves any more"; return 0; }
+    fi
+    rm -f "$root/tls/$1/asked"
 }
 
 case "${0##*/} ${1:-}" in

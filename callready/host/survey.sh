@@ -8,6 +8,9 @@ system() {
     . /etc/os-release
     printf 'os\t%s\t%s\n' "$ID" "${VERSION_ID:-}"
     printf 'arch\t%s\n' "$(dpkg --print-architecture 2>/dev/null || uname -m)"
+}
+
+clock() {
     printf 'clock\t%s\n' "$(date +%s.%N)"
 }
 
@@ -36,6 +39,7 @@ files() {
     done
     [ -e /var/lib/callready/pending ] && printf 'pending\t%s\t%s\n' \
         "$(cat /var/lib/callready/pending)" "$(systemctl is-active callready-dead-man.timer)"
+    [ -d /var/lib/callready ] && printf 'left\n'
     [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
     [ -n "$FILES" ] || return 0
     find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n' 2>/dev/null
@@ -139,6 +143,7 @@ state() {
     done
     for item in $ENVIRONMENTS; do # path:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
+        [ ! -L "$path" ] || printf 'linked\t%s\n' "$path"
         [ -f "$path" ] || continue
         printf 'environment\t%s\t%s\t%s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
             "$(grep -E "^($keys)=" "$path" | sort | sha256sum | cut -c1-64)" \
@@ -161,9 +166,11 @@ served() {
 
 survey() {
     exec 3>&1
+    clock
     # Handshakes take their time while the rest is read; apart, so that no line is torn.
     tls=$(served & { system; packages; users; files; units; listeners; filters; sysctls; state; } >&3; wait)
     [ -n "$tls" ] && printf '%s\n' "$tls"
+    clock
     printf 'end\n'
 }
 survey < /dev/null

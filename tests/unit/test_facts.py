@@ -430,12 +430,14 @@ end"""
     assert found.binaries == {"/opt/livekit/1.13.5/livekit-server"}
 
 
-def test_the_clock_is_compared_with_the_middle_of_the_round_trip(
+def test_neither_the_way_nor_the_survey_is_taken_for_skew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("callready.facts.time.time", lambda: 1002.0)
-    assert facts.parse(["clock\t1061.0", "end"], 1000.0).skew == 60.0
-    assert facts.parse(["clock\t941.0", "end"], 1000.0).skew == -60.0
+    """Sent at 1000, answered at 1010, one second each way."""
+    monkeypatch.setattr("callready.facts.time.time", lambda: 1010.0)
+    for skew in (0.0, 60.0, -60.0):
+        clocks = [f"clock\t{1001 + skew}", f"clock\t{1009 + skew}"]
+        assert facts.parse([*clocks, "end"], 1000.0).skew == skew
 
 
 def test_what_the_shell_is_given_is_quoted() -> None:

@@ -183,6 +183,31 @@ def test_a_listener_that_is_meant_to_be_there_is_let_be() -> None:
     assert len(refused(other, (SFU1, "host.other_listeners", ["50100-50200/tcp"]))) == 1
 
 
+@pytest.mark.parametrize(
+    ("port", "why"),
+    [
+        (443, "port 443/tcp is taken by haproxy (haproxy.service), "),
+        (8080, "haproxy.service is in use for port 8080/tcp, and its configuration would be "),
+    ],
+)
+def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why: str) -> None:
+    foreign = listening(Listener("tcp", "0.0.0.0", port, "haproxy", "haproxy.service"))
+    edge = (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")
+    (said,) = refused(foreign, *edge)
+    assert said.startswith(why)
+
+    def after_a_deploy(facts: Facts) -> None:
+        foreign(facts)
+        facts.manifest.append(("unit", "haproxy.service"))
+
+    assert refused(after_a_deploy, *edge) == []
+
+
+def test_an_environment_file_that_is_a_link_is_refused() -> None:
+    (said,) = refused(set_(linked={"/srv/app/.env"}))
+    assert said.startswith("/srv/app/.env is a symbolic link: name the file that it leads to")
+
+
 def test_an_extra_port_is_some_other_programs_by_intention() -> None:
     nginx = listening(Listener("tcp", "0.0.0.0", 443, "nginx", "nginx.service"))
     assert refused(nginx, (SFU1, "firewall.extra_ports", ["443/tcp"])) == []

@@ -1,0 +1,226 @@
+"""The scripts that run on hosts, here in a folder: what they do to things of others."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pwd
+import re
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from callready.release import HOST
+
+SCRIPTS = {"apply.sh": "apply.sh", "release.sh": "release"}
+ME = pwd.getpwuid(os.geteuid()).pw_name
+
+
+class Machine:
+    """A folder that the scripts take for the whole machine."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run", "here"):
+            (root / folder).mkdir(parents=True)
+        for name in SCRIPTS:
+            text = re.sub(r"(?<![\w$.*}])/(etc|var|opt|run)/(callready|lib|livekit|letsencrypt)",
+                          rf"{root}/\1/\2", HOST.joinpath(name).read_text())  # fmt: skip
+            (root / "here" / SCRIPTS[name]).write_text(text)
+
+    def run(self, script: str, check: bool = True) -> str:
+        """Functions of release.sh."""
+        done = subprocess.run(
+            ["sh", "-c", f". {self.root}/here/release\n{script}"], text=True, capture_output=True,
+            check=False,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    def apply(self, *steps: str) -> str:
+        """Steps, as a deploy runs them."""
+        (self.root / "here/steps").write_text("\n".join(steps))
+        here = self.root / "here"
+        done = subprocess.run(
+            ["sh", here / "apply.sh", here], text=True, capture_output=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    def release(self, name: str, *manifest: str, files: dict[str, str] | None = None) -> None:
+        """A release that the host has confirmed."""
+        folder = self.root / "etc/callready/releases" / name
+        folder.mkdir()
+        (folder / "manifest").write_text("".join(f"{line}\n" for line in manifest))
+        for path, text in (files or {}).items():
+            (folder / f"files{path}").parent.mkdir(parents=True, exist_ok=True)
+            (folder / f"files{path}").write_text(text)
+        for link in ("current", "confirmed"):
+            (self.root / "etc/callready" / link).unlink(missing_ok=True)
+            (self.root / "etc/callready" / link).symlink_to(f"releases/{name}")
+        with (self.root / "var/lib/callready/history").open("a") as history:
+            history.write(f"now\t{name}\troot\tdeploy\trun-{name}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["secret", "folder"])
+def test_a_link_in_place_of_an_environment_file_is_not_followed(
+    machine: Machine, target: str
+) -> None:
+    """Its folder is the application's: the link may lead to what only root can read."""
+    app = machine.root / "app"
+    (app / "folder").mkdir(parents=True)
+    (app / "secret").write_text("root:only\n")
+    (app / ".env").symlink_to(app / target)
+    (app / ".env.callready-new").symlink_to(app / "folder")
+    (app / "lines").write_text("KEY=new\n")
+    machine.run(f"put_environment {app}/.env {ME} {app}/lines /dev/null")
+    assert (app / ".env").read_text() == "KEY=new\n" and not (app / ".env").is_symlink()
+    assert (app / "secret").read_text() == "root:only\n"
+    assert not list((app / "folder").iterdir())
+
+
+@pytest.mark.parametrize("before", ["A=1\nKEY=old\n", None])
+@pytest.mark.parametrize("put", [0, 1, 2])
+def test_an_environment_file_is_given_back_wherever_a_deploy_was_cut(
+    machine: Machine, before: str | None, put: int
+) -> None:
+    path, folder = machine.root / "app.env", machine.root / "etc/callready/releases/one"
+    if before:
+        path.write_text(before)
+    (folder / f"environment{path}").parent.mkdir(parents=True)
+    (folder / f"environment{path}").write_text("KEY=new\n")
+    (folder / "manifest").write_text(f"environment\t{path}\t{ME}\thash\t-\n")
+    machine.run("keep_environments one")
+    for _ in range(put):
+        machine.run(f"put_environment {path} {ME} {folder}/environment{path} /dev/null")
+        assert path.read_text() == "A=1\nKEY=new\n" if before else "KEY=new\n"
+        machine.run("ln -sfn releases/one $root/confirmed; keep_environments one")
+    machine.run("environments none one")
+    assert (path.read_text() if path.exists() else None) == before
+
+
+def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
+    """LiveKit's own installer puts its Docker files into /opt/livekit."""
+    opt, state = machine.root / "opt/livekit", machine.root / "var/lib/callready"
+    unit = "/etc/systemd/system/livekit-server.service"
+    for folder in ("1.0.0", "1.1.0", "caddy_data"):
+        (opt / folder).mkdir(parents=True)
+    (opt / "docker-compose.yaml").touch()
+    (state / "binaries").write_text(f"{opt}/1.0.0\n{opt}/1.1.0\n")
+    machine.release("new", files={unit: f"ExecStart={opt}/1.1.0/livekit-server --config x\n"})
+    machine.run("tidy")
+    assert sorted(os.listdir(opt)) == ["1.1.0", "caddy_data", "docker-compose.yaml"]
+
+
+def test_secrets_of_a_pool_go_with_the_last_release_that_has_it(machine: Machine) -> None:
+    state, tls = machine.root / "var/lib/callready", machine.root / "etc/callready/tls"
+    databases = [machine.root / name for name in ("calls.db", "old.db")]
+    (state / "databases").write_text("".join(f"{path}\n" for path in databases))
+    for path in databases:
+        path.touch()
+    for name in ("a.test", "old.test"):
+        (tls / name).mkdir(parents=True)
+    machine.release("first", *(f"database\t{d}" for d in databases), "certificate\ta.test",
+                    "certificate\told.test")  # fmt: skip
+    for number in range(5):
+        assert databases[1].exists() and (tls / "old.test").exists()
+        machine.release(f"later{number}", f"database\t{databases[0]}", "certificate\ta.test")
+        machine.run("tidy")
+    assert [path.exists() for path in databases] == [True, False]
+    assert os.listdir(tls) == ["a.test"]
+
+
+def test_what_somebody_made_of_a_managed_file_is_not_what_was_there_before(
+    machine: Machine,
+) -> None:
+    path = machine.root / "etc/live.conf"
+    machine.release("one", f"file\t{path}", files={str(path): "ours\n"})
+    machine.run("links one")
+    assert path.is_symlink()
+    path.unlink()  # as `sed -i` does
+    path.write_text("edited\n")
+    machine.run(f"links one && withdraw {path}")
+    assert not path.exists()
+
+
+def test_what_was_there_before_comes_back(machine: Machine) -> None:
+    path = machine.root / "etc/live.conf"
+    machine.release("zero")
+    path.write_text("by hand\n")
+    folder = machine.root / "etc/callready/releases/one"
+    (folder / "files").mkdir(parents=True)
+    (folder / "manifest").write_text(f"file\t{path}\n")
+    machine.run(f"links one; readlink {path}")
+    assert path.is_symlink()
+    machine.run(f"withdraw {path}")
+    assert path.read_text() == "by hand\n"
+
+
+ARCHIVE = "livekit_1.0.0_linux_amd64.tar.gz"
+
+
+@pytest.fixture
+def downloads() -> Iterator[tuple[str, bytes]]:
+    """A server that sends on to where its files lie, as GitHub does."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("livekit-server")
+        body = b"#!/bin/sh\necho 1.0.0\n"
+        member.size, member.mode = len(body), 0o755
+        tar.addfile(member, io.BytesIO(body))
+    packed = buffer.getvalue()
+    files = {
+        f"/v1.0.0/{ARCHIVE}": packed,
+        "/v1.0.0/checksums.txt": f"{hashlib.sha256(packed).hexdigest()}  {ARCHIVE}\n".encode(),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            moved = not self.path.startswith("/files")
+            body = b"" if moved else files[self.path.removeprefix("/files")]
+            self.send_response(302 if moved else 200)
+            if moved:
+                self.send_header("Location", f"/files{self.path}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", packed
+    server.shutdown()
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_download_that_is_sent_on_is_followed(
+    machine: Machine, downloads: tuple[str, bytes], pinned: bool
+) -> None:
+    url, packed = downloads
+    pin = hashlib.sha256(packed).hexdigest() if pinned else "''"
+    said = machine.apply(f"archive {url} 1.0.0 {ARCHIVE} {pin}")
+    assert said == "downloading livekit-server 1.0.0\n"
+    assert (machine.root / "opt/livekit/1.0.0/livekit-server").exists()
+
+
+def test_a_folder_of_somebody_else_is_not_replaced(
+    machine: Machine, downloads: tuple[str, bytes]
+) -> None:
+    mine = machine.root / "opt/livekit/1.0.0/notes"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    said = machine.apply(f"archive {downloads[0]} 1.0.0 {ARCHIVE}")
+    assert "is not callready's and has no livekit-server: move it out of the way" in said
+    assert mine.exists()
