@@ -57,19 +57,40 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
         on = f"on {here.name} (IPv{family})"
         for kind in (_turn, _livekit, _edge, *([_certificates] if certificates else [])):
             for what, spec in kind(here.settings, address):
-                name = f"{what} {on}"
                 found.append(
-                    {"transport": "tcp", "address": address, **trust, **spec, "name": name}
-                )
+                    {"transport": "tcp", "address": address, **trust, **spec,
+                     "name": f"{what} {on}", "promise": _promise(what, spec)}
+                )  # fmt: skip
     if "app" in here.settings.groups and here.settings.app:
         for check in here.settings.app.health:
             host, port = _place(check.url)
+            name = f"health of the app at {check.url}"
             found.append(
-                {"name": f"health of the app at {check.url}", "probe": "app", "transport": "tcp",
+                {"name": name, "promise": name, "probe": "app", "transport": "tcp",
                  "address": host, "port": port, "url": check.url, "status": check.status,
                  "fields": check.fields, **trust}
             )  # fmt: skip
     return found
+
+
+def promises(here: Here) -> list[str]:
+    """What this host's release has for callers, wherever they are: by that an earlier release is
+    judged when the host returns to it, whatever the inventory says by then."""
+    settings = here.settings
+    address = settings.address or settings.address6 or ""
+    found = [
+        _promise(what, spec)
+        for kind in (_turn, _livekit, _edge, _certificates)
+        for what, spec in kind(settings, address)
+    ]
+    if "app" in settings.groups and settings.app:
+        found += [f"health of the app at {check.url}" for check in settings.app.health]
+    return sorted(found)
+
+
+def _promise(what: str, spec: Spec) -> str:
+    place = f"{spec.get('transport', 'tcp')}/{spec['port']}"
+    return " ".join(filter(None, (what, place, spec.get("server_name"))))
 
 
 def _addresses(here: Here) -> dict[int, str]:
@@ -114,7 +135,8 @@ def _livekit(settings: HostSettings, address: str) -> Iterator[tuple[str, Spec]]
     own = {address, settings.local_address} if address == settings.address else {address}
     spec: Spec = {"probe": "livekit", "url": livekit.url, "keys": dict(livekit.keys)}
     if settings.edge:
-        yield "LiveKit", {**spec, "port": settings.edge.port}
+        name = _place(livekit.url)[0]
+        yield "LiveKit", {**spec, "port": settings.edge.port, "server_name": name}
     elif not wanted or wanted & (every | own):
         yield "LiveKit", {**spec, "url": f"ws://{endpoint(address, livekit.port)}",
                           "port": livekit.port}  # fmt: skip
@@ -262,14 +284,19 @@ def _join(spec: Spec) -> None:
 
     way: dict[str, Any] = _way(spec)
     livekit.health(spec["url"], **way)
+    refused = {}
     for key, secret in spec["keys"].items():
         token = livekit.token(key, SecretStr(secret), ttl=60)
         status = livekit.validate(spec["url"], token, **way)
         if status != 200:
-            raise ProbeError(
-                f"no call starts: {spec['url']} refuses a token of key {key} with {status}",
-                livekit.REFUSED_TOKEN,
-            )
+            refused[key] = status
+    # An earlier release does not know the keys that were added since.
+    if refused and not (spec.get("any_key") and len(refused) < len(spec["keys"])):
+        key, status = next(iter(refused.items()))
+        raise ProbeError(
+            f"no call starts: {spec['url']} refuses a token of key {key} with {status}",
+            livekit.REFUSED_TOKEN,
+        )
 
 
 def _answer(spec: Spec) -> None:

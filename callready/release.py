@@ -200,6 +200,7 @@ class Release:
     certificates: dict[str, Certificate] = field(default_factory=dict)
     environments: dict[str, Environment] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)  # and the services they start
+    promises: list[str] = field(default_factory=list)  # what callers get, as gate.promises says
     archive: Archive | None = None
     confirm_timeout: int = 60  # seconds
     drain: int = 0  # seconds
@@ -276,19 +277,43 @@ class Release:
         lines = tuple(f"{key}={value}" for key, value in values.items())
         self.environments[path] = Environment(path, owner, lines, tuple(units), tuple(commands))
 
-    def go_back(self, previous: str, facts: Facts, verb: str = "rollback") -> Plan:
-        """What it takes to have an earlier release again (`none`: what was before the first); with
-        `remove` nothing else of callready stays either."""
-        plan = Plan(release=previous.partition("-")[0], verb=verb)
-        plan.add("~", "release", f"{facts.folder} -> {previous}")
-        plan.switch = [
-            step("arm", str(self.confirm_timeout), previous),
-            step("return_to", previous),
-        ]
-        if verb == "remove":
+    def go_back(
+        self, previous: str, manifest: Iterable[tuple[str, ...]], facts: Facts, verb: str
+    ) -> Plan:
+        """What it takes to have an earlier release again, with its manifest (`none`: what was
+        before the first); with `remove` nothing else of callready stays either."""
+        plan = Plan(verb=verb)
+        if facts.folder:
+            plan.release = previous.partition("-")[0]
+            plan.add("~", "release", f"{facts.folder} -> {previous}")
+            earlier = {line[1]: line for line in manifest if line[0] == "unit"}
+            for _, unit, *_ in (line for line in facts.manifest if line[0] == "unit"):
+                self._plan_return(plan, facts, unit, earlier.get(unit))
+            plan.switch = [
+                step("arm", str(self.confirm_timeout), previous),
+                step("return_to", previous),
+            ]
+        if verb == "remove" and facts.is_ours:
+            plan.add("-", "callready", "and the packages and users it added")
             plan.keep.append(step("forget", *self.masks))
         plan.take(facts.folder)
         return plan
+
+    def _plan_return(
+        self, plan: Plan, facts: Facts, unit: str, earlier: tuple[str, ...] | None
+    ) -> None:
+        found, service = facts.units.get(unit), self.services.get(unit)
+        if earlier is None:
+            plan.add("!", "unit", f"{unit}: stop")
+        elif found is None or found.fingerprint != earlier[2]:
+            if earlier[4] == "reload":
+                plan.add("~", "unit", f"{unit}: reload, no connection is dropped")
+                return
+            plan.add("!", "unit", f"{unit}: restart, the earlier release has it otherwise")
+        else:
+            return
+        if service:
+            self._interrupt(plan, facts, service)
 
     @property
     def manifest(self) -> str:
@@ -312,6 +337,9 @@ class Release:
             )
             for e in self.environments.values()
         ]
+        lines += [f"certificate\t{name}" for name in self.certificates]
+        lines += [f"database\t{path}" for path in self.databases]
+        lines += [f"promise\t{promise}" for promise in self.promises]
         return "".join(f"{line}\n" for line in lines)
 
     @property
@@ -519,18 +547,8 @@ class Release:
             else:
                 self._plan_reload(plan, facts, unit)
                 continue
-            if plan.changes[-1].mark == "!" and service.restart_means:
-                ports = media_ports(facts, service)
-                plan.notes.append(
-                    f"restarting {unit} ({ports} media ports in use): {service.restart_means}"
-                )
-                if self.drain:
-                    plan.notes.append(
-                        f"waiting up to {self.drain} s for them first{_new_calls(service)}"
-                    )
-                    plan.prepare.append(
-                        step("drain", unit, service.drain or "-", str(self.drain), *service.listens)
-                    )
+            if plan.changes[-1].mark == "!":
+                self._interrupt(plan, facts, service)
             plan.switch.append(step("listening", unit, *service.listens))
         self._plan_acme(plan, facts)
         for c in self.certificates.values():
@@ -549,6 +567,20 @@ class Release:
                 plan.switch.append(
                     step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
                 )
+
+    def _interrupt(self, plan: Plan, facts: Facts, service: Service) -> None:
+        """Say what it does to calls, and wait for them if that is wanted."""
+        if not service.restart_means:
+            return
+        ports = media_ports(facts, service)
+        plan.notes.append(
+            f"restarting {service.unit} ({ports} media ports in use): {service.restart_means}"
+        )
+        if self.drain:
+            plan.notes.append(f"waiting up to {self.drain} s for them first{_new_calls(service)}")
+            plan.prepare.append(
+                step("drain", service.unit, service.drain or "-", str(self.drain), *service.listens)
+            )
 
     def unissued(self, facts: Facts) -> list[Certificate]:
         """The certificates that the ACME server has to be asked for: those it was not asked for
@@ -580,6 +612,10 @@ class Release:
             if c.asked
         ):
             plan.keep.append(step("take_up"))
+        for name, request in facts.asked.items():
+            if request and not (name in self.certificates and self.certificates[name].asked):
+                plan.add("-", "certificate", f"{name} is not renewed any more")
+                plan.keep.append(step("unask", name))
         for timer in self.timers:
             found, file = facts.units.get(timer), self.files.get(f"/etc/systemd/system/{timer}")
             on_host = facts.files.get(f"/etc/systemd/system/{timer}")

@@ -1,5 +1,6 @@
 """The roles, in the order in which they are read: each declares what must be true on a host."""
 
+from callready.gate import promises
 from callready.here import Here
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
@@ -23,4 +24,5 @@ def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Here:
     edge(here)
     app_env(here)
     firewall(here)
+    here.release.promises = promises(here)
     return here

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleets import SECRETS, SFU1, TURN1, TURN2, box, load
+from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, deployed, load
 from pydantic import SecretStr
 
 from callready import gate
 from callready.here import Here
+from callready.operations import Back, Deployment
 from callready.settings.fleet import Fleet
+from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
 REPOSITORY = Path(__file__).parents[2]
@@ -108,6 +110,41 @@ def test_a_host_that_waits_for_its_authority_may_show_any_certificate() -> None:
     found = specs(load(), TURN1, certificates=False)
     assert {spec["probe"] for spec in found.values()} == {"stun", "turn"}
     assert not any(spec["verify"] for spec in found.values())
+
+
+def test_an_earlier_release_is_asked_for_what_it_promised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deployment(*edits: Edit) -> Deployment:
+        here = declare(load(*EDGE, *edits), SFU1)
+        return Deployment(here, deployed(here.release))
+
+    before = deployment()
+    promised = [("promise", line) for line in before.here.release.promises]
+    monkeypatch.setattr(gate, "local_address", lambda _: "2001:db8::1")
+    assert {s["promise"] for s in before.probes} == {line for _, line in promised}
+    now = deployment(
+        ("*", "livekit.url", "wss://turn.callready.test"), (SFU1, "name", "turn.callready.test")
+    )
+    now.back = Back("earlier", "run", promised)
+    assert {spec["name"].partition(" on sfu1")[0] for spec in now.probes} == {
+        "HTTPS of app.callready.test", "certificate of app.callready.test on port 443",
+        "health of the app at https://app.callready.test/health",
+    }  # fmt: skip
+    assert len({spec["name"] for spec in now.probes}) == 5, "over both families"
+
+
+@pytest.mark.parametrize(("any_key", "said"), [(True, None), (False, "refuses a token of key B")])
+def test_one_key_will_do_on_the_way_back(
+    monkeypatch: pytest.MonkeyPatch, any_key: bool, said: str | None
+) -> None:
+    from callready.probes import livekit
+
+    monkeypatch.setattr(livekit, "health", lambda *_, **__: None)
+    monkeypatch.setattr(livekit, "token", lambda key, *_, **__: key)
+    monkeypatch.setattr(livekit, "validate", lambda _, key, **__: 200 if key == "A" else 401)
+    spec = {"url": "ws://x", "keys": {"A": "s", "B": "s"}, "any_key": any_key, "address": "",
+            "port": 1, "ca": None, "verify": True, "probe": "livekit"}  # fmt: skip
+    found = gate._attempts(spec, 0)
+    assert found == said or (said and found and said in found)
 
 
 def test_fixed_users_are_asked_with_their_password() -> None:

@@ -16,8 +16,8 @@ import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 
-from callready.facts import EnvironmentFact, Facts
-from callready.release import ROOT, Plan, Release, Rows, content_name, row_hash, rows_sql
+from callready.facts import EnvironmentFact, Facts, Listener
+from callready.release import NONE, ROOT, Plan, Release, Rows, content_name, row_hash, rows_sql
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -26,6 +26,8 @@ LIVEKIT = "/etc/livekit/livekit.yaml"
 CALLS, AVATAR = "/etc/coturn/calls.conf", "/etc/coturn/avatar.conf"
 CALLS_DB = "/var/lib/turn/calls.db"
 TLS_CALLS = "192.0.2.11:5349"
+SFU_UNIT, AVATAR_UNIT = "livekit-server.service", "turnserver@avatar.service"
+EDGE = (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")
 
 
 @pytest.fixture
@@ -204,7 +206,7 @@ def unit(name: str, **changes: object) -> Callable[[Facts], None]:
 
 
 FILES = ["stage", "arm", "activate", "reload_manager", "confirm"]
-CALLS_UNIT, SFU_UNIT = "turnserver@calls.service", "livekit-server.service"
+CALLS_UNIT = "turnserver@calls.service"
 OLD = "restart, its process is older than its configuration"
 
 
@@ -366,6 +368,41 @@ def test_what_a_host_no_longer_runs_is_stopped_and_taken_away() -> None:
     assert steps.index("stage") < steps.index("stop") < steps.index("activate")
     (withdrawn,) = (step for step in plan.steps if step.startswith("withdraw "))
     assert shlex.split(withdrawn) == ["withdraw", *gone]
+
+
+def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
+    release = declare(box((SFU1, "deploy", {"drain": 30}), *EDGE), SFU1).release
+    facts = deployed(release)
+    facts.listeners.append(Listener("udp", "192.0.2.11", 50123, "livekit-server", SFU_UNIT))
+
+    def earlier(*changed: str) -> list[tuple[str, ...]]:
+        """The manifest of a release in which some units are other ones."""
+        return [
+            (*line[:2], "another", *line[3:]) if line[1] in changed else line
+            for line in facts.manifest
+            if line[1] != AVATAR_UNIT
+        ]
+
+    plan = release.go_back("earlier", earlier(SFU_UNIT, "haproxy.service"), facts, "rollback")
+    assert said(plan) == [
+        f"~ release {facts.folder} -> earlier", f"! unit {AVATAR_UNIT}: stop",
+        f"! unit {SFU_UNIT}: restart, the earlier release has it otherwise",
+        "~ unit haproxy.service: reload, no connection is dropped",
+    ]  # fmt: skip
+    assert [note for note in plan.notes if "1 media ports in use" in note]
+    assert [step.split()[0] for step in plan.steps] == [
+        "take", "drain", "drain", "arm", "return_to", "confirm",
+    ]  # fmt: skip
+    same = release.go_back("earlier", facts.manifest, facts, "rollback")
+    assert [step.split()[0] for step in same.steps] == ["take", "arm", "return_to", "confirm"]
+
+
+def test_what_a_removal_left_when_it_was_cut_short_is_removed_by_the_next() -> None:
+    release, facts = declare(box(), SFU1).release, bare()
+    assert release.go_back(NONE, [], facts, "remove").steps == []
+    facts.is_ours = True
+    plan = release.go_back(NONE, [], facts, "remove")
+    assert [step.split()[0] for step in plan.steps] == ["take", "forget"]
 
 
 def test_a_firewall_that_is_switched_off_is_taken_down() -> None:

@@ -48,7 +48,7 @@ def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deplo
 def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:
     for deployment in hosts.values():
         release = deployment.here.release
-        deployment.plan = release.go_back(NONE, deployed(release))
+        deployment.plan = release.go_back(NONE, [], deployed(release), "rollback")
     assert waves(hosts)[0] == [SFU1]
     assert waves(hosts)[1] == [TURN1]
 
