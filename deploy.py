@@ -12,5 +12,5 @@ here = operations.deployments(inventory, declare)
 if host.name in here:
     operations.release(name="Bring the host to its release", deployment=here[host.name])
 
-if "android" in host.groups:
+if "android" in host.groups and operations.verb(inventory) == "deploy":
     android(operations.load_fleet(inventory), host)

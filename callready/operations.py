@@ -62,11 +62,6 @@ class Back(NamedTuple):
     run: str
     manifest: list[tuple[str, ...]]
 
-    @property
-    def listens(self) -> set[str]:
-        """The ports of its units (`udp/3478`)."""
-        return {port for line in self.manifest if line[0] == "unit" for port in line[5].split()}
-
 
 class Deployment:
     """One host's declared state, what it is now, and the way from here to there."""
@@ -86,7 +81,8 @@ class Deployment:
         specs = gate.probes(self.here, certificates=not self.here.release.unissued(self.facts))
         if self.back is None:
             return specs
-        return [s for s in specs if f"{s['transport']}/{s['port']}" in self.back.listens]
+        promised = {line[1] for line in self.back.manifest if line[0] == "promise"}
+        return [{**s, "any_key": True} for s in specs if s["promise"] in promised]
 
     @property
     def busy(self) -> dict[str, int]:
@@ -114,26 +110,25 @@ def _prepare(inventory: Inventory, declare: Declare) -> dict[str, Deployment]:
     connected = set(inventory.get_active_hosts())
     ours = [host for host in inventory if _is_ours(declared[host.name])]
     active = [host for host in ours if host in connected]
-    verb = _option(inventory, "do") or "deploy"
-    if verb not in VERBS:
-        raise Refused(f"--data do={verb}: it is one of {', '.join(VERBS)}")
+    if (do := verb(inventory)) not in VERBS:
+        raise Refused(f"--data do={do}: it is one of {', '.join(VERBS)}")
     looked: dict[str, Deployment] = {}
     refused: list[str] = []
 
     def look(host: Host) -> None:
         # gevent would print the traceback of what leaves a greenlet.
         try:
-            looked[host.name] = _look(host, fleet, declare, declared[host.name], verb)
+            looked[host.name] = _look(host, fleet, declare, declared[host.name], do)
         except (SettingsError, facts.SurveyError, SSHException, OSError, EOFError) as error:
             refused.append(f"{fleet.source}: {host.name}: {error}")
 
     gevent.joinall([gevent.spawn(look, host) for host in active], raise_error=True)
     # In the inventory's order: the first one of a role changes first.
     ready = {host.name: looked[host.name] for host in active if host.name in looked}
-    if verb == "rollback":
+    if do == "rollback":
         _keep_older(ready)
     for name in ready:
-        refused += [f"{fleet.source}: {name}: {why}" for why in _reasons(ready[name], verb)]
+        refused += [f"{fleet.source}: {name}: {why}" for why in _reasons(ready[name], do)]
     _refuse(refused)
     for host in active:
         show(host, ready[host.name])
@@ -166,6 +161,11 @@ def _keep_older(deployments: dict[str, Deployment]) -> None:
             deployment.plan = Plan(notes=[f"the last deploy ({last}) did not change this host"])
 
 
+def verb(inventory: Inventory) -> str:
+    """What this run is to do, one of VERBS."""
+    return _option(inventory, "do") or "deploy"
+
+
 def _is_ours(here: Here) -> bool:
     """Whether a host has something of ours, or may have it still after its last role has gone."""
     return bool(here.release.manifest) or "android" not in here.settings.groups
@@ -189,14 +189,15 @@ def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> 
     here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
     if verb == "deploy":
         return Deployment(here, found)
-    if not found.folder:
-        return Deployment(here, found, Plan())
     back = Back(NONE, "", [])
+    if verb == "rollback" and not found.folder:
+        return Deployment(here, found, Plan())
     if verb == "rollback":
         _, output = as_root(host, here, "sh /usr/local/lib/callready/release previous")
         release, run, *manifest = output.stdout_lines
         back = Back(release, run, [tuple(line.split("\t")) for line in manifest])
-    return Deployment(here, found, here.release.go_back(back.release, found, verb), back)
+    plan = here.release.go_back(back.release, back.manifest, found, verb)
+    return Deployment(here, found, plan, back)
 
 
 def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
@@ -317,6 +318,12 @@ def release(deployment: Deployment) -> Generator[Any, None, None]:
 
 def _roll_out(state: Any, host: Host) -> bool:
     return _rollouts[id(state)].result(host.name)
+
+
+def rolled_out(state: Any) -> bool:
+    """Whether every host that was to change in this run has its release."""
+    rollout = _rollouts.get(id(state))
+    return rollout is None or rollout.is_well
 
 
 class Checkout(NamedTuple):

@@ -57,6 +57,11 @@ class Rollout:
         return name not in self._failed
 
     @property
+    def is_well(self) -> bool:
+        """Whether no host has failed."""
+        return not self._failed
+
+    @property
     def waves(self) -> Iterator[list[str]]:
         """Hosts that change at once: of every role one first, then batches; the other way round
         on the way back."""

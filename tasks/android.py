@@ -6,7 +6,7 @@ from pyinfra import logger
 from pyinfra.api.host import Host
 
 from callready import android as nsc
-from callready.operations import checkout, read_checkout
+from callready.operations import checkout, read_checkout, rolled_out
 from callready.settings.fleet import Fleet
 from callready.uris import stun_uris, turn_uris
 
@@ -33,4 +33,12 @@ def android(fleet: Fleet, host: Host) -> None:
     checkout(
         name="Write the Android configuration", root=settings.checkout,
         files={path: files[path] for path in found.differing},
+        _if=lambda: _is_true(host),
     )  # fmt: skip
+
+
+def _is_true(host: Host) -> bool:
+    """Whether the hosts are as the app would be told."""
+    if not (well := rolled_out(host.state)):
+        logger.warning(f"{host.print_prefix}the app's checkout stays as it is: hosts have failed")
+    return well
