@@ -15,10 +15,11 @@ import paramiko
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import State
 from pyinfra.connectors import ssh
+from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
-from callready.operations import Refused, inventory_path, load_fleet
-from callready.trust import Client
+from callready.operations import Refused, inventory_path, load_fleet, rolled_out
+from callready.trust import Client, shown
 
 
 def transport(sock: Any, **options: Any) -> paramiko.Transport:
@@ -35,6 +36,25 @@ def transport(sock: Any, **options: Any) -> paramiko.Transport:
     return made
 
 
+class Hop(pyinfra_client.SSHClient):
+    """The connection to a jump host: as strict and as impatient as the one it carries."""
+
+    def connect(self, *arguments: Any, **options: Any) -> None:
+        super().connect(*arguments, transport_factory=transport, **options)  # type: ignore[no-untyped-call]
+
+    def set_missing_host_key_policy(self, policy: Any) -> None:
+        asks = isinstance(policy, pyinfra_client.AskPolicy)
+        super().set_missing_host_key_policy(_Unknown() if asks else policy)
+
+
+class _Unknown(paramiko.MissingHostKeyPolicy):
+    def missing_host_key(self, client: Any, hostname: str, key: paramiko.PKey) -> NoReturn:
+        raise paramiko.SSHException(
+            f"the SSH key of the jump host {hostname} is not recorded: {shown(key)}. Compare it "
+            "and record it where ssh does (UserKnownHostsFile): connect with ssh once"
+        )
+
+
 def install() -> None:
     """Make SSH strict and quick by default, errors come before any connection, and the exit
     status true."""
@@ -42,6 +62,7 @@ def install() -> None:
     defaults["ssh_paramiko_connect_kwargs"].default = {"transport_factory": transport}
     defaults["ssh_strict_host_key_checking"].default = "yes"
     ssh.SSHClient = Client  # type: ignore[attr-defined]
+    pyinfra_client.SSHClient = Hop  # type: ignore[misc]
     if not any(argument.endswith("deploy.py") for argument in sys.argv):
         return
     connect_all, disconnect_all = cli.connect_all, cli.disconnect_all
@@ -81,8 +102,11 @@ def _interrupted(_number: int, _frame: FrameType | None) -> None:
 def _exit(state: State, status: object) -> NoReturn:
     """End at once, without 0.1 s of tearing the interpreter down.
 
-    pyinfra exits 0 when a mistyped inventory or --limit selects no host at all; that is 1.
+    pyinfra exits 0 when a mistyped inventory or --limit selects no host at all, and with --no-wait
+    whatever became of the hosts; that is 1.
     """
+    if not rolled_out(state):
+        status = status or 1
     if not any(map(state.is_host_in_limit, state.inventory)):
         print(
             "callready: no host was selected: check the inventory's path and --limit",

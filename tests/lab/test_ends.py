@@ -4,30 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from pathlib import Path
 
-from fleet import PAIR, PYINFRA, REPOSITORY, Fleet, Host, eventually
+from fleet import PAIR, PYINFRA, REPOSITORY, Fleet, eventually
 from test_interrupted import held, idle, starting
+from test_trust import STRICT, jump
+
+from lab import Lab
 
 SFU, TURN = PAIR
-
-
-@contextmanager
-def blackholed(host: Host, packets: str = "meta l4proto { tcp, udp }") -> Iterator[None]:
-    """Lose packets from and to a host without a word; unlike a cut line, it has neighbours."""
-    rules = "".join(
-        f"add chain bridge blackhole {hook} {{ type filter hook {hook} priority 0; }}\n"
-        f"add rule bridge blackhole {hook} {ip} {side} {address} {packets} drop\n"
-        for hook, side in (("input", "saddr"), ("output", "daddr"))
-        for ip, address in (("ip", host.ipv4), ("ip6", host.ipv6))
-    )
-    subprocess.run(["nft", "-f", "-"], input=f"add table bridge blackhole\n{rules}",
-                   text=True, check=True)  # fmt: skip
-    try:
-        yield
-    finally:
-        subprocess.run(["nft", "delete", "table", "bridge", "blackhole"], check=True)
 
 
 def test_host_that_falls_silent_is_given_up_and_the_other_left_alone(pair: Fleet) -> None:
@@ -37,7 +22,7 @@ def test_host_that_falls_silent_is_given_up_and_the_other_left_alone(pair: Fleet
     with held(TURN, "turnserver@calls.service"):
         process = pair.start()
         eventually(lambda: starting(TURN, "turnserver@calls.service"))
-        with blackholed(TURN):
+        with Lab().blackhole(TURN.name):
             _, said = process.communicate(timeout=40)  # 20 s and what pyinfra takes to end
     assert process.returncode == 1
     assert f"[{TURN.fqdn}] the connection broke; within 15 s of its switch the host returns" in said
@@ -48,6 +33,21 @@ def test_host_that_falls_silent_is_given_up_and_the_other_left_alone(pair: Fleet
     pair.deploy()
     assert "level: debug" in SFU.root("cat /etc/livekit/livekit.yaml")
     assert "total-quota=1300" in TURN.root("cat /etc/coturn/calls.conf")
+
+
+def test_jump_host_that_falls_silent_is_given_up(pair: Fleet, tmp_path: Path) -> None:
+    pair.data["turn"]["total_quota"] = 1500
+    pair.data["ssh_config_file"] = jump(tmp_path / "ssh_config", STRICT)
+    pair.unsettled = True
+    with held(TURN, "turnserver@calls.service"):
+        process = pair.start("--limit", TURN.fqdn, "--no-wait")
+        eventually(lambda: starting(TURN, "turnserver@calls.service"))
+        with Lab().blackhole(SFU.name):
+            _, said = process.communicate(timeout=60)
+    assert process.returncode == 1, "pyinfra itself says 0 with --no-wait"
+    assert f"[{TURN.fqdn}] the connection broke; within 15 s of its switch the host returns" in said
+    eventually(lambda: idle(TURN))
+    assert "total-quota=1500" not in TURN.root("cat /etc/coturn/calls.conf")
 
 
 def test_question_that_nobody_can_answer_is_an_error(pair: Fleet) -> None:

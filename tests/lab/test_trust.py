@@ -128,6 +128,18 @@ def test_keys_are_recorded_by_their_fingerprints_and_the_unreachable_are_named(
     assert pair.deploy().changed == []
 
 
+STRICT = f"Host *\n UserKnownHostsFile {plan.STATE}/known_hosts\n StrictHostKeyChecking yes\n"
+
+
+def jump(config: Path, more: str) -> str:
+    """An ssh_config by which the TURN host is behind the SFU's."""
+    config.write_text(
+        f"Host *\n User debian\n IdentityFile {plan.STATE}/id_ed25519\n"
+        f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n{more}"
+    )
+    return str(config)
+
+
 def test_key_behind_a_jump_host_and_on_another_port(pair: Fleet, known: Path) -> None:
     """Another sshd of the TURN host, with a key of another type, for the SFU's host alone."""
     TURN.root(
@@ -137,13 +149,7 @@ def test_key_behind_a_jump_host_and_on_another_port(pair: Fleet, known: Path) ->
         f"nft insert rule inet callready input ip saddr {SFU.ipv4} tcp dport 2222 accept"
     )
     pair.unsettled = True
-    config = known.with_name("ssh_config")
-    config.write_text(
-        f"Host {TURN.fqdn}\n Port 2222\n ProxyJump {SFU.fqdn}\n"
-        f"Host *\n User debian\n IdentityFile {plan.STATE}/id_ed25519\n"
-        f" UserKnownHostsFile {plan.STATE}/known_hosts\n StrictHostKeyChecking yes\n"
-    )
-    pair.data["ssh_config_file"] = str(config)
+    pair.data["ssh_config_file"] = jump(known.with_name("ssh_config"), f" Port 2222\n{STRICT}")
     try:
         assert f"the SSH key of [{TURN.fqdn}]:2222 is not recorded" in pair.run("--dry").text
         run = trust(pair, types="yes\n")
@@ -153,5 +159,9 @@ def test_key_behind_a_jump_host_and_on_another_port(pair: Fleet, known: Path) ->
         assert shown in run.stdout
         assert f"[{TURN.fqdn}]:2222 {other}" in known.read_text().splitlines()
         assert pair.run("--dry").status == 0
+        jump(known.with_name("ssh_config"), " Port 2222\nHost *\n UserKnownHostsFile /dev/null\n")
+        refused = pair.run("--dry")
+        assert refused.status == 1
+        assert f"the SSH key of the jump host {SFU.fqdn} is not recorded" in refused.text
     finally:
         TURN.root("kill $(cat /run/other.pid)")
