@@ -149,6 +149,8 @@ def _keys(here: HostSettings) -> Iterator[Problem]:
 
 
 def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
+    if here.tls and here.tls.ca and not Path(here.tls.ca).expanduser().is_file():
+        yield _error("tls.ca", f"{here.tls.ca}: no such file")
     if here.tls_names and here.tls is None:
         yield _error(
             "tls",
@@ -168,6 +170,12 @@ def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
             )
         if here.tls.acme.ca and not Path(here.tls.acme.ca).expanduser().is_file():
             yield _error("tls.acme.ca", f"{here.tls.acme.ca}: no such file")
+        if "acme-staging" in here.tls.acme.server and not here.tls.ca:
+            yield _error(
+                "tls.ca",
+                "is missing: nothing trusts the authority's staging roots, so no probe would pass. "
+                "Put them in one PEM file and name it (letsencrypt.org/docs/staging-environment)",
+            )
     elif here.tls:
         for name in here.tls_names:
             try:

@@ -42,9 +42,11 @@ edge = {}
 # Certificates, issued and renewed on the hosts (docs/certificates.md). Or files of your own:
 # {"certificate": "certificates/{name}/fullchain.pem", "key": "certificates/{name}/privkey.pem"}
 tls = {
+    # Nothing trusts the authority's staging roots by itself, our probes included: get them from
+    # https://letsencrypt.org/docs/staging-environment/ into this one file.
+    "ca": "inventories/letsencrypt-staging.pem",
     "acme": {
         "email": "operator@staging.example.com",
-        # Its own certificates are for trying out: no browser trusts them.
         "server": "https://acme-staging-v02.api.letsencrypt.org/directory",
     },
 }

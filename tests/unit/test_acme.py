@@ -123,6 +123,32 @@ def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
     assert not list(refusals.of(here, facts))
 
 
+def test_the_authoritys_staging_needs_its_roots(tmp_path: Path) -> None:
+    staging = {**ACME, "server": "https://acme-staging-v02.api.letsencrypt.org/directory"}
+    with pytest.raises(SettingsError, match=r"tls.ca: is missing: nothing trusts"):
+        load(tls(staging))
+    roots = tmp_path / "roots.pem"
+    where, key, settings = tls(staging)
+    with_roots = (where, key, {**settings, "ca": str(roots)})
+    with pytest.raises(SettingsError, match=r"tls.ca: .*roots.pem: no such file"):
+        load(with_roots)
+    roots.touch()
+    load(with_roots)
+
+
+def test_a_name_that_nobody_serves_any_more_is_not_renewed() -> None:
+    release = acme_release()
+    facts = issued(release)
+    facts.pairs["old.callready.test"], facts.asked["old.callready.test"] = "0123", "4567"
+    plan = release.plan(facts)
+    assert [tuple(c) for c in plan.changes] == [
+        ("-", "certificate", "old.callready.test is not renewed any more")
+    ]
+    assert plan.steps == ["take", "unask old.callready.test"]
+    by_files = declare(load(), TURN1).release
+    assert "unask " + TURN1 in by_files.plan(issued(release)).keep
+
+
 def acme_release(fleet: Fleet | None = None, host: str = TURN1) -> Release:
     return declare(fleet or load(tls(ACME)), host).release
 
@@ -162,7 +188,7 @@ def test_a_host_with_its_certificate_needs_nothing() -> None:
 
 def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() -> None:
     release, staging = acme_release(), acme_release(
-        load(tls({**ACME, "server": "https://acme-staging-v02.api.letsencrypt.org/directory"}))
+        load(tls({**ACME, "server": "https://acme.callready.test/directory"}))
     )  # fmt: skip
     assert steps(staging, issued(release)) == ["take", "acme", "take_up"]
     facts = issued(release)
