@@ -223,3 +223,11 @@ def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:
     assert got["ok"], got
     print(f"a running call: {got['reconnects']} reconnects, {got['longest_silence']:.1f} s silence")
     assert not refused
+
+
+def test_the_edge_logs_no_token() -> None:
+    """Clients of LiveKit have theirs in the query."""
+    assert call()["ok"]
+    logged = "journalctl -u haproxy.service -o cat --no-pager"
+    assert " GET /rtc" in SFU.root(f"{logged} | tail -n 20")
+    assert SFU.root(f"{logged} | grep -c access_token || true") == "0"
