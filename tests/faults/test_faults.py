@@ -15,7 +15,6 @@ import pytest
 from faults import FAULTS, Fault, fault
 from fleet import eventually
 from place import TIMER, Place
-from test_ends import blackholed
 from test_interrupted import CALLS, held, starting
 
 from lab import Lab, ca, plan
@@ -142,7 +141,7 @@ def _(place: Place) -> str:
     """after the switch, packets of more than 1200 bytes are lost and nobody is told"""
     with (
         place.deploying(hold="connect") as process,
-        blackholed(place.host, "meta length > 1200"),
+        Lab().blackhole(place.host.name, "meta length > 1200"),
     ):
         place.release()
         out, err = process.communicate(timeout=90)
@@ -199,6 +198,7 @@ def _(place: Place) -> str:
 def _(place: Place) -> str:
     """two deploys looked at the host at the same moment and go on at the same moment"""
     for _ in range(20 if place.long else 3):
+        place.ready()
         one, two = place, place.twin()
         with one.deploying(hold="look") as first, two.deploying(hold="look") as second:
             for operator in (one, two):
@@ -209,7 +209,6 @@ def _(place: Place) -> str:
         assert "another deploy" in loser, loser
         assert place.sound() == place.target
         place.reach_state(place.target)
-        place.ready()
     return "another deploy …; exactly one of the two each time"
 
 
