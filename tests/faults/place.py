@@ -23,6 +23,7 @@ from lab import Lab, ca, hosts, plan
 from tasks import declare
 
 TIMER = 5  # seconds until a host that is not confirmed reverts
+LONG_TIMER = 30  # where something else must come first, however slow this machine is
 HELD = "tests/faults/held_deploy.py"
 
 Patch = dict[str, tuple[str, str]]  # template: what is replaced, by what
@@ -271,7 +272,7 @@ class Place(Fleet):
         data = {name: {**self.data, **values, "groups": groups}}
         return declare(Settings.from_data(str(self.inventory), data), name)
 
-    def ready(self, start: str = "") -> None:
+    def ready(self, start: str = "", timer: int = TIMER) -> None:
         """Have the host in a good state (`start`, or A or B as it is), whatever was before."""
         if not self.now:
             self.deliver()
@@ -281,7 +282,7 @@ class Place(Fleet):
         self.source, self.target = self.now, "A" if self.now == "B" else "B"
         if self.now == "none":
             self.target = "A"
-        self.use(self.target)
+        self.use(self.target, timer)
 
     def fails(self, *says: str, status: int = 1, patch: Patch | None = None) -> str:
         """A deploy to the target that must not succeed and must say so; the last line said."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from faults import FAULTS, Fault, fault
 from fleet import eventually
-from place import TIMER, Place
+from place import LONG_TIMER, Place
 from test_interrupted import CALLS, held, starting
 
 from lab import Lab, ca, plan
@@ -38,22 +38,21 @@ def rule(text: str) -> dict[str, tuple[str, str]]:
 # Rulesets
 
 
-@fault("ruleset that locks out")
+@fault("ruleset that locks out", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """the rendered ruleset drops new connections to port 22"""
-    # By the time that IPv6 is tried the timer may have put it right.
     return place.fails("no new SSH connection over IPv4", RETURNED,
                        patch=rule("tcp dport 22 ct state new drop"))  # fmt: skip
 
 
-@fault("lockout on IPv6 only")
+@fault("lockout on IPv6 only", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """the rendered ruleset drops new connections to port 22 over IPv6"""
     return place.fails("no new SSH connection over IPv6", RETURNED,
                        patch=rule("meta nfproto ipv6 tcp dport 22 ct state new drop"))  # fmt: skip
 
 
-@fault("ruleset that shuts callers out")
+@fault("ruleset that shuts callers out", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """the rendered ruleset drops UDP to port 3478"""
     return place.fails("STUN of pool calls", RETURNED, patch=rule("udp dport 3478 drop"))
@@ -85,7 +84,6 @@ def _(place: Place) -> str:
         place.data["ssh_known_hosts_file"] = str(known)
         run = place.run()
         assert run.status == 0, run.text
-        place.data["deploy"]["confirm_timeout"] = TIMER
         said = place.fails("no new SSH connection over IPv4", RETURNED,
                            patch=rule("tcp dport 2222 ct state new drop"))  # fmt: skip
         assert "2222" in place.host.root("nft list set inet callready tcp_open")
@@ -95,7 +93,7 @@ def _(place: Place) -> str:
     return said
 
 
-@fault("another table that drops")
+@fault("another table that drops", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """a table of another program drops UDP to the new release's port"""
     chain = "type filter hook input priority 0; udp dport 3478 drop;"
@@ -109,7 +107,7 @@ def _(place: Place) -> str:
     return "STUN of pool calls … nobody's table was touched"
 
 
-@fault("`flush ruleset` by someone else")
+@fault("`flush ruleset` by someone else", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """`nft flush ruleset` on the host while a release waits for its confirmation"""
     with place.deploying(hold="gate") as process:
@@ -198,7 +196,7 @@ def _(place: Place) -> str:
 def _(place: Place) -> str:
     """two deploys looked at the host at the same moment and go on at the same moment"""
     for _ in range(20 if place.long else 3):
-        place.ready()
+        place.ready(timer=60)
         one, two = place, place.twin()
         with one.deploying(hold="look") as first, two.deploying(hold="look") as second:
             for operator in (one, two):
@@ -222,7 +220,7 @@ def _(place: Place) -> str:
     return "the next run has the host return first"
 
 
-@fault("part of the fleet fails", start="A", hosts=2)
+@fault("part of the fleet fails", start="A", hosts=2, timer=LONG_TIMER)
 def _(place: Place, other: Place) -> str:
     """two hosts in one inventory: the first one's line is cut; then its new ruleset locks out"""
     for certificate in "AB":
@@ -238,7 +236,7 @@ def _(place: Place, other: Place) -> str:
     place.groups["turn"] += other.groups["turn"]
     said = place.run("--json")
     assert said.status == 0 and said.changed == [other.host.name], said.text
-    place.use("B")
+    place.use("B", LONG_TIMER)
     place.groups["turn"] += [(other.host.fqdn, {**place.groups["turn"][0][1], "address":
                               other.host.ipv4, "address6": other.host.ipv6})]  # fmt: skip
     said_so = f"not switched, because {place.host.fqdn} failed"
@@ -321,7 +319,7 @@ def _(place: Place) -> str:
     def firewall_is_back() -> bool:
         return [line for line in place.snapshot() if line.startswith("\t")] == good
 
-    eventually(firewall_is_back, TIMER + 20)
+    eventually(firewall_is_back, place.data["deploy"]["confirm_timeout"] + 20)
     assert place.host.root("ls /var/lib/callready/pending")
     place.host.root("umount -l /etc/callready")
     return "the firewall is back at once, the rest as soon as it can be written"
@@ -351,7 +349,7 @@ def _(place: Place) -> str:
                        patch={"livekit.yaml.j2": ("\nrtc:", "\nnonsense: 1\nrtc:")})  # fmt: skip
 
 
-@fault("configuration that starts and does not serve")
+@fault("configuration that starts and does not serve", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """turnserver.conf is rendered with another realm than the secrets have"""
     return place.fails("TURN allocation over udp", RETURNED,
@@ -367,7 +365,7 @@ def _(place: Place) -> str:
     return "the plan names the rows; put right"
 
 
-@fault("port taken after the look", start="A")
+@fault("port taken after the look", start="A", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """another program takes a port of the new release between the plan and the switch"""
     with place.deploying(hold="take#0") as process, place.host.listening("tcp", 3479):

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import Places
 from fleet import eventually
-from place import TIMER, EndedBefore, Place
+from place import LONG_TIMER, TIMER, EndedBefore, Place
 
 from callready import release
 from lab import Lab
@@ -46,7 +46,7 @@ def cut_line(place: Place, process: subprocess.Popen[str]) -> None:
     place.release()
     time.sleep(1)  # whatever it does then, nobody hears of it
     with suppress(AssertionError):  # apt-get tries for minutes
-        eventually(place.settled, 6 * TIMER)
+        eventually(place.settled, LONG_TIMER)
     Lab().mend(place.host.name)
     process.wait(timeout=90)
 
@@ -164,7 +164,7 @@ class Sweep:
 
 def cut(place: Place, trip: Trip, cell: Cell) -> str:
     """Cut a deploy and assert what must hold; the state that was left."""
-    for timer in (TIMER, 6 * TIMER):
+    for timer in (TIMER, LONG_TIMER):
         place.use(trip.inventory, timer)
         try:
             with place.deploying(*trip.arguments, hold=cell.point) as process:
