@@ -347,6 +347,14 @@ def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+DRAIN = 92  # seconds; a deploy tells how many calls it waits for when 90, 60 and 30 are left
+
+
+def draining(process: subprocess.Popen[str]) -> None:
+    """Read what a deploy prints until it has waited two seconds for the calls that are on."""
+    assert any("media ports in use, " in line for line in process.stderr or ()), "it did not wait"
+
+
 def probe(module: str, *arguments: str, secret: str = "", **environment: str) -> dict[str, Any]:
     """What a caller sees: `python -m callready.probes.MODULE …` where the callers are, as data
     with `ok`; a secret goes over standard input."""

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import pytest
 from conftest import delivered
 from continuity import calls_of
-from fleet import Fleet, Host, eventually, pair_inventory, probe
+from fleet import DRAIN, Fleet, Host, draining, pair_inventory, probe
 
 HOSTS = ONE, OTHER = (Host("h15"), Host("h16"))
-UNIT = "livekit-server.service"
-BUSY = "flock -n /run/callready.lock true || echo busy"
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +47,17 @@ def media(host: Host) -> int:
     return int(host.root("ss -Hlnup | grep -c livekit-server || true"))
 
 
-@pytest.mark.parametrize("drain", [100, 2], ids=["calls end in time", "calls go on"])
+@pytest.mark.parametrize("drain", [DRAIN, 2], ids=["calls end in time", "calls go on"])
 def test_drained_node_takes_no_new_calls(cluster: Fleet, drain: int) -> None:
     url, secret = cluster.data["livekit"]["url"], cluster.secrets["livekit/api_secret"]
     with calls_of(url, "APIfleet", secret, {}) as calls:
         node, other = sorted(HOSTS, key=media, reverse=True)
         before = node.pids()
         cluster.data["deploy"] = {"drain": drain}
-        cluster.data["livekit"]["logging"] = {"level": "debug" if drain == 100 else "warn"}
+        cluster.data["livekit"]["logging"] = {"level": "debug" if drain == DRAIN else "warn"}
         process = cluster.start("--limit", node.fqdn)
-        if drain == 100:
-            eventually(lambda: node.root(BUSY, check=False) == "busy")
-            time.sleep(2)
+        if drain == DRAIN:
+            draining(process)
             was = media(node)
             for entrance in (f"ws://{host.fqdn}:7880" for host in (node, other, other, node)):
                 call = probe("webrtc", entrance, secret=secret, LIVEKIT_API_KEY="APIfleet")
@@ -69,7 +65,7 @@ def test_drained_node_takes_no_new_calls(cluster: Fleet, drain: int) -> None:
                 assert (media(node), node.pids()) == (was, before)
         else:
             said = process.communicate(timeout=60)
-    if drain == 100:
+    if drain == DRAIN:
         said = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert node.pids() != before

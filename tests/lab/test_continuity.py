@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import pytest
 from continuity import Calls, calls_of
-from fleet import PAIR, REPOSITORY, Fleet, Host, eventually
+from fleet import DRAIN, PAIR, REPOSITORY, Fleet, Host, draining
 
 SFU, TURN = PAIR
 UDP, TLS = f"turn:{TURN.fqdn}:3478?transport=udp", f"turns:{TURN.fqdn}:5349?transport=tcp"
@@ -88,18 +87,16 @@ def test_restart_is_noticed_and_calls_come_back(
 def test_drained_service_restarts_when_its_calls_have_ended(
     pair: Fleet, change: Callable[[Fleet], object], host: Host
 ) -> None:
-    pair.data["deploy"] = {"drain": 100}
+    pair.data["deploy"] = {"drain": DRAIN}
     change(pair)
     pair.unsettled = True
     secret, pool = pair.secrets["livekit/api_secret"], pair.secrets["turn/calls"]
     with calls_of(pair.data["livekit"]["url"], "APIfleet", secret, {UDP: pool}) as calls:
         before = host.pids()
         process = pair.start()
-        busy = "flock -n /run/callready.lock true || echo busy"
-        eventually(lambda: host.root(busy, check=False) == "busy")
-        time.sleep(3)
+        draining(process)
         assert host.pids() == before
-    said, _ = process.communicate(timeout=120)
+    said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert all(each.undisturbed for both in calls.values() for each in both), calls
     assert host.pids() != before
