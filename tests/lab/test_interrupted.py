@@ -69,6 +69,7 @@ def assert_completed(fleet: Fleet) -> None:
 )
 def test_killed_deploy_is_completed_by_the_next(fleet: Fleet, unit: str, dies: str) -> None:
     before = TURN12.pids()[CALLS]
+    fleet.data["deploy"] = {"confirm_timeout": 40}  # time for another run to look meanwhile
     fleet.data["turn"]["total_quota"] = 1300
     fleet.data["firewall"] = {"extra_ports": ["8443/tcp"]}
     with held(TURN12, unit), fleet.killed(when=lambda: starting(TURN12, unit)):
@@ -114,6 +115,7 @@ def test_control_c_says_so_and_is_no_success(fleet: Fleet) -> None:
 
 
 def test_second_deploy_of_a_host_is_told_of_the_first(fleet: Fleet) -> None:
+    fleet.data["deploy"] = {"confirm_timeout": 120}  # a whole second run is in between
     fleet.data["turn"]["total_quota"] = 1300
     with held(TURN12, CALLS):
         first = fleet.start()
