@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shlex
 import subprocess
 import tempfile
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fleet import Fleet, Host, Run, eventually
+from fleet import Fleet, Host, Run, eventually, stop
 
 from callready import gate
 from callready.here import Here
@@ -209,9 +208,7 @@ class Place(Fleet):
                     raise EndedBefore(f"step {hold}: {process.communicate()}")
             yield process
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, 9)
-            process.communicate()
+            stop(process)
             self.status = process.returncode
 
     def is_held(self) -> bool:

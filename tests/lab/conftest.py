@@ -7,17 +7,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fleet import (
     FLEET,
+    HOSTS,
     LAB_INVENTORY,
     PAIR,
     REPOSITORY,
     SFU,
     Fleet,
+    Host,
     deploy_lab,
+    eventually,
+    idle,
     inventory,
     pair_inventory,
 )
@@ -71,11 +76,18 @@ def deployed_pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield fleet
 
 
+def settle(fleet: Fleet, hosts: tuple[Host, ...]) -> None:
+    """Have hosts be as their inventory says, as soon as nobody works on them."""
+    if fleet.unsettled:
+        for host in hosts:
+            eventually(partial(idle, host), 150)
+        fleet.deploy()
+
+
 @pytest.fixture
 def pair(deployed_pair: Fleet) -> Iterator[Fleet]:
     """The pair exactly as its inventory says."""
-    if deployed_pair.unsettled:
-        deployed_pair.deploy()
+    settle(deployed_pair, PAIR)
     yield deployed_pair
     deployed_pair.restore()
 
@@ -106,8 +118,7 @@ def deployed_fleet(lab_fleet: Fleet) -> Fleet:
 @pytest.fixture
 def fleet(deployed_fleet: Fleet) -> Iterator[Fleet]:
     """The fleet exactly as its inventory says; a test may change what it likes."""
-    if deployed_fleet.unsettled:
-        deployed_fleet.deploy()
+    settle(deployed_fleet, HOSTS)
     yield deployed_fleet
     deployed_fleet.restore()
 

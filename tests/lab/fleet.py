@@ -169,9 +169,15 @@ class Fleet:
         self.first: Run | None = None
         # Whether hosts may be other than the original inventory says.
         self.unsettled = True
+        self._started: list[subprocess.Popen[str]] = []
 
     def restore(self) -> None:
-        """The inventory as it was; returns the fleet to it with the next deploy."""
+        """The inventory as it was; returns the fleet to it with the next deploy. A deploy that a
+        failed test has left running is ended."""
+        while self._started:
+            process = self._started.pop()
+            self.unsettled |= process.poll() is None
+            stop(process)
         self.groups, self.data, self.secrets = copy.deepcopy(self._original)
 
     def write(self) -> None:
@@ -186,18 +192,23 @@ class Fleet:
     def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         """Start the literal command in a process group of its own."""
         self.write()
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*before, PYINFRA, self.inventory, self.deploy_file, *arguments], cwd=REPOSITORY,
             env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1", **self.environment},
             text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
+        self._started.append(process)
+        return process
 
     def run(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
         """Run the literal command to its end."""
         process = self.start(*arguments, before=before)
-        stdout, stderr = process.communicate(timeout=180)
+        try:
+            stdout, stderr = process.communicate(timeout=180)
+        finally:
+            stop(process)
         run = Run(process.returncode, stdout, stderr)
         assert self.marker not in run.text, "a secret was printed"
         assert "Traceback" not in run.text, run.text
@@ -241,8 +252,7 @@ class Fleet:
             eventually(lambda: when() or process.poll() is not None)
             assert process.poll() is None, f"it ended before: {process.communicate()}"
         finally:
-            os.killpg(process.pid, 9)
-            process.communicate()
+            stop(process)
         yield
 
 
@@ -337,6 +347,19 @@ def deploy_lab() -> None:
         env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """SIGKILL what was started with a process group of its own, unless it has ended."""
+    if process.poll() is None:
+        os.killpg(process.pid, 9)
+    process.communicate()
+
+
+def idle(host: Host) -> bool:
+    """Whether no deploy works on the host any more, nor waits for its confirmation."""
+    asked = "flock -n /run/callready.lock true && [ ! -e /var/lib/callready/pending ] && echo idle"
+    return host.root(asked, check=False) == "idle"
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -40,6 +40,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         )
         fleet.deploy()
         yield fleet
+        fleet.restore()
 
 
 def media(host: Host) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from fleet import HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, probe
+from fleet import HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, idle, probe
 
 from lab import Lab
 
@@ -39,12 +39,6 @@ def kill_script(host: Host) -> None:
     host.root(
         "kill -9 $(find /proc/[0-9]*/fd -lname /run/callready.lock 2>&- | cut -d/ -f3 | sort -u)"
     )
-
-
-def idle(host: Host) -> bool:
-    """Whether no deploy works on the host any more, nor waits for its confirmation."""
-    asked = "flock -n /run/callready.lock true && [ ! -e /var/lib/callready/pending ] && echo idle"
-    return host.root(asked, check=False) == "idle"
 
 
 def leftovers(host: Host) -> str:
