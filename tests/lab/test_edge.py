@@ -45,12 +45,13 @@ def call(seconds: int = 1) -> dict[str, Any]:
 
 
 def test_slow_and_idle_clients_keep_nobody_from_calling() -> None:
-    with crowd(SFU, SFU.fqdn, idle=500, slow=PER_CLIENT - 400):
+    with crowd(SFU, SFU.fqdn, idle=500, slow=PER_CLIENT - 400) as enough:
         eventually(lambda: held(SFU) <= PER_CLIENT, 5)  # one address may not hold more
         got = call()
         assert got["ok"], got
         assert got["retries"] == got["reconnects"] == 0
         assert held(SFU) > 500, "they were gone too soon to prove it"
+        enough.set()
         eventually(lambda: held(SFU) == 0)  # each has its time, and no more
 
 
