@@ -115,10 +115,12 @@ def _server(uri: str, secret: str) -> tuple[IceServer, ...]:
 
 @contextmanager
 def _process(request: Request) -> Iterator[subprocess.Popen[str]]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    if request.ca_file:
+        environment["SSL_CERT_FILE"] = request.ca_file
     process = subprocess.Popen(
-        [*Lab().client_prefix(), sys.executable, __file__], text=True,
+        [*Lab().client_prefix(), sys.executable, __file__], text=True, env=environment,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     try:
         assert process.stdin

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from threading import Event
-from typing import Any
 
 import pytest
-from fleet import Fleet, Host, eventually, probe
+from continuity import calls_of
+from fleet import Fleet, Host, eventually
 from fleet import inventory as common
 
 from callready.probes import tls
@@ -148,36 +148,34 @@ def test_one_deploy_of_bare_hosts_is_enough(site: Fleet) -> None:
 
 def test_renewal_costs_no_call(site: Fleet) -> None:
     """The calls go on through wss and TURN over TLS; who comes new gets the new certificate."""
-    before = served()
-    keys = {"secret": site.secrets["livekit/api_secret"], "LIVEKIT_API_KEY": "APIfleet"}
-
-    def call(uri: str, pool: str) -> dict[str, Any]:
-        return probe("webrtc", f"wss://{BOX.fqdn}", "--turn", uri, "--duration", "30", "--ca-file",
-                     str(acme.ROOT), TURN_SECRET=site.secrets[f"turn/{pool}"], **keys)  # fmt: skip
+    before, renewing = served(), Event()
+    relays = {
+        f"turns:turn.{BOX.fqdn}:443?transport=tcp": site.secrets["turn/calls"],
+        f"turns:{TURN.fqdn}:443?transport=tcp": site.secrets["turn/far"],
+    }
 
     def renewed(host: Host) -> bool:
         # The authority refuses good nonces: like the timer, come again.
         return any(renew(host) for _ in range(4))
 
-    with ThreadPoolExecutor() as pool:
-        calls = [
-            pool.submit(call, f"turns:turn.{BOX.fqdn}:443?transport=tcp", "calls"),
-            pool.submit(call, f"turns:{TURN.fqdn}:443?transport=tcp", "far"),
-        ]
-        eventually(lambda: in_calls() == 2)
-        renewing = Event()
+    key = "APIfleet", site.secrets["livekit/api_secret"]
+    with (
+        calls_of(f"wss://{BOX.fqdn}", *key, relays, str(acme.ROOT)) as calls,
+        ThreadPoolExecutor() as pool,
+    ):
         comers = pool.submit(newcomers, renewing)
-        assert all(pool.map(renewed, (TURN, BOX))), words(TURN) + words(BOX)
-        renewing.set()
-        after = served()
-        assert not any(done.done() for done in calls), "the calls ended too soon to prove it"
+        try:
+            assert all(pool.map(renewed, (TURN, BOX))), words(TURN) + words(BOX)
+        finally:
+            renewing.set()
+    after = served()
     assert not [where for where in before if after[where] == before[where]]
-    for done in calls:
-        assert done.result()["ok"], done.result()
-        assert done.result()["reconnects"] == 0
-    silence = max(done.result()["longest_silence"] for done in calls)
-    print(f"2 calls, 0 reconnects, longest silence {silence:.2f} s; {comers.result()} new TLS "
-          "connections, 0 refused")  # fmt: skip
+    for name, both in calls.items():
+        for each in both:
+            print(f"{name}: {each}")
+            assert not (each.reconnects or each.gone or each.moved), calls
+            assert name == "direct" or each.way == f"relay {name}"
+    print(f"{comers.result()} new TLS connections, 0 refused")
     assert site.deploy().changed == []
 
 
@@ -188,12 +186,6 @@ def newcomers(until: Event) -> int:
         rounds += 1
         served()
     return rounds * len(ENDPOINTS) * 2
-
-
-def in_calls() -> int:
-    """TURN hosts that carry a TLS connection of the callers."""
-    shown = "ss -Htn state established sport = :443 or sport = :5349 | wc -l"
-    return sum(int(host.root(shown)) > 0 for host in (TURN, BOX))
 
 
 @contextmanager
