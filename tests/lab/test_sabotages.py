@@ -18,6 +18,9 @@ from lab import Lab, ca, hosts, plan
 SFU, CALLS, AVATAR, APP = Host("sfu1"), Host("turn1"), Host("turn2"), Host("app1")
 EDIT = "sed -i --follow-symlinks"
 TLS = "/etc/callready/tls/turn1.lab.test"
+# Its unit is active before it listens.
+RESTART_LIVEKIT = """systemctl restart livekit-server
+timeout 60 sh -c 'until ss -Hltn sport = :7880 | grep -q .; do sleep 0.1; done'"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ SABOTAGES = [
     Sabotage(
         ".env one rotation behind", APP,
         f"{EDIT} 's/^TURN_SECRET=./&x/' /srv/app/.env; chown app: /srv/app/.env; "
-        "systemctl restart backend; sleep 2",
+        "systemctl restart backend",
         "test_call_from_the_app[app1.lab.test]",
         ("calls do not connect", "turn:turn1.lab.test:3478", "401"),
     ),
@@ -96,15 +99,14 @@ SABOTAGES = [
     ),
     Sabotage(
         "LiveKit past the edge", SFU,
-        f"{EDIT} /bind_addresses/d /etc/livekit/livekit.yaml; systemctl restart livekit-server; "
-        "sleep 2",
+        f"{EDIT} /bind_addresses/d /etc/livekit/livekit.yaml; {RESTART_LIVEKIT}",
         "test_behind[sfu1.lab.test]",
         ("plain HTTP of sfu1.lab.test listens on", "livekit-server.service"),
     ),
     Sabotage(
         "old TLS", SFU,
         f"{EDIT} 's/TLSv1.2 no-tls/TLSv1.0 no-tls/; s/bind-ciphers /&ALL:@SECLEVEL=0:/' "
-        "/etc/haproxy/haproxy.cfg; systemctl reload haproxy; sleep 1",
+        "/etc/haproxy/haproxy.cfg; systemctl restart haproxy",
         "test_tls_versions[sfu1.lab.test]",
         ("speaks TLSv1, TLSv1.1, TLSv1.2, TLSv1.3",),
     ),
@@ -125,7 +127,7 @@ SABOTAGES = [
     Sabotage(
         "wrong node_ip", SFU,
         f"{EDIT} 's/node_ip: .*/node_ip: 198.51.100.99/' /etc/livekit/livekit.yaml; "
-        "systemctl restart livekit-server",
+        f"{RESTART_LIVEKIT}",
         "test_relayed[sfu1.lab.test-turn1.lab.test-calls-udp]",
         ("calls do not connect", "rtc.node_ip"),
     ),
