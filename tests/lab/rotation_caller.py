@@ -20,7 +20,9 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, livekit, turn, webrtc
 from callready.probes.turn import TurnRefused, TurnServer
 
-AGED = 20
+AGED, TOO_OLD = 20, 25  # seconds; credentials and tokens live 30
+
+Minted = tuple[float, turn.Credentials, SecretStr]  # since when
 
 
 class Callers:
@@ -63,8 +65,8 @@ class Callers:
             self._unreachable_since = None
         return joined
 
-    def second(self, earlier: deque[tuple[turn.Credentials, SecretStr]]) -> None:
-        app = self.app()
+    def second(self, earlier: deque[Minted]) -> None:
+        since, app = time.monotonic(), self.app()
         url, key = app["LIVEKIT_URL"], app["LIVEKIT_API_KEY"]
         token = livekit.token(key, SecretStr(app["LIVEKIT_API_SECRET"]), ttl=30)
         minted = turn.mint(SecretStr(app["TURN_SECRET"]), int(app["TURN_TTL"]))
@@ -74,18 +76,20 @@ class Callers:
             given = next(s for s in joined.ice_servers if s.username)
             own = turn.Credentials(given.username, given.credential)
             self.try_("turn, LiveKit's", lambda: turn.allocate(self.server, own))
-        earlier.append((minted, token))
-        if len(earlier) > AGED:
-            old, old_token = earlier.popleft()
+        earlier.append((since, minted, token))
+        now = time.monotonic()
+        while earlier and now - earlier[0][0] > TOO_OLD:
+            earlier.popleft()
+        if earlier and now - earlier[0][0] > AGED:
+            _, old, old_token = earlier.popleft()
             self.try_("turn, earlier", lambda: turn.allocate(self.server, old))
             self.join("livekit, earlier", url, old_token)
 
     def seconds(self) -> None:
-        earlier: deque[tuple[turn.Credentials, SecretStr]] = deque()
+        earlier: deque[Minted] = deque()
         while not self.done.is_set():
             start = time.monotonic()
             self.second(earlier)
-            # Late ones are not made up for: an earlier credential stays about as old as it is.
             self.done.wait(max(0.05, start + 1 - time.monotonic()))
 
     def calls(self) -> None:
