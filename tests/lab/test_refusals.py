@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fleet import FLEET, HOSTS, PYINFRA, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Run
+from fleet import PYINFRA, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Run
 
 from lab import Lab
 
@@ -244,4 +244,3 @@ def test_bad_setting_is_told_even_of_a_host_that_is_cut_off(fleet: Fleet) -> Non
         Lab().mend("h05")
     assert run[0] == NOTHING
     assert len(run) == 2 and "turn.user_quota: " in run[1]
-    assert len(HOSTS) == len(FLEET)
