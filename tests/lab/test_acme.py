@@ -3,19 +3,19 @@ box where TURN and HTTPS share port 443."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from threading import Event
 
 import pytest
+from conftest import delivered
 from continuity import calls_of
 from fleet import Fleet, Host, eventually
 from fleet import inventory as common
 
 from callready.probes import tls
-from lab import Lab, acme, plan
+from lab import acme, plan
 
 TURN, BOX = Host("h17"), Host("h18")
 # Every name on every port that serves it.
@@ -31,18 +31,10 @@ LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}"
 @pytest.fixture(scope="module")
 def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Both layouts as delivered, and an authority that refuses good nonces."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab, names = Lab(), (TURN.name, BOX.name)
-    made = [name for name in names if lab.state(name) == "absent"]
-    lab.up(names)
-    for name in set(names) - set(made):
-        lab.reset(name)
-    acme.start()
-    yield Fleet(tmp_path_factory.mktemp("operator"), *inventory())
-    acme.stop()
-    for name in made:
-        lab.destroy(name)
+    with delivered(TURN.name, BOX.name):
+        acme.start()
+        yield Fleet(tmp_path_factory.mktemp("operator"), *inventory())
+        acme.stop()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ host makes them say, and what a network that lets no UDP through does."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import delivered
 from fleet import Fleet, Host, eventually, inventory
 from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError
@@ -59,13 +59,6 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab, names = Lab(), (TURN.name, SFU.name)
-    made = [name for name in names if lab.state(name) == "absent"]
-    lab.up(names)
-    for name in set(names) - set(made):
-        lab.reset(name)
     _, data, secrets = inventory()
     data["livekit"]["url"], data["edge"] = f"wss://{SFU.fqdn}", {}
     del data["app"], data["turn"]["pools"]["avatar"]
@@ -77,10 +70,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
                               "pools": ["calls", "gadget"]})],
     }  # fmt: skip
     fleet = Fleet(tmp_path_factory.mktemp("operator"), groups, data, secrets)
-    fleet.deploy()
-    yield Site(fleet)
-    for name in made:
-        lab.destroy(name)
+    with delivered(TURN.name, SFU.name):
+        fleet.deploy()
+        yield Site(fleet)
 
 
 @contextmanager

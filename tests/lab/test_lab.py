@@ -6,15 +6,14 @@ It shares nothing but the cached images with a lab that may run on this machine 
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fleet import REPOSITORY, eventually
 
 INSTANCE = "crtest"
 NAMESPACE = Path(f"/run/netns/{INSTANCE}-machine")
-REPOSITORY = Path(__file__).parents[2]
 PYTHON = ["nsenter", f"--net={NAMESPACE}", sys.executable]
 ENVIRONMENT = {**os.environ, "CALLREADY_LAB": INSTANCE, "PYTHONUNBUFFERED": "1"}
 
@@ -35,13 +34,6 @@ def lab(*arguments: str, status: int = 0) -> str:
     output, _ = process.communicate(timeout=180)
     assert process.returncode == status, output
     return output
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, "it never became true"
-        time.sleep(0.05)
 
 
 def kill_when(appears: str, process: "subprocess.Popen[str]") -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import delivered
 from fleet import PYINFRA, REPOSITORY, Host, eventually
 from fleet import inventory as shared_inventory
 from pydantic import SecretStr
@@ -139,20 +140,11 @@ def known_keys() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def operator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    names = ("h19", "h20")
-    made = [name for name in names if lab.state(name) == "absent"]
-    lab.up(names)
-    for name in set(names) - set(made):
-        lab.reset(name)
-    operator = Operator(tmp_path_factory.mktemp("rotation"))
-    operator.run(sys.executable, "-m", "callready.secrets", operator.inventory)
-    operator.deploy()
-    yield operator
-    for name in made:
-        lab.destroy(name)
+    with delivered(TURN.name, SFU.name):
+        operator = Operator(tmp_path_factory.mktemp("rotation"))
+        operator.run(sys.executable, "-m", "callready.secrets", operator.inventory)
+        operator.deploy()
+        yield operator
 
 
 @contextmanager

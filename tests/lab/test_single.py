@@ -9,6 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from conftest import delivered
 from crowd import crowd, held
 from fleet import PYINFRA, REPOSITORY, Host, eventually
 
@@ -63,19 +64,9 @@ BOXES = {"single": (Host("h02"), SINGLE_CHECKS), "dev": (Host("h01"), DEV_CHECKS
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Bare hosts; those that were not there before go again."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    names = [box.name for box, _ in BOXES.values()]
-    made = [name for name in names if lab.state(name) == "absent"]
-    lab.up(names)
-    for name in set(names) - set(made):
-        lab.reset(name)
-    yield lab
-    for name in made:
-        lab.destroy(name)
+def bare_boxes() -> Iterator[None]:
+    with delivered(*(box.name for box, _ in BOXES.values())):
+        yield
 
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
@@ -116,7 +107,8 @@ def test_unedited_it_is_refused(env: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("env", BOXES)
-def test_one_host_carries_everything(env: str, lab: Lab, tmp_path: Path) -> None:
+def test_one_host_carries_everything(env: str, bare_boxes: None, tmp_path: Path) -> None:
+    lab = Lab()
     box, wanted = BOXES[env]
     inventory = edited(env, box, tmp_path)
     lab.install_backend(box.name)
