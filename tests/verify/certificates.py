@@ -10,10 +10,9 @@ MIN_DAYS = 14
 
 def check_certificate(server: Server, name: str, port: int, unit: str, check: Check) -> None:
     """Chain, name, days left and serial of what `unit` serves for `name` on `port`."""
-    ca = server.settings.tls.ca if server.settings.tls else None
     for family, address in server.addresses.items():
         with check.probing():
-            got = tls.served(address, port, name, ca)
+            got = tls.served(address, port, name, server.ca)
             check.figure(f"IPv{family} {got.days_left} days, {got.tls_version}")
             check.expect(
                 got.days_left >= MIN_DAYS,

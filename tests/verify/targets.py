@@ -113,6 +113,11 @@ class Server:
         backend = RootShell(self._connection, self.here)
         return Host(backend)
 
+    @property
+    def ca(self) -> str | None:
+        """The private authority that callers trust, if there is one."""
+        return self.settings.tls.ca if self.settings.tls else None
+
     def changes(self, *kinds: str) -> list[str]:
         """Things of these kinds that are not as the settings say."""
         return [change.what for change in self.plan.changes if change.kind in kinds]
@@ -164,15 +169,10 @@ class Turn:
             return 443
         return pool.tls_listening_port if self.transport == "tls" else pool.listening_port
 
-    @property
-    def ca(self) -> str | None:
-        """The private authority that callers of the lab trust."""
-        return self.server.settings.tls.ca if self.server.settings.tls else None
-
     def at(self, address: str, transport: Transport | None = None) -> TurnServer:
         """One way into it."""
-        way = replace(self, transport=transport or self.transport)
-        return TurnServer(address, way.port, way.transport, self.server.settings.name, self.ca)
+        way, server = replace(self, transport=transport or self.transport), self.server
+        return TurnServer(address, way.port, way.transport, server.settings.name, server.ca)
 
     @property
     def by_name(self) -> TurnServer:
@@ -226,7 +226,7 @@ class Sfu:
     @property
     def ca(self) -> str | None:
         """The private authority that callers trust, if there is one."""
-        return self.server.settings.tls.ca if self.server.settings.tls else None
+        return self.server.ca
 
 
 @dataclass(frozen=True)

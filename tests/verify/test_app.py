@@ -36,16 +36,12 @@ def _apps(site: Site) -> Iterator[tuple[Server, App]]:
             yield server, server.settings.app
 
 
-def _ca(server: Server) -> str | None:
-    return server.settings.tls.ca if server.settings.tls else None
-
-
 @each(lambda site: [Endpoint(at, item) for at, app in _apps(site) for item in app.health])
 def test_health(endpoint: Endpoint, check: Check) -> None:
     """App is well: {endpoint.wanted.url}"""
     wanted = endpoint.wanted
     assert isinstance(wanted, HttpCheck)
-    got = app.health(wanted.url, wanted.status, wanted.fields, _ca(endpoint.server))
+    got = app.health(wanted.url, wanted.status, wanted.fields, endpoint.server.ca)
     check.figure(f"{got.status} in {ms(got.rtt)}")
 
 
@@ -54,14 +50,14 @@ def test_websocket(endpoint: Endpoint, check: Check) -> None:
     """App answers: {endpoint.wanted.url}"""
     wanted = endpoint.wanted
     assert isinstance(wanted, WebSocketCheck)
-    got = app.websocket(wanted.url, wanted.send, wanted.expect, _ca(endpoint.server))
+    got = app.websocket(wanted.url, wanted.send, wanted.expect, endpoint.server.ca)
     check.figure(f"connected in {ms(got.time_to_connect)}, answered in {ms(got.rtt)}")
 
 
 @each(lambda site: [at for at, app in _apps(site) if app.url and app.api_token])
 def test_api_is_guarded(server: Server, check: Check) -> None:
     """App hands out nothing to strangers"""
-    url, ca = _url(server), _ca(server)
+    url, ca = _url(server), server.ca
     for bearer in (None, SecretStr("x" * 40)):
         for ask in (
             lambda who: app.token(url, who, "probe", "probe", ca),
@@ -80,7 +76,7 @@ def test_api_is_guarded(server: Server, check: Check) -> None:
 @each(lambda site: [at for at, app in _apps(site) if app.url and app.api_token])
 def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
     """Call with the app's own tokens and TURN credentials"""
-    settings, url, ca = server.settings, _url(server), _ca(server)
+    settings, url, ca = server.settings, _url(server), server.ca
     assert settings.app and settings.livekit
     bearer, room = settings.app.api_token[0], f"probe-{secrets.token_hex(8)}"
     (at, first), (_, second) = (app.token(url, bearer, room, who, ca) for who in ("ann", "bob"))

@@ -20,10 +20,6 @@ EDGE = "frontend http and https in /etc/haproxy/haproxy.cfg; journalctl -u hapro
 edges = each(having(lambda server: server.settings.has_edge))
 
 
-def _ca(server: Server) -> str | None:
-    return server.settings.tls.ca if server.settings.tls else None
-
-
 @edges
 def test_redirects(server: Server, check: Check) -> None:
     """Port 80 redirects to HTTPS"""
@@ -60,14 +56,14 @@ def test_https(server: Server, check: Check) -> None:
         url = f"https://{bracketed(address)}:{edge.port}/"
         for name in names:
             with check.probing():
-                answer, _ = get(url, _ca(server), {"Host": name}, server_name=name)
+                answer, _ = get(url, server.ca, {"Host": name}, server_name=name)
                 age = answer.headers.get("strict-transport-security", "").partition("max-age=")[2]
                 check.expect(
                     age.isdigit() and int(age) >= 15_768_000,
                     f"browsers may be talked into plain HTTP: no HSTS of half a year from {name}",
                     EDGE,
                 )
-                stranger, _ = get(url, _ca(server), {"Host": STRANGER}, server_name=name)
+                stranger, _ = get(url, server.ca, {"Host": STRANGER}, server_name=name)
                 check.expect(
                     stranger.status_code == 404,
                     f"{name} answers to another name ({stranger.status_code})",
@@ -153,7 +149,7 @@ def _pinned(site: Site) -> Iterator[Pinned]:
 def test_pins(at: Pinned, check: Check) -> None:
     """Android's pins for {at.url.hostname}"""
     name = at.url.hostname or ""
-    chain = tls.served(name, at.url.port or 443, name, _ca(at.server)).pins
+    chain = tls.served(name, at.url.port or 443, name, at.server.ca).pins
     for app in at.apps:
         check.expect(
             not (why := mismatch(app, name, chain)),
