@@ -127,7 +127,7 @@ def test_files(server: Server, check: Check) -> None:
         not wrong,
         f"callers get something else than the inventory says: {', '.join(wrong)} "
         "is not as rendered",
-        "who edited it (journalctl, /etc/callready/history); deploy again",
+        "who edited it (journalctl, /var/lib/callready/history); deploy again",
     )
 
 
