@@ -20,7 +20,7 @@ endif
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
-	@echo "make test                everything: lint, types, unit, lab, faults"
+	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
 	@echo "make check               the fast part: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
@@ -30,7 +30,7 @@ help:
 	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
-	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md"
+	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
 	@echo "make docs                write the generated pages of docs/"
 	@echo "make lab-up, lab-down    the lab alone; lab-down removes every trace but the cache"
 
