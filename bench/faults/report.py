@@ -12,11 +12,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 INTRODUCTION = """# Faults
 
-What a deploy survives, as `make faults` last found it. Of every fault the same was asserted: a
+What a deploy survives, as %s last found it. Of every fault the same was asserted: a
 new SSH connection works over IPv4 and IPv6; every file of the release, live link, unit, process,
 rule and binary is wholly of the old release or wholly of the new one, compared by hash with both;
 callers get what they need (the probes of the health gate); the exit status is 0 only if the host
-has the new release; the next run completes it and one more changes nothing. The timer is 5 s here.
+has the new release; the next run completes it and one more changes nothing. The host's timer is
+5 s here, and longer where what is tested must come before it.
 """
 # Made by other tests: by file, the test that makes it.
 ELSEWHERE = {
@@ -63,7 +64,8 @@ def markdown(found: list[dict[str, str]]) -> str:
     return "\n\n".join(
         part.strip()
         for part in (
-            INTRODUCTION, beside(cells, faults, plain), sweep(cells), own(faults), elsewhere(),
+            INTRODUCTION % ("`make faults`" if is_long(cells) else "the short run of `make test`"),
+            beside(cells, faults, plain), sweep(cells), own(faults), elsewhere(),
             table("## Not made", ("fault", "why"), NOT_MADE.items()),
         )
     ) + "\n"  # fmt: skip
@@ -96,6 +98,12 @@ def beside(
     )  # fmt: skip
 
 
+def is_long(cells: list[dict[str, str]]) -> bool:
+    """Whether every step was cut in every way."""
+    cuts = len({c["cut"] for c in cells}) * len({(c["host"], c["way"], c["step"]) for c in cells})
+    return len(cells) >= cuts
+
+
 def sweep(cells: list[dict[str, str]]) -> str:
     ways = Counter((c["host"], c["way"]) for c in cells)
     rows = []
@@ -106,14 +114,13 @@ def sweep(cells: list[dict[str, str]]) -> str:
         left = Counter(c["left"] for c in own if "left" in c)
         kept = ", ".join(f"{n} x {state}" for state, n in sorted(left.items()))
         rows.append((kind, way, steps, f"{held} of {count}", kept))
-    cuts = len({c["cut"] for c in cells}) * len({(c["host"], c["way"], c["step"]) for c in cells})
     return table(
         "## Every step may be the last\n\nThe controller killed, the line cut, the host's power "
         "cut before each step of a deploy (`tests/faults/test_sweep.py`; steps as the release "
         "itself plans them, then the points of the controller: before it looks, opens a new "
         "connection, probes). A and B differ in configuration, firewall, binary, secret rows and "
         "certificate."
-        + ("" if len(cells) >= cuts else "\n\nThis run was the short one of `make test`: each "
+        + ("" if is_long(cells) else "\n\nThis run was the short one of `make test`: each "
            "step once, with one of the three cuts."),
         ("host", "way", "before", "held", "left"), rows,
     )  # fmt: skip
