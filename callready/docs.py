@@ -48,11 +48,14 @@ ONE_HOST: dict[str, dict[str, object]] = {
 def pages() -> dict[Path, str]:
     """Every page that is generated, whole or in part, with its text as it should be."""
     fleet = example()
-    sfu, turn = edge_table(fleet["sfu1.example.com"]), edge_table(fleet["turn1.example.com"])
+    shown = {"the SFU": "sfu1", "a TURN host": "turn1", "the application's host": "app1"}
     guide = ROOT / "docs/getting-started.md"
     head, _, rest = guide.read_text().partition("<!-- edge rules -->\n")
     _, _, tail = rest.partition("<!-- end of edge rules -->\n")
-    rules = f"\nFor the SFU:\n\n{sfu}\nFor a TURN host:\n\n{turn}"
+    rules = "".join(
+        f"\nFor {what}:\n\n{edge_table(fleet[f'{host}.example.com'])}"
+        for what, host in shown.items()
+    )
     return {
         ROOT / "docs/settings.md": settings_page(),
         ROOT / "docs/ports.md": ports_page(fleet),
@@ -200,18 +203,18 @@ def _default(field: FieldInfo) -> str:
 
 
 def example() -> dict[str, HostSettings]:
-    """An SFU and a host for each TURN pool, all with the settings' defaults."""
-    pools: list[dict[str, dict[str, object]]] = [{name: {}} for name in ONE_HOST]
+    """The hosts of inventories/prod as it is shipped, which in this clone may be edited."""
     return {
         "sfu1.example.com": _host("sfu1.example.com", {"livekit"}, {}),
-        "turn1.example.com": _host("turn1.example.com", {"turn"}, pools[0]),
-        "turn2.example.com": _host("turn2.example.com", {"turn"}, pools[1]),
+        "turn1.example.com": _host("turn1.example.com", {"turn"}, {"calls": {}}),
+        "turn2.example.com": _host("turn2.example.com", {"turn"}, {"avatar": {}}),
+        "app1.example.com": _host("app1.example.com", {"app"}, {}),
     }
 
 
 def one_host() -> HostSettings:
-    """The same services on one host, with ports that do not meet."""
-    here = _host("one.example.com", {"livekit", "turn"}, ONE_HOST)
+    """The host of inventories/single as it is shipped, with ports that do not meet."""
+    here = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
     if clash := list(overlaps(port_plan(here))):
         raise ValueError(f"ONE_HOST of callready/docs.py: {clash}")
     return here
@@ -219,12 +222,19 @@ def one_host() -> HostSettings:
 
 def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]) -> HostSettings:
     secret = SecretStr("-" * 32)
-    same = {"realm": "example.com", "secrets": [secret]}
+    both: dict[str, object] = {"realm": "example.com", "secrets": [secret]}
+    same = {"calls": {**both, "tls_on_443": True}, "avatar": both}
     return HostSettings.model_validate(
         {
             "name": name, "groups": groups, "pools": list(pools),
             "livekit": {"url": "wss://livekit.example.com", "keys": {"APIexample": secret}},
-            "turn": {"pools": {pool: {**same, **own} for pool, own in pools.items()}},
+            "turn": {"pools": {pool: {**same[pool], **own} for pool, own in pools.items()}},
+            "edge": {},
+            "tls": {"acme": {"email": "operator@example.com"}},
+            "app": {
+                "url": "https://app.example.com", "upstream": "127.0.0.1:8000",
+                "env_file": "/opt/app/.env",
+            },
         }
     )  # fmt: skip
 
@@ -249,8 +259,8 @@ PORTS_HEAD = """\
 
 Which ports each host opens, to whom and for what. For operators who set up a firewall in front of
 the hosts, or who look for a port that is taken. The tables come from the port plan, which
-also makes the hosts' own packet filter, for an example fleet with the default ports. For your own
-hosts:
+also makes the hosts' own packet filter, for `inventories/prod` as it is shipped: with the edge,
+certificates by ACME and the default ports. For your own hosts:
 
 ```sh
 python -m callready.docs inventories/prod
@@ -263,7 +273,8 @@ port is the one it really listens on, read from the host at each deploy.
 
 ONE_HOST_TEXT = """\
 LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools cannot both listen on
-3478. On one host give each part ports of its own, beside `realm` and `secrets` as before:
+3478. On one host give each part ports of its own, as `inventories/single` does, beside `realm` and
+`secrets` as before:
 """
 
 

@@ -19,8 +19,9 @@ import pytest
 from pydantic import ValidationError
 
 from callready import docs, secrets
+from callready.settings.fleet import inventory_data
 from callready.settings.models import HostSettings
-from callready.settings.ports import Use
+from callready.settings.ports import Use, port_plan
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -207,6 +208,25 @@ def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> Non
     assert {r.source_port for r in rules if r.protocol == "UDP" and r.source_port} == {"53", "123"}
     assert all(r.destination_port or r.source_port or r.state or r.protocol == "ICMP"
                for r in rules[:-1]), "a rule without any condition lets everything in"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("env", "example"), [("prod", docs.example()), ("single", {"one.example.com": docs.one_host()})]
+)
+def test_the_port_tables_are_of_the_shipped_inventories(
+    env: str, example: dict[str, HostSettings]
+) -> None:
+    inventory = ROOT / "inventories" / env
+    if "example.com" not in inventory.read_text():
+        pytest.skip(f"{inventory} is somebody's own")
+    shipped = {}
+    for name, data in inventory_data(str(inventory)).items():
+        own = {key: value for key, value in data.items() if not key.startswith("ssh_")}
+        values = {reference: "-" * 32 for _, reference in secrets.references(own)}
+        if "address" in own:
+            own = {"name": name, **secrets.resolve(own, values)}
+            shipped[name] = port_plan(HostSettings.model_validate(own))
+    assert shipped == {name: port_plan(here) for name, here in example.items()}
 
 
 def test_the_edge_firewall_takes_twenty_rules() -> None:
