@@ -63,3 +63,39 @@ def test_question_that_nobody_can_answer_is_an_error(pair: Fleet) -> None:
     assert "callready: no terminal to ask on: give -y or PYINFRA_YES=1" in run.stderr
     assert "Traceback" not in run.stderr and "exception" not in run.stderr
     assert TURN.snapshot() == before
+
+
+def test_network_without_udp_is_told_and_gone_round(pair: Fleet) -> None:
+    pair.data["turn"]["total_quota"] = 1600
+    pair.unsettled = True
+    SFU.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
+    before = TURN.snapshot()
+    with Lab().blackhole(TURN.name, "meta l4proto udp"):
+        run = pair.run()
+        assert run.status == 1
+        assert f"STUN of pool calls on {TURN.fqdn} (IPv4): no answer over UDP" in run.text
+        assert "deploy.gate_from names a host to probe from" in run.text
+        assert TURN.snapshot() == before
+        pair.data["deploy"] = {"gate_from": SFU.fqdn}
+        assert pair.deploy().changed == ["h08"]
+    assert "total-quota=1600" in TURN.root("cat /etc/coturn/calls.conf")
+
+
+def test_sudo_that_asks_for_a_password(pair: Fleet) -> None:
+    pair.data["turn"]["total_quota"] = 1700
+    pair.groups["turn"][0][1]["sudo_password"] = "secret:sudo"
+    pair.secrets["sudo"] = f"{pair.marker}-sudo-'$x"
+    pair.unsettled = True
+    rule = "/etc/sudoers.d/90-cloud"
+    TURN.root(f"mv {rule} /root/rule; echo 'debian ALL=(ALL) ALL' > {rule}; chmod 440 {rule}; "
+              "echo 'debian:other' | chpasswd")  # fmt: skip
+    try:
+        wrong = pair.run()
+        assert wrong.status == 1
+        assert f"{TURN.fqdn}: cannot look at the host as root: sudo: " in wrong.text
+        TURN.root(f"cat <<'END' | chpasswd\ndebian:{pair.secrets['sudo']}\nEND")
+        assert pair.deploy().changed == ["h08"]
+        assert pair.deploy().changed == []
+    finally:
+        TURN.root(f"mv /root/rule {rule}; passwd -q -d debian; passwd -q -l debian")
+    assert "total-quota=1700" in TURN.root("cat /etc/coturn/calls.conf")
