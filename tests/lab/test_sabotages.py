@@ -66,6 +66,14 @@ SABOTAGES = [
         certificate="turn1.lab.test",
     ),
     Sabotage(
+        "expired certificate", CALLS,
+        f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current; "
+        "systemctl reload turnserver@calls",
+        "test_certificate[turn1.lab.test-calls-tls]",
+        ("its validity: it has expired", "the renewal"),
+        certificate="turn1.lab.test expired",
+    ),
+    Sabotage(
         "relay range shifted", CALLS,
         f"{EDIT} 's/^min-port=.*/min-port=40000/; s/^max-port=.*/max-port=41000/' "
         "/etc/coturn/calls.conf; systemctl restart turnserver@calls",
@@ -141,10 +149,14 @@ SABOTAGES = [
 ]  # fmt: skip
 
 
-def put_certificate(name: str) -> None:
-    """A valid certificate of the same authority beside turn1's current one; its own is renewed."""
+def put_certificate(name: str, scratch: Path) -> None:
+    """A certificate of the same authority beside turn1's current one; its own is renewed, or an
+    expired one made in `scratch`."""
+    name, _, expired = name.partition(" ")
     chain = ca.CERTIFICATES / f"{name}.pem"
-    if name == CALLS.fqdn:
+    if expired:
+        chain = ca.issue(name, (CALLS.ipv4, CALLS.ipv6), -1, scratch)
+    elif name == CALLS.fqdn:
         ca.issue(name, (CALLS.ipv4, CALLS.ipv6))
     leader = hosts.leader(plan.find_host(CALLS.name))
     folder = Path(f"/proc/{leader}/root{TLS}/other")
@@ -182,7 +194,7 @@ def test_a_good_deploy_passes(good: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize("sabotage", SABOTAGES, ids=lambda sabotage: sabotage.name)
 def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> None:
     if sabotage.certificate:
-        put_certificate(sabotage.certificate)
+        put_certificate(sabotage.certificate, tmp_path)
     sabotage.host.root(sabotage.script)
     try:
         said = verify(tmp_path, sabotage.check)[sabotage.check]
