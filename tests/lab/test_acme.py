@@ -3,6 +3,7 @@ box where TURN and HTTPS share port 443."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -263,3 +264,34 @@ def test_failed_renewal_leaves_the_old_one_and_is_seen(
         assert TURN.root(f"systemctl is-failed {UNIT}", check=False) == "inactive"
     else:
         assert any(renew(TURN) for _ in range(4)), words(TURN)
+
+
+def test_what_haproxy_refuses_is_found_before_anything_restarts(site: Fleet) -> None:
+    before = BOX.pids(), BOX.root("readlink /etc/callready/current")
+    site.deploy_file = "tests/faults/held_deploy.py"
+    site.environment = {
+        "FAULTS_FOLDER": str(site.folder),
+        "FAULTS_PATCH": json.dumps({"haproxy.cfg.j2": ("mode http", "mode nonsense")}),
+    }
+    site.data["livekit"]["logging"] = {"level": "debug"}
+    try:
+        run = site.run()
+    finally:
+        site.deploy_file, site.environment = "deploy.py", {}
+        site.restore()
+    assert run.status == 1
+    assert "haproxy refuses its configuration: " in run.text and "nonsense" in run.text
+    assert (BOX.pids(), BOX.root("readlink /etc/callready/current")) == before
+
+
+def test_name_that_is_not_served_any_more_is_not_renewed(site: Fleet) -> None:
+    renewals = "ls /etc/letsencrypt/renewal"
+    assert TURN.root(renewals) == f"{TURN.fqdn}.conf"
+    site.groups["turn"][1][1]["name"] = f"turn.{TURN.fqdn}"
+    run = site.deploy("--limit", TURN.fqdn)
+    assert f"- certificate {TURN.fqdn} is not renewed any more" in run.plan("h17")
+    assert TURN.root(renewals) == f"turn.{TURN.fqdn}.conf"
+    assert site.deploy("--limit", TURN.fqdn).changed == []
+    site.restore()
+    site.deploy("--limit", TURN.fqdn)
+    assert TURN.root(renewals) == f"{TURN.fqdn}.conf"
