@@ -28,7 +28,7 @@ packages() {
 }
 
 users() {
-    awk -F: -v names=" $USERS " 'index(names, " " $1 " ") { print "user\t" $1 }' /etc/passwd
+    [ -z "$USERS" ] || getent passwd $USERS | sed 's/^\([^:]*\):.*/user\t\1/'
 }
 
 # The files of the running release and their live paths: what each path leads to, and its content.
