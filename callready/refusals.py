@@ -17,7 +17,6 @@ SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
 RULES = f"{ROOT}/nftables.conf"
 DISABLE = {"ufw": "ufw disable", "firewalld": "systemctl disable --now firewalld"}
-OWN_UNITS = ("turnserver@", "livekit-server", "callready-", "ssh.", "sshd")
 
 
 def of(here: Here, facts: Facts) -> Iterator[str]:

@@ -611,11 +611,6 @@ class HostSettings(Section):
         return found
 
     @property
-    def shares_443(self) -> bool:
-        """Whether TURN over TLS and HTTPS meet on port 443 of this host."""
-        return self.has_edge and any(pool.tls_on_443 for pool in self.turn_pools.values())
-
-    @property
     def has_edge(self) -> bool:
         """Whether there is anything on this host for an edge to serve."""
         return bool(self.edge_backends)
