@@ -267,10 +267,8 @@ def _check_key(
         yield "error", "may be given once, not as a list: coturn would take the last value"
         return
     for item in value if isinstance(value, list | tuple) else [value]:
-        if wrong := _wrong(entry.kind, item):
+        if wrong := _wrong(entry.kind, item, number):
             yield "error", wrong
-        elif entry.kind == "peer" and number < (4, 16, 0) and _misread(str(item)):
-            yield "error", f"{item}: {_BYTE_BY_BYTE}"
         elif item is False and number >= _number(_ON_BY_DEFAULT.get(key, "999")):
             yield "error", 'it is on by default, and false leaves it out: write "off"'
         elif key in _ADVICE and item is not True:
@@ -309,7 +307,7 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("-")[0]))
 
 
-def _wrong(kind: str, value: object) -> str | None:
+def _wrong(kind: str, value: object, number: tuple[int, ...]) -> str | None:
     """What is wrong with a value, or None: coturn itself would not say so."""
     if kind in ("flag", "switch"):
         if isinstance(value, bool) or (kind == "flag" and value in ("on", "off")):
@@ -321,7 +319,7 @@ def _wrong(kind: str, value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         return f"needs a value ({_WANTED.get(kind, kind)}), as text or a number"
     text = str(value)
-    return _wrong_text(text) or _wrong_value(kind, text)
+    return _wrong_text(text) or wrong_value(kind, text, number)
 
 
 _WANTED = {
@@ -350,7 +348,8 @@ def _wrong_text(text: str) -> str | None:
     return None
 
 
-def _wrong_value(kind: str, text: str) -> str | None:
+def wrong_value(kind: str, text: str, number: tuple[int, ...] = (4, 6, 1)) -> str | None:
+    """What is wrong with a value of a Key's `kind`, or None; `number` is coturn's version."""
     wanted = f"{text} is not {_WANTED.get(kind, kind)}"
     if kind in ("int", "int?", "port"):
         # atoi() makes 10 of `10k` and 0, which is unlimited, of `abc`.
@@ -363,16 +362,16 @@ def _wrong_value(kind: str, text: str) -> str | None:
     elif kind == "endpoint":
         host, _, port = text.rpartition(":")
         if host.startswith("[") == host.endswith("]") and _address(host.strip("[]")):
-            return _wrong_value("port", port)
+            return wrong_value("port", port)
         return wanted
     elif kind == "peer":
-        return _wrong_peers(text)
+        return _wrong_peers(text, number)
     elif "|" in kind and text not in kind.split("|"):
         return f"{text} is not one of {kind.replace('|', ', ')}"
     return None
 
 
-def _wrong_peers(text: str) -> str | None:
+def _wrong_peers(text: str, number: tuple[int, ...]) -> str | None:
     """4.6.1 drops a rule that it cannot read and runs without it; 4.18 does not start."""
     if "/" in text:
         equivalent = range_of(text)
@@ -389,17 +388,13 @@ def _wrong_peers(text: str) -> str | None:
         return f"{text} ends before it starts, which coturn takes without a word"
     if str(first) == "::":
         return f"{text} starts at ::, with which coturn matches every IPv4 peer too: start at ::1"
+    if number < (4, 16, 0) and first.version == 6:
+        # addr_less_eq() compares each byte on its own.
+        low, high = first.packed, last.packed
+        after = next((i for i in range(16) if low[i] != high[i]), 16) + 1
+        if any(low[after:]) or not all(byte == 255 for byte in high[after:]):
+            return f"{text}: {_BYTE_BY_BYTE}"
     return None
-
-
-def _misread(peers: str) -> bool:
-    """Whether comparing each byte on its own, as addr_less_eq() does, gives another IPv6 range."""
-    first, *rest = (_address(part) for part in peers.split("-"))
-    if not rest or first is None or rest[0] is None or first.version == 4:
-        return False
-    low, high = first.packed, rest[0].packed
-    after = next((i for i in range(16) if low[i] != high[i]), 16) + 1
-    return any(low[after:]) or not all(byte == 255 for byte in high[after:])
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from callready.settings import coturn_keys
 from callready.settings.android import Android
 
 
@@ -50,37 +51,9 @@ def _ipv6(value: str) -> str:
         raise ValueError(f"{value!r} is not an IPv6 address") from None
 
 
-def peer_range(value: str) -> str:
-    """An address or a range `first-last` as coturn's allowed-peer-ip takes it.
-
-    Raises ValueError for a CIDR, which coturn 4.6.1 drops with a log line only, and names the
-    range that means the same.
-    """
-    if "/" in value:
-        try:
-            net = ipaddress.ip_network(value, strict=False)
-        except ValueError:
-            raise ValueError(f"{value!r} is not an address or a range first-last") from None
-        raise ValueError(
-            f"{value!r} is a CIDR; coturn wants a range and would run without the rule: "
-            f"write {net[0]}-{net[-1]}"
-        )
-    first, _, last = value.partition("-")
-    try:
-        a, b = ipaddress.ip_address(first), ipaddress.ip_address(last or first)
-    except ValueError:
-        raise ValueError(f"{value!r} is not an address or a range first-last") from None
-    if a.version != b.version or int(a) > int(b):
-        raise ValueError(f"{value!r} does not run from a lower to a higher address of one family")
-    if a.version == 6 and int(a) == 0:
-        raise ValueError(f"{value!r}: from :: on coturn matches every IPv4 peer too: start at ::1")
-    pairs = list(zip(a.packed, b.packed, strict=True))
-    differing = next((i for i, (low, high) in enumerate(pairs) if low != high), 16)
-    if a.version == 6 and any(pair != (0, 255) for pair in pairs[differing + 1 :]):
-        raise ValueError(
-            f"{value!r}: coturn before 4.16 compares IPv6 byte by byte (CVE-2026-73213) and would "
-            "leave addresses out; write ranges that end in 00… and ff… after the first difference"
-        )
+def _peer_range(value: str) -> str:
+    if wrong := coturn_keys.wrong_value("peer", value):
+        raise ValueError(wrong)
     return value
 
 
@@ -148,7 +121,7 @@ def _open_port(value: str) -> str:
 Port = Annotated[int, BeforeValidator(_port)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 IPv6 = Annotated[str, AfterValidator(_ipv6)]
-PeerRange = Annotated[str, AfterValidator(peer_range)]
+PeerRange = Annotated[str, AfterValidator(_peer_range)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong)]
 Username = Annotated[str, AfterValidator(_username)]

@@ -73,8 +73,8 @@ def test_every_mistake_of_every_host_is_told_at_once(nowhere: Fleet) -> None:
         'reference such as "secret:turn/calls" and keep the value in the store (make secrets '
         "ENV=…)",
         "h17.lab.test, h18.lab.test: livekit.rtc.tcp_port: 70000 is not a port (1-65535)",
-        "h17.lab.test, h18.lab.test: turn.allowed_peers.0: '10.0.0.0/8' is a CIDR; coturn wants a "
-        "range and would run without the rule: write 10.0.0.0-10.255.255.255",
+        "h17.lab.test, h18.lab.test: turn.allowed_peers.0: 10.0.0.0/8: coturn reads no CIDR, 4.6.1 "
+        "would run without the rule: write 10.0.0.0-10.255.255.255",
         "h17.lab.test, h18.lab.test: turn.pools.calls.secrets.0: is shorter than 32 characters; "
         "generate one with make secrets ENV=…",
         "h17.lab.test: adress6: is not a setting; did you mean address6?",
