@@ -150,7 +150,8 @@ def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str
 
 _WORDS: dict[Any, str] = {
     models.Port: "port", models.IPv4: "IPv4 address", models.IPv6: "IPv6 address",
-    models.PeerRange: "address or range", models.Secret: "secret reference",
+    models.Endpoint: "`ADDRESS:PORT`", models.PeerRange: "address or range",
+    models.Secret: "secret reference",
     models.StrongSecret: "secret reference; 32 characters or more", models.Username: "name",
     models.Unit: "systemd unit", models.Path: "absolute path", models.Name: "host name",
     models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range", Any: "any",

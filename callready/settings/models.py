@@ -57,6 +57,12 @@ def _peer_range(value: str) -> str:
     return value
 
 
+def _endpoint(value: str) -> str:
+    if coturn_keys.wrong_value("endpoint", value):
+        raise ValueError(f"{value!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
+    return value
+
+
 def _secret(value: object) -> SecretStr:
     if not isinstance(value, SecretStr):
         raise ValueError(
@@ -121,6 +127,7 @@ def _open_port(value: str) -> str:
 Port = Annotated[int, BeforeValidator(_port)]
 IPv4 = Annotated[str, AfterValidator(_ipv4)]
 IPv6 = Annotated[str, AfterValidator(_ipv6)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 PeerRange = Annotated[str, AfterValidator(_peer_range)]
 Secret = Annotated[SecretStr, BeforeValidator(_secret)]
 StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong)]
@@ -518,7 +525,7 @@ class App(Section):
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
     url: str | None = Field(None, description="URL that callers reach it at.")
-    upstream: str | None = Field(None, description="`address:port` it listens on, for the edge.")
+    upstream: Endpoint | None = Field(None, description="Where it listens, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
     api_token: Annotated[list[StrongSecret], BeforeValidator(_listed)] = Field(
         [],

@@ -113,6 +113,10 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
          "app.owner: 'Root' is not a Unix user or group name"),
         ("app", {"env_file": "/srv/.env", "restart": ["backend"]},
          "app.restart.0: 'backend' is not a systemd unit name such as backend.service"),
+        *(("app", {"env_file": "/srv/.env", "upstream": upstream},
+           f"app.upstream: {upstream!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
+          for upstream in ("http://127.0.0.1:8000", "127.0.0.1", "8000", "127.0.0.1:99999",
+                           "127.0.0.1:8000 check", "127.0.0.1:8000\n", "app.internal:8000")),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_named_with_its_host_and_key(
@@ -396,6 +400,11 @@ def test_the_app_needs_a_name_of_its_own_beside_livekit() -> None:
         f"{SFU1}: app.url: is LiveKit's name too (livekit.url): give each a name of its own"
     )
     load(*edits, (SFU1, "app", {**app, "url": "https://app.callready.test"}))
+
+
+def test_the_app_listens_on_an_address_of_either_family() -> None:
+    for upstream in ("127.0.0.1:8000", "[::1]:8000"):
+        load((SFU1, "app", {"env_file": "/srv/.env", "upstream": upstream}))
 
 
 def test_a_private_address_is_fine_on_a_lan_without_tls() -> None:
