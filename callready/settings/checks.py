@@ -21,6 +21,9 @@ Finding = tuple[list[str], Problem]
 # The groups that get something; others are the operator's own.
 GROUPS = frozenset({"livekit", "turn", "app", "android"})
 
+# Where LiveKit reads the secret of its TURN pool (tasks/livekit.py).
+_SECRET_FILE = "rtc.turn_servers[].secret_file"
+
 # Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
 # these. Documentation addresses are left out: the lab has them.
 _UNREACHABLE = [
@@ -250,9 +253,23 @@ def _pools(fleet: Fleet) -> Iterator[Finding]:
                 ),
             )
     for key, here in fleet.group("livekit").items():
-        pool = here.livekit.turn_pool if here.livekit else None
-        if pool is not None and pool not in declared:
-            yield [key], _error("livekit.turn_pool", f"{pool!r} is not one of turn.pools")
+        lk = here.livekit
+        if lk is None or lk.turn_pool is None:
+            continue
+        turns = fleet.pool(lk.turn_pool).values()
+        if lk.turn_pool not in declared:
+            yield [key], _error("livekit.turn_pool", f"{lk.turn_pool!r} is not one of turn.pools")
+        elif any(turn.turn_pools[lk.turn_pool].secrets for turn in turns) and not (
+            livekit_keys.known(_SECRET_FILE, lk.version)
+        ):
+            yield (
+                [key],
+                _error(
+                    "livekit.version",
+                    f"{lk.version} does not know {_SECRET_FILE}, which it would read the secret of "
+                    f"pool {lk.turn_pool} from: set {livekit_keys.SINCE[_SECRET_FILE]} or later",
+                ),
+            )
     keys = {
         repr({k: v.get_secret_value() for k, v in here.livekit.keys.items()})
         for here in fleet.hosts.values()

@@ -336,6 +336,9 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
          [f"{TURN1}: pools: 'other' is not one of turn.pools (calls, avatar)"]),
         ([("*", "livekit.turn_pool", "other")],
          [f"{SFU1}: livekit.turn_pool: 'other' is not one of turn.pools"]),
+        ([("*", "livekit.version", "1.12.9")],
+         [f"{SFU1}: livekit.version: 1.12.9 does not know rtc.turn_servers[].secret_file, which it "
+          "would read the secret of pool calls from: set 1.13.0 or later"]),
         ([("*", "livekit.turn_pool", None)],
          [f"{SFU1}: livekit.rtc.stun_servers: is empty and there is no turn_pool: LiveKit would "
           "send its clients to public STUN servers; name one"]),
@@ -400,6 +403,13 @@ def test_the_app_needs_a_name_of_its_own_beside_livekit() -> None:
         f"{SFU1}: app.url: is LiveKit's name too (livekit.url): give each a name of its own"
     )
     load(*edits, (SFU1, "app", {**app, "url": "https://app.callready.test"}))
+
+
+def test_an_older_livekit_is_taken_where_its_pool_has_fixed_users_or_there_is_none() -> None:
+    old = ("*", "livekit.version", "1.12.9")
+    users: Edit = ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"})
+    load(old, ("*", "turn.pools.calls.secrets", ...), users)
+    load(old, ("*", "livekit.turn_pool", None), ("*", "livekit.rtc.stun_servers", ["x.test:3478"]))
 
 
 def test_the_app_listens_on_an_address_of_either_family() -> None:
