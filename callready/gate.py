@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
 from callready.masking import HIDDEN
 from callready.probes import ProbeError, endpoint, local_address, reason
+from callready.uris import place
 
 if TYPE_CHECKING:
     from callready.here import Here
@@ -63,7 +63,7 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
                 )  # fmt: skip
     if "app" in here.settings.groups and here.settings.app:
         for check in here.settings.app.health:
-            host, port = _place(check.url)
+            host, port = place(check.url)
             name = f"health of the app at {check.url}"
             found.append(
                 {"name": name, "promise": name, "probe": "app", "transport": "tcp",
@@ -135,13 +135,13 @@ def _livekit(settings: HostSettings, address: str) -> Iterator[tuple[str, Spec]]
     own = {address, settings.local_address} if address == settings.address else {address}
     spec: Spec = {"probe": "livekit", "url": livekit.url, "keys": dict(livekit.keys)}
     if settings.edge:
-        name = _place(livekit.url)[0]
+        name = place(livekit.url)[0]
         yield "LiveKit", {**spec, "port": settings.edge.port, "server_name": name}
     elif not wanted or wanted & (every | own):
         yield "LiveKit", {**spec, "url": f"ws://{endpoint(address, livekit.port)}",
                           "port": livekit.port}  # fmt: skip
     elif address == settings.address:  # someone else's proxy is before it: as the name leads
-        host, port = _place(livekit.url)
+        host, port = place(livekit.url)
         yield f"LiveKit by {livekit.url}", {**spec, "address": host, "port": port}
 
 
@@ -160,11 +160,6 @@ def _certificates(settings: HostSettings, _address: str) -> Iterator[tuple[str, 
     for name, port in dict.fromkeys(served):
         spec = {"probe": "certificate", "server_name": name, "port": port}
         yield f"certificate of {name} on port {port}", spec
-
-
-def _place(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    return parts.hostname or "", parts.port or (443 if parts.scheme in ("https", "wss") else 80)
 
 
 def run(specs: list[Spec], within: float = WITHIN) -> list[str]:

@@ -1,6 +1,12 @@
-"""STUN and TURN URIs (RFC 7064, RFC 7065) as clients are told them."""
+"""STUN and TURN URIs (RFC 7064, RFC 7065) as clients are told them, and where a URL leads."""
 
-from callready.settings.fleet import Fleet
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from callready.settings.fleet import Fleet
 
 
 def stun_uris(fleet: Fleet, pool: str | None) -> list[str]:
@@ -21,3 +27,9 @@ def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
         if item.tls:
             uris.append(f"turns:{turn.name}:{item.advertised_tls_port}?transport=tcp")
     return uris
+
+
+def place(url: str) -> tuple[str, int]:
+    """The host and the port that an http(s):// or ws(s):// URL leads to."""
+    parts = urlsplit(url)
+    return parts.hostname or "", parts.port or (443 if parts.scheme in ("https", "wss") else 80)

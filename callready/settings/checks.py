@@ -6,7 +6,6 @@ import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 
 from callready import android as nsc
 from callready.settings import android, coturn_keys, livekit_keys, pins
@@ -15,6 +14,7 @@ from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Problem
+from callready.uris import place
 
 Finding = tuple[list[str], Problem]
 
@@ -211,16 +211,34 @@ def _pins(fleet: Fleet) -> Iterator[Finding]:
 
 
 def _edge(here: HostSettings) -> Iterator[Problem]:
+    livekit = here.livekit if here.is_sfu else None
+    app = here.app if "app" in here.groups else None
     if not here.edge:
+        port = place(livekit.url)[1] if livekit else 0
+        if livekit and livekit.url.startswith("ws://") and port != livekit.port:
+            yield Problem(
+                "warning",
+                "livekit.url",
+                f"leads to port {port}, LiveKit listens on {livekit.port} (livekit.port): callers "
+                "need a proxy of yours in between",
+            )
         return
-    if here.is_sfu and here.livekit and not here.livekit.url.startswith("wss://"):
-        yield _error("livekit.url", "must be wss:// with an edge, which takes TLS only")
+    for key, scheme, url in (
+        ("livekit.url", "wss", livekit.url if livekit else None),
+        ("app.url", "https", app.url if app and app.upstream else None),
+    ):
+        name, port = place(url or "")
+        if url and not url.startswith(f"{scheme}://"):
+            yield _error(key, f"must be {scheme}:// with an edge, which takes TLS only")
+        elif url and port != here.edge.port:
+            right = f"{scheme}://{name}" + (f":{here.edge.port}" if here.edge.port != 443 else "")
+            yield _error(
+                key, f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
+                f"edge.port to {port}"
+            )  # fmt: skip
     if here.app and bool(here.app.url) != bool(here.app.upstream):
         yield _error("app", "the edge needs both url and upstream, or neither")
-    if (
-        here.is_sfu and "app" in here.groups and here.livekit and here.app and here.app.url
-        and urlsplit(here.app.url).hostname == urlsplit(here.livekit.url).hostname
-    ):  # fmt: skip
+    if livekit and app and app.url and place(app.url)[0] == place(livekit.url)[0]:
         yield _error("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
     names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
     for name in names:
@@ -230,6 +248,8 @@ def _edge(here: HostSettings) -> Iterator[Problem]:
                 f"{name} is both HTTPS and TURN over TLS on 443, told apart by name only: give "
                 "the host another name for TURN (name) or LiveKit another one (livekit.url)",
             )
+    if names and here.has_edge and here.edge.port != 443:
+        yield _error("edge.port", "must be 443 for turn.tls_on_443, which this host has")
     if len(names) > 1:
         yield _error(
             "turn.tls_on_443",

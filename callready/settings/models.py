@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from callready.settings import coturn_keys
-from callready.settings.android import Android
+from callready.settings.android import Android, address
 
 
 class Section(BaseModel):
@@ -115,6 +115,26 @@ def _host_name(value: str) -> str:
     if not re.fullmatch(r"(?!-)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", value):
         raise ValueError(f"{value!r} is not a host name")
     return value.lower()
+
+
+def _url(*schemes: str, path: bool = True) -> AfterValidator:
+    """A URL of one of the schemes that names a host, and maybe a port and a path."""
+
+    def check(value: str) -> str:
+        try:
+            parts = urlsplit(value)
+            name = parts.hostname or ""
+            is_sound = parts.scheme in schemes and parts.port != 0
+            is_sound &= bool(address(name) or _host_name(name))
+            is_sound &= path or parts.path in ("", "/")
+        except ValueError:
+            is_sound = False
+        if not is_sound:
+            kinds = " or ".join(f"{scheme}://NAME[:PORT]" for scheme in schemes)
+            raise ValueError(f"{value!r} is not {kinds}")
+        return value if path else value.rstrip("/")
+
+    return AfterValidator(check)
 
 
 def _open_port(value: str) -> str:
@@ -342,13 +362,6 @@ class Webhook(Section):
     api_key: str = Field(description="The key that signs them; one of `livekit.keys`.")
 
 
-def _livekit_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.path not in ("", "/"):
-        raise ValueError(f"{value!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]")
-    return value.rstrip("/")
-
-
 def _version(value: str) -> str:
     if not re.fullmatch(r"\d+\.\d+\.\d+", value):
         raise ValueError(f"{value!r} is not a version such as 1.13.5")
@@ -369,7 +382,7 @@ class LiveKit(Section):
     archive_sha256: dict[Literal["amd64", "arm64"], str] = Field(
         {}, description="SHA-256 of the archive; without it the release's checksums.txt decides."
     )
-    url: Annotated[str, AfterValidator(_livekit_url)] = Field(
+    url: Annotated[str, _url("ws", "wss", path=False)] = Field(
         description="What clients are told: wss://…, or ws:// for a lab or a LAN."
     )
     port: Port = Field(7880, description="Signalling over HTTP and WebSocket.")
@@ -500,7 +513,7 @@ class Turn(PoolKeys):
 class HttpCheck(Section):
     """An HTTP endpoint of the app that verification asks."""
 
-    url: str = Field(description="http:// or https:// URL.")
+    url: Annotated[str, _url("http", "https")] = Field(description="http:// or https:// URL.")
     status: int = Field(200, description="The status it must answer with.")
     fields: dict[str, Any] = Field({}, description="JSON fields it must contain, by value.")
 
@@ -508,7 +521,7 @@ class HttpCheck(Section):
 class WebSocketCheck(Section):
     """A WebSocket endpoint of the app that verification talks to."""
 
-    url: str = Field(description="ws:// or wss:// URL.")
+    url: Annotated[str, _url("ws", "wss")] = Field(description="ws:// or wss:// URL.")
     send: str = Field(description="Text to send.")
     expect: str = Field(description="Text the answer must contain.")
 
@@ -524,7 +537,9 @@ class App(Section):
     """The application that mints tokens: its environment file and how to see that it works."""
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
-    url: str | None = Field(None, description="URL that callers reach it at.")
+    url: Annotated[str, _url("http", "https")] | None = Field(
+        None, description="URL that callers reach it at."
+    )
     upstream: Endpoint | None = Field(None, description="Where it listens, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
     api_token: Annotated[list[StrongSecret], BeforeValidator(_listed)] = Field(

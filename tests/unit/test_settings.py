@@ -66,6 +66,9 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
          "livekit.url: 'https://x.test' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
         ("livekit.url", "wss://x.test/rtc",
          "livekit.url: 'wss://x.test/rtc' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
+        *(("livekit.url", url, f"livekit.url: {url!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]")
+          for url in ("wss://x.test:99999", "wss://x.test:https", "wss://[::1", "wss://", "x.test",
+                      "wss://x.test:0", "wss://x y.test")),
         ("livekit.version", "latest",
          "livekit.version: 'latest' is not a version such as 1.13.5"),
         ("livekit.keys", ..., "livekit.keys: is missing"),
@@ -113,6 +116,11 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
          "app.owner: 'Root' is not a Unix user or group name"),
         ("app", {"env_file": "/srv/.env", "restart": ["backend"]},
          "app.restart.0: 'backend' is not a systemd unit name such as backend.service"),
+        ("app", {"env_file": "/srv/.env", "url": "app.test"},
+         "app.url: 'app.test' is not http://NAME[:PORT] or https://NAME[:PORT]"),
+        ("app", {"env_file": "/srv/.env", "health": [{"url": "https://app.test:99999/health"}]},
+         "app.health.0.url: 'https://app.test:99999/health' is not http://NAME[:PORT] or "
+         "https://NAME[:PORT]"),
         *(("app", {"env_file": "/srv/.env", "upstream": upstream},
            f"app.upstream: {upstream!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
           for upstream in ("http://127.0.0.1:8000", "127.0.0.1", "8000", "127.0.0.1:99999",
@@ -403,6 +411,53 @@ def test_the_app_needs_a_name_of_its_own_beside_livekit() -> None:
         f"{SFU1}: app.url: is LiveKit's name too (livekit.url): give each a name of its own"
     )
     load(*edits, (SFU1, "app", {**app, "url": "https://app.callready.test"}))
+
+
+@pytest.mark.parametrize(
+    ("edits", "line"),
+    [
+        ([(SFU1, "edge", {"port": 8443}), (SFU1, "app.url", "https://app.callready.test:8443")],
+         "livekit.url: leads to port 443, the edge listens on edge.port: write "
+         "wss://livekit.callready.test:8443, or set edge.port to 443"),
+        ([(SFU1, "edge", {}), ("*", "livekit.url", "wss://livekit.callready.test:7443")],
+         "livekit.url: leads to port 7443, the edge listens on edge.port: write "
+         "wss://livekit.callready.test, or set edge.port to 7443"),
+        ([(SFU1, "edge", {}), ("*", "livekit.url", "ws://livekit.callready.test:443")],
+         "livekit.url: must be wss:// with an edge, which takes TLS only"),
+        ([(SFU1, "edge", {}), (SFU1, "app.url", "https://app.callready.test:8443/v1")],
+         "app.url: leads to port 8443, the edge listens on edge.port: write "
+         "https://app.callready.test, or set edge.port to 8443"),
+        ([(SFU1, "edge", {}), (SFU1, "app.url", "http://app.callready.test:443")],
+         "app.url: must be https:// with an edge, which takes TLS only"),
+    ],
+)  # fmt: skip
+def test_a_url_that_does_not_lead_to_the_edge_is_refused(edits: list[Edit], line: str) -> None:
+    app = {"env_file": "/srv/.env", "url": "https://app.callready.test", "upstream": "[::1]:8000"}
+    host: list[Edit] = [(SFU1, "groups", ["livekit", "app"]), (SFU1, "app", app)]
+    assert said(*host, *edits) == [f"{SFU1}: {line}"]
+
+
+def test_turn_on_443_needs_the_edge_of_its_host_there() -> None:
+    edits: list[Edit] = [
+        (SFU1, "groups", ["livekit", "turn"]), (SFU1, "name", "turn.callready.test"),
+        (SFU1, "pools", ["calls"]), (SFU1, "turn.pools.calls.tls_on_443", True),
+        (SFU1, "turn.pools.calls.min_port", 60001), (SFU1, "edge", {"port": 8443}),
+        ("*", "livekit.url", "wss://livekit.callready.test:8443"),
+    ]  # fmt: skip
+    assert said(*edits) == [
+        f"{SFU1}: edge.port: must be 443 for turn.tls_on_443, which this host has"
+    ]
+
+
+def test_a_url_may_have_the_edges_port_or_lead_to_a_proxy_of_the_operators() -> None:
+    load((SFU1, "edge", {"port": 8443}), ("*", "livekit.url", "wss://livekit.callready.test:8443"))
+    load(("*", "livekit.url", "wss://livekit.callready.test:7443"))
+    load(("*", "livekit.url", "ws://sfu1.callready.test:80"), (SFU1, "livekit.port", 80))
+    (warning,) = load(("*", "livekit.url", "ws://sfu1.callready.test")).warnings
+    assert warning == (
+        f"{SOURCE}: {SFU1}: livekit.url: leads to port 80, LiveKit listens on 7880 "
+        "(livekit.port): callers need a proxy of yours in between"
+    )
 
 
 def test_an_older_livekit_is_taken_where_its_pool_has_fixed_users_or_there_is_none() -> None:
