@@ -483,9 +483,11 @@ class Pool(PoolKeys):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> Pool:
+    def _fits(self) -> Pool:
         if bool(self.secrets) == bool(self.users):
             raise ValueError("set either secrets (TURN REST credentials) or users (fixed ones)")
+        if self.tls_on_443 and not self.tls:
+            raise ValueError("tls_on_443 needs TLS: leave it out, or set tls to True")
         return self
 
 

@@ -100,6 +100,9 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
          "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
         ("turn.pools.calls.users", {"bob": "secret:turn/user"},
          "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
+        ("turn", {"tls": False, "pools": {"calls": {
+            "realm": "x.test", "secrets": ["secret:turn/calls"], "tls_on_443": True}}},
+         "turn.pools.calls: tls_on_443 needs TLS: leave it out, or set tls to True"),
         ("firewall.extra_ports", ["443"],
          "firewall.extra_ports.0: '443' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
         ("firewall.extra_ports", ["443/tcp", "60010-60000/udp"],
