@@ -105,7 +105,7 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
             (item.proto, item.port) in seen
             or item.is_loopback
             or item.unit in ours
-            or item.process == "sshd"
+            or (item.proto == "tcp" and item.port in facts.ssh_ports)  # systemd may hold it
         ):
             continue
         if any(p == item.proto and a <= item.port <= b for p, a, b in others):
@@ -113,9 +113,12 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
         for use in here.ports:
             if use.proto == item.proto and item.port in use and use.service != "extra":
                 who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
+                what = "program (a container?)"
+                if who == "-":
+                    who, what = "the kernel", "interface (WireGuard?)"
                 yield (
                     f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
-                    f"{use.purpose}: stop that program (a container?) or change {use.setting}"
+                    f"{use.purpose}: stop that {what} or change {use.setting}"
                 )
                 seen.add((item.proto, item.port))
                 break

@@ -53,6 +53,7 @@ def set_(**values: object) -> Callable[[Facts], None]:
             Listener("udp", "192.0.2.11", 3478, "turnserver", "turnserver@calls.service"),
             Listener("tcp", "*", 7880, "livekit-server", "livekit-server.service"),
             Listener("tcp", "0.0.0.0", 22, "sshd", "ssh.service"),
+            Listener("tcp", "::", 22, "systemd", "init.scope"),  # ssh.socket with Accept=yes
             Listener("tcp", "127.0.0.1", 7880, "docker-proxy", "docker.service"),
             Listener("tcp", "::1", 7880, "docker-proxy", "docker.service"),
             Listener("tcp", "0.0.0.0", 50000, "nginx", "nginx.service"),
@@ -157,6 +158,9 @@ def test_a_debian_version_is_of_an_upstream_version(
         (Listener("tcp", "*", 7880, "livekit-server", "session-3.scope"),
          "port 7880/tcp is taken by livekit-server (session-3.scope), LiveKit needs it for "
          "signalling: stop that program (a container?) or change livekit.port"),
+        (Listener("udp", "0.0.0.0", 51820, "-", "-"),
+         "port 51820/udp is taken by the kernel, LiveKit needs it for media: stop that interface "
+         "(WireGuard?) or change livekit.rtc.port_range_start"),
     ],
 )  # fmt: skip
 def test_a_planned_port_that_another_program_has_is_refused(
