@@ -21,8 +21,9 @@ sound() {
         [ "$(openssl x509 -in "$2" -noout -pubkey 2> /dev/null)" = "$public" ] ||
         { complain "$1: the key does not belong to the certificate"; return 1; }
     awk '/-BEGIN CERT/ { pem = "" } { pem = pem $0 "\n" } END { printf "%s", pem }' "$2" > "$2.last"
+    case $1 in *[!0-9.]*) subject=-verify_hostname ;; *) subject=-verify_ip ;; esac
     reason=$(openssl verify -partial_chain -CAfile "$2.last" -untrusted "$2" \
-        -verify_hostname "$1" "$2" 2>&1)
+        $subject "$1" "$2" 2>&1)
     found=$?
     rm -f "$2.last"
     [ $found = 0 ] && return

@@ -4,10 +4,11 @@ and the script that takes certificates up, run against real OpenSSL."""
 import re
 import shutil
 import subprocess
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography.x509 import DNSName
+from cryptography.x509 import DNSName, IPAddress
 from fleets import (
     SECRETS,
     SFU1,
@@ -265,6 +266,15 @@ def test_a_pair_is_installed_whole(script: Script, authority: Authority) -> None
     assert len([path for path in folder.iterdir() if path.name != "current"]) == 1
     assert (folder / "current/privkey.pem").stat().st_mode & 0o777 == 0o640
     assert (folder / "current/both.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_an_address_is_compared_with_the_addresses_of_the_certificate(
+    script: Script, authority: Authority
+) -> None:
+    chain, key = authority.issue(IPAddress(ip_address("192.0.2.21")), DNSName(TURN1))
+    assert script.install("192.0.2.21", chain, key).returncode == 0
+    done = script.install("192.0.2.22", chain, key)
+    assert done.stderr == "callready: 192.0.2.22: IP address mismatch\n"
 
 
 @pytest.mark.parametrize("fault", ["key", "name", "expired", "future", "chain", "empty"])
