@@ -24,6 +24,11 @@ GROUPS = frozenset({"livekit", "turn", "app", "android"})
 # Where LiveKit reads the secret of its TURN pool (tasks/livekit.py).
 _SECRET_FILE = "rtc.turn_servers[].secret_file"
 
+_NO_NAME = (
+    "is an address, which clients do not send in the TLS handshake (RFC 6066, section 3), and the "
+    "edge chooses the certificate by what they send: use a host name"
+)
+
 # Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
 # these. Documentation addresses are left out: the lab has them.
 _UNREACHABLE = [
@@ -236,6 +241,8 @@ def _edge(here: HostSettings) -> Iterator[Problem]:
                 key, f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
                 f"edge.port to {port}"
             )  # fmt: skip
+        if url and android.address(name):
+            yield _error(key, _NO_NAME)
     if here.app and bool(here.app.url) != bool(here.app.upstream):
         yield _error("app", "the edge needs both url and upstream, or neither")
     if livekit and app and app.url and place(app.url)[0] == place(livekit.url)[0]:
@@ -250,6 +257,8 @@ def _edge(here: HostSettings) -> Iterator[Problem]:
             )
     if names and here.has_edge and here.edge.port != 443:
         yield _error("edge.port", "must be 443 for turn.tls_on_443, which this host has")
+    if names and here.has_edge and android.address(here.name):
+        yield _error("name", _NO_NAME)
     if len(names) > 1:
         yield _error(
             "turn.tls_on_443",

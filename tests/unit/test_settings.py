@@ -4,11 +4,12 @@ and no value of a secret in any."""
 import json
 import subprocess
 import sys
+from ipaddress import ip_address
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from cryptography.x509 import DNSName
+from cryptography.x509 import DNSName, IPAddress
 from fleets import SECRETS, SFU1, SOURCE, TURN1, TURN2, Authority, Edit, load, merged, write_store
 from pydantic import ValidationError
 
@@ -450,6 +451,27 @@ def test_turn_on_443_needs_the_edge_of_its_host_there() -> None:
     assert said(*edits) == [
         f"{SFU1}: edge.port: must be 443 for turn.tls_on_443, which this host has"
     ]
+
+
+def test_the_edge_serves_no_address_even_with_a_certificate_for_it(authority: Authority) -> None:
+    chain, key = authority.issue(IPAddress(ip_address("192.0.2.11")), DNSName(SFU1))
+    tls: Edit = ("*", "tls", {"certificate": chain, "key": key})
+    turn: list[Edit] = [
+        ("*", "turn.pools.avatar", ...), (TURN1, "groups", []), (TURN1, "pools", ...),
+        (TURN2, "groups", []), (TURN2, "pools", ...), (SFU1, "groups", ["livekit", "turn"]),
+        (SFU1, "pools", ["calls"]), (SFU1, "turn.pools.calls.min_port", 60001),
+    ]  # fmt: skip
+    why = (
+        "is an address, which clients do not send in the TLS handshake (RFC 6066, section 3), and "
+        "the edge chooses the certificate by what they send: use a host name"
+    )
+    edge: list[Edit] = [(SFU1, "edge", {}), (SFU1, "livekit.url", f"wss://{SFU1}")]
+    at_443 = (SFU1, "turn.pools.calls.tls_on_443", True)
+    named = (SFU1, "name", "192.0.2.11")
+    assert said(tls, *turn, *edge, named, at_443) == [f"{SFU1}: name: {why}"]
+    load(tls, *turn, *edge, named)  # coturn itself asks for no name
+    url = (SFU1, "livekit.url", "wss://192.0.2.11")
+    assert said(tls, *turn, *edge, url) == [f"{SFU1}: livekit.url: {why}"]
 
 
 def test_a_url_may_have_the_edges_port_or_lead_to_a_proxy_of_the_operators() -> None:
