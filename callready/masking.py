@@ -6,12 +6,15 @@ from collections.abc import Iterable
 HIDDEN = "••••••"
 
 # Values of keys that hold secrets, in YAML, turnserver.conf and environment files; everything in
-# livekit.yaml's `keys:`; long random words.
+# livekit.yaml's `keys:`; passwords in URLs and connection strings; long random words.
 _KEY = re.compile(
     r"(?im)^(?P<key>[^:=\n]*(?:secret|password|(?<!Load)credential|passwd|pwd|token|api_key|"
     r"(?-i:user))['\"]?\s*[:=]\s*)(?P<value>\S.*)$"
 )
 _KEYS = re.compile(r"(?m)^keys:\n(?:[ \t]+\S.*\n?)+")
+_INSIDE = re.compile(
+    r"(?i)(://[^\s/@:]*:)[^\s/@]+(?=@)|((?:secret|password|passwd|pwd|token)=)[^\s\"'&]+"
+)
 _LONG = re.compile(r"(?<![\w/.@-])[A-Za-z0-9_+=-]{32,}(?![\w/.@-])")
 
 
@@ -33,5 +36,7 @@ def mask(text: str, known: Iterable[str] = ()) -> str:
     if len(text.split()) == 1:
         return HIDDEN
     for secret in sorted(known, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
-    return _LONG.sub(HIDDEN, _KEY.sub(hide, _KEYS.sub(hide_values, text)))
+        # YAML doubles a quote between quotes.
+        text = text.replace(secret, HIDDEN).replace(secret.replace("'", "''"), HIDDEN)
+    text = _INSIDE.sub(rf"\1\2{HIDDEN}", _KEYS.sub(hide_values, text))
+    return _LONG.sub(HIDDEN, _KEY.sub(hide, text))

@@ -28,12 +28,19 @@ def _environment() -> jinja2.Environment:
         bytecode_cache=jinja2.FileSystemBytecodeCache(str(_cache_folder())),
     )
     env.filters["quoted"] = lambda value: json.dumps(_plain(value), ensure_ascii=False)
-    env.filters["yaml"] = lambda value: yaml.safe_dump(value, default_flow_style=False).rstrip()
+    # In one line and as it is, so that a secret in it is found and masked.
+    env.filters["yaml"] = lambda value: yaml.safe_dump(
+        _plain(value), default_flow_style=False, width=float("inf"), allow_unicode=True
+    ).rstrip()
     return env
 
 
 def _plain(value: Any) -> Any:
     """Secrets are written as their value only where a file is made."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return value.get_secret_value() if isinstance(value, SecretStr) else value
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import secrets
 import stat
 import sys
@@ -26,6 +27,10 @@ PREFIX = "secret:"
 # What stands beside a secret while it is rotated (callready/rotate.py) and is accepted too.
 NEXT, PREVIOUS = ".next", ".previous"
 GENERATION = ".generation"
+# Where secrets belong to something that exists already.
+_BY_HAND = re.compile(
+    r"sudo_password$|livekit\.(redis|config)\.|tls\.acme\.dns\.|turn\.(pools\.[^.]+\.)?extra\."
+)
 
 
 class Store:
@@ -187,9 +192,9 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
     """Generate every secret that the inventory refers to and the store does not have; with
     `recipients` (public keys), make a `.sops.yaml` first, which has the store encrypted.
 
-    Secrets that belong to something else (sudo, Redis, OVH) cannot be generated and are returned as
-    names to be filled in by hand. Nothing that exists is overwritten. Also returns how the store
-    is encrypted. Raises SecretsError, SettingsError.
+    Secrets that belong to something else (sudo, Redis, OVH, free keys) cannot be generated and are
+    returned as names to be filled in by hand. Nothing that exists is overwritten. Also returns how
+    the store is encrypted. Raises SecretsError, SettingsError.
     """
     from callready.settings.fleet import inventory_data
 
@@ -204,7 +209,7 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
     for name, path in sorted(wanted.items()):
         if store.lookup(entries, name):
             continue
-        if path == "sudo_password" or path.endswith("redis.password") or ".acme.dns." in path:
+        if _BY_HAND.match(path):
             by_hand.append(name)
         else:
             entries[name] = secrets.token_urlsafe(32)

@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
+from pydantic import SecretStr
+
 from callready.settings.problem import Problem
 
 OLDEST, NEWEST = "4.6.1", "4.18.0"
@@ -316,6 +318,8 @@ def _wrong(kind: str, value: object, number: tuple[int, ...]) -> str | None:
         return f"is a key without a value, {note}: write true, or leave it out"
     if value is True and kind == "int?":
         return None
+    if kind == "text" and isinstance(value, SecretStr):
+        return _wrong_text(value.get_secret_value())
     if isinstance(value, bool) or not isinstance(value, str | int):
         return f"needs a value ({_WANTED.get(kind, kind)}), as text or a number"
     text = str(value)

@@ -80,6 +80,11 @@ class Fleet:
                         [name], path, f"{store.path} has no entry {reference}: "
                         f"run make secrets ENV={Path(source).name}",
                     )  # fmt: skip
+                elif not value.isprintable() or value != value.strip():
+                    report.error(
+                        [name], path, "has a line break or a blank at its end; programs differ in "
+                        "reading that",
+                    )  # fmt: skip
                 values[reference] = value or "-" * 32
             known.update(values.values())
             own = {

@@ -426,7 +426,7 @@ def _kind(value: object) -> str:
         return "a list"
     if isinstance(value, bool):
         return "true or false"
-    return "text" if isinstance(value, str) else f"the number {value}"
+    return f"the number {value}" if isinstance(value, int | float) else "text"
 
 
 def _number(version: str) -> tuple[int, ...]:

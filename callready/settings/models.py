@@ -69,9 +69,6 @@ def _secret(value: object) -> SecretStr:
             'is written in the inventory; write a reference such as "secret:turn/calls" and keep '
             "the value in the store (make secrets ENV=…)"
         )
-    text = value.get_secret_value()
-    if not text.isprintable() or text != text.strip():
-        raise ValueError("has a line break or a blank at its end; programs differ in reading that")
     return value
 
 

@@ -4,6 +4,7 @@ import ipaddress
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from callready.settings import coturn_keys
 from callready.settings.coturn_keys import KEYS, check, debian_default, knows, range_of
@@ -175,8 +176,10 @@ def test_sound_options_are_silent() -> None:
 
 
 def test_a_value_that_may_be_secret_is_not_quoted() -> None:
+    assert not said("4.6.1", cli_password=SecretStr("hunter2"))
     found = said("4.6.1", cli_password="hunter2 # mine", pkey_pwd=["hunter2"])
-    assert len(found) == 2
+    found += said("4.6.1", cli_password=SecretStr("hunter2 # mine"), cli_port=SecretStr("hunter2"))
+    assert len(found) == 4
     assert "hunter2" not in "".join(found)
 
 

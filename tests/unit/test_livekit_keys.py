@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from callready.settings import livekit_keys
 from callready.settings.livekit_keys import MANAGED, TREE, Tree, check, known
@@ -133,6 +134,13 @@ def test_a_newer_version_is_one_warning_and_takes_what_is_known_of_it() -> None:
 
 def test_where_names_the_setting() -> None:
     assert check("1.13.5", {"x": 1}, "elsewhere")[0].key == "elsewhere.x"
+
+
+def test_a_secret_may_stand_where_text_does() -> None:
+    hidden = SecretStr("hunter2")
+    assert not said({"trace": {"jaeger_url": hidden}, "region": hidden})
+    (found,) = said({"room": {"max_participants": hidden}})
+    assert found.endswith("must be a whole number of at least 0, not text")
 
 
 def test_a_value_is_not_quoted() -> None:

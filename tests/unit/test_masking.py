@@ -1,7 +1,7 @@
 """What is shown to people has no secret in it, known or not, and is still worth reading."""
 
 import pytest
-from fleets import SECRETS, SFU1, TURN1, load
+from fleets import SECRETS, SFU1, TURN1, load, write_store
 
 from callready.masking import HIDDEN, mask
 from tasks import declare
@@ -54,6 +54,22 @@ def test_known_secrets_are_hidden_wherever_they_are() -> None:
     assert masked == f"redis://:{HIDDEN}@10.0.0.5/0\nExecStart=/x --with {HIDDEN}\n"
 
 
+def test_a_known_secret_is_hidden_as_yaml_writes_it() -> None:
+    assert mask("a: 'it''s # short'\nb: 1\n", ["it's # short"]) == f"a: '{HIDDEN}'\nb: 1\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "masked"),
+    [
+        ("url: https://ann:pl'nted@x.test/a", f"url: https://ann:{HIDDEN}@x.test/a"),
+        ('statsdb="ip=10.0.0.5 password=x"', f'statsdb="ip=10.0.0.5 password={HIDDEN}"'),
+        ("url: https://x.test/a?b=1&token=x&c=2", f"url: https://x.test/a?b=1&token={HIDDEN}&c=2"),
+    ],
+)  # fmt: skip
+def test_a_password_inside_a_value_is_hidden(line: str, masked: str) -> None:
+    assert mask(f"{line}\nmore: 1\n") == f"{masked}\nmore: 1\n"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -73,16 +89,20 @@ def test_what_is_no_secret_stays_readable(line: str) -> None:
 
 @pytest.mark.usefixtures("project")
 def test_no_secret_survives_in_any_file_that_a_diff_would_show() -> None:
+    write_store({**SECRETS, "cli": "planted", "jaeger": "https://ann:planted@10.0.0.6"})
     fleet = load(
         ("*", "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
         ("*", "livekit.redis", {"address": "10.0.0.5:6379", "password": "secret:redis/password"}),
         ("*", "turn.pools.avatar.secrets", ...),
         ("*", "turn.pools.avatar.users", {"bob": "secret:turn/user"}),
+        ("*", "turn.pools.calls.extra", {"cli-password": "secret:cli"}),
+        ("*", "livekit.config", {"trace": {"jaeger_url": "secret:jaeger"}}),
     )
     for host in (SFU1, TURN1):
         for path, file in declare(fleet, host).release.files.items():
             # As if it were an old file, whose secrets are not known here.
             masked = mask(file.content.decode())
+            assert "planted" not in masked
             assert not [value for value in SECRETS.values() if value in masked], path
             if path.endswith(".service"):
                 assert masked == file.content.decode()

@@ -18,6 +18,7 @@ import yaml
 from fleets import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
 
 from callready import render
+from callready.masking import mask
 from callready.release import Release
 from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
@@ -149,6 +150,23 @@ def test_every_ssh_port_in_use_is_open() -> None:
 def test_an_undefined_variable_is_an_error_and_not_an_empty_word() -> None:
     with pytest.raises(jinja2.UndefinedError, match="'loader' is undefined"):
         render.render("callready-firewall.service.j2")
+
+
+def test_secrets_in_free_keys_are_written_as_they_are_and_masked() -> None:
+    planted = {"cli": "it's planted", "jaeger": "#it's planted " + "and long " * 9 + "é"}
+    write_store({**SECRETS, **planted})
+    fleet = box(
+        ("*", "turn.pools.calls.extra", {"cli-password": "secret:cli"}),
+        ("*", "livekit.config", {"trace": {"jaeger_url": "secret:jaeger"},
+                                 "room": {"room_configurations": {"x": {"y": ["secret:jaeger"]}}}}),
+    )  # fmt: skip
+    files = declare(fleet, SFU1).release.files
+    assert livekit_yaml(fleet)["trace"]["jaeger_url"] == planted["jaeger"]
+    assert livekit_yaml(fleet)["room"]["room_configurations"]["x"]["y"] == [planted["jaeger"]]
+    assert b"\ncli-password=it's planted\n" in files["/etc/coturn/calls.conf"].content
+    for path in (LIVEKIT, "/etc/coturn/calls.conf"):
+        assert files[path].mode & 0o007 == 0
+        assert "planted" not in mask(files[path].content.decode(), fleet.secrets)
 
 
 # livekit.yaml

@@ -216,6 +216,20 @@ def test_make_secrets_generates_what_is_missing_and_keeps_what_is_there(
     assert printed.splitlines() == ["generated livekit/api_secret", "generated turn/avatar"]
 
 
+def test_secrets_of_free_keys_are_somebody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {
+        "livekit": {"config": {"trace": {"jaeger_url": "secret:jaeger"}}},
+        "turn": {
+            "extra": {"pkey-pwd": "secret:key"},
+            "pools": {"extra": {"secrets": ["secret:turn/extra"],
+                                "extra": {"redis-statsdb": "secret:redis"}}},
+        },
+    }  # fmt: skip
+    monkeypatch.setattr("callready.settings.fleet.inventory_data", lambda _: {"host": data})
+    assert complete(SOURCE) == (["jaeger", "key", "redis"], "")
+    assert Store(SOURCE).read().keys() == {"turn/extra"}
+
+
 def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     write_inventory()
     for name in WANTED - {"turn/avatar"}:

@@ -243,6 +243,8 @@ def test_the_names_of_the_examples_are_refused_with_where_to_edit() -> None:
          f"{SOURCE}.secrets.yaml has no entry empty: run make secrets ENV=test"),
         ("livekit.keys.APIunit", "secret:broken",
          "has a line break or a blank at its end; programs differ in reading that"),
+        ("livekit.config", {"trace": {"jaeger_url": "secret:broken"}},
+         "has a line break or a blank at its end; programs differ in reading that"),
     ],
 )  # fmt: skip
 def test_a_secret_that_cannot_be_used_is_named_and_not_shown(
