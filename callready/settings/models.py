@@ -100,6 +100,15 @@ def _path(value: str) -> str:
     return value
 
 
+def _command(value: str) -> str:
+    if re.search(r"[\n\t]", value) or not value.strip():
+        raise ValueError(
+            "must be one line without tabs, which separate commands in a release's manifest: write "
+            "an item for each command, or a script on the host that it calls"
+        )
+    return value
+
+
 def _controller_file(value: str) -> str:
     try:
         value.format(host="", name="")
@@ -151,6 +160,7 @@ StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_st
 Username = Annotated[str, AfterValidator(_username)]
 Unit = Annotated[str, AfterValidator(_unit)]
 Path = Annotated[str, AfterValidator(_path)]
+Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(_host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
@@ -548,7 +558,7 @@ class App(Section):
         "With `url`, verification makes a call with what they hand out.",
     )
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
-    commands: list[str] = Field([], description="Shell commands to run when it changed.")
+    commands: list[Command] = Field([], description="Shell commands to run when it changed.")
     health: list[HttpCheck] = Field([], description="HTTP checks.")
     websockets: list[WebSocketCheck] = Field([], description="WebSocket checks.")
     workers: list[Workers] = Field([], description="Worker processes.")

@@ -125,6 +125,10 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         ("app", {"env_file": "/srv/.env", "health": [{"url": "https://app.test:99999/health"}]},
          "app.health.0.url: 'https://app.test:99999/health' is not http://NAME[:PORT] or "
          "https://NAME[:PORT]"),
+        *(("app", {"env_file": "/srv/.env", "commands": ["true", command]},
+           "app.commands.1: must be one line without tabs, which separate commands in a release's "
+           "manifest: write an item for each command, or a script on the host that it calls")
+          for command in ("if true\nthen true\nfi", "a\tb", " ")),
         *(("app", {"env_file": "/srv/.env", "upstream": upstream},
            f"app.upstream: {upstream!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
           for upstream in ("http://127.0.0.1:8000", "127.0.0.1", "8000", "127.0.0.1:99999",
