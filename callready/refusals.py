@@ -52,6 +52,7 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
         )
     yield from _versions(here, facts)
     yield from _taken_ports(here, facts)
+    yield from _app(here, facts)
     yield from _challenges(here, facts)
     for key, message in overlaps(here.ports):
         yield f"{key}: {message}"
@@ -133,6 +134,21 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
 
 def _unit_file(unit: str) -> str:
     return "/etc/systemd/system/" + re.sub("@.*[.]", "@.", unit)
+
+
+def _app(here: Here, facts: Facts) -> Iterator[str]:
+    """What the application's developer has to have installed before."""
+    until = "first, or take the host out of group app until then"
+    for env in here.release.environments.values():
+        if env.owner not in facts.users | set(here.release.users):
+            yield f"user {env.owner} (app.owner) does not exist on this host: create it {until}"
+        for unit in env.units:
+            found = facts.units.get(unit)
+            if found and found.load != "loaded" and unit not in here.release.services:
+                yield (
+                    f"unit {unit} (app.restart) cannot be restarted on this host, systemctl says "
+                    f"{found.load}: install it {until}"
+                )
 
 
 def _challenges(here: Here, facts: Facts) -> Iterator[str]:

@@ -155,9 +155,9 @@ def box(*edits: Edit) -> Fleet:
 
 
 def bare() -> Facts:
-    """A Debian host that nothing was deployed to."""
+    """A Debian host that nothing was deployed to, with the app's user."""
     return Facts(
-        os="debian", os_version="13", arch="amd64",
+        os="debian", os_version="13", arch="amd64", users={"root", "app"},
         candidates={"coturn": "4.6.1-2"}, ssh_ports={22},
     )  # fmt: skip
 
@@ -168,7 +168,7 @@ def deployed(release: Release) -> Facts:
     facts.folder = release.id
     facts.manifest = [tuple(line.split("\t")) for line in release.manifest.splitlines()]
     facts.packages = {name.partition(" | ")[0]: "4.6.1-2" for name in release.packages}
-    facts.users = set(release.users)
+    facts.users |= set(release.users)
     for path, file in release.files.items():
         facts.files[path] = FileFact(
             f"{ROOT}/current/files{path}", file.mode, file.owner, file.group, file.sha256

@@ -217,6 +217,43 @@ def test_an_extra_port_is_some_other_programs_by_intention() -> None:
     assert refused(nginx, (SFU1, "firewall.extra_ports", ["443/tcp"])) == []
 
 
+def unit(name: str, load: str) -> Callable[[Facts], None]:
+    def edit(facts: Facts) -> None:
+        facts.units[name] = UnitFact(load, "inactive", "-", 0, False, "-", "-")
+
+    return edit
+
+
+UNTIL = "first, or take the host out of group app until then"
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (set_(users={"root"}),
+         [f"user app (app.owner) does not exist on this host: create it {UNTIL}"]),
+        *((unit("app.service", load),
+           [f"unit app.service (app.restart) cannot be restarted on this host, systemctl says "
+            f"{load}: install it {UNTIL}"])
+          for load in ("not-found", "masked")),
+        (unit("app.service", "loaded"), []),
+        (unit("livekit-server.service", "not-found"), []),  # ours is not there yet
+    ],
+)  # fmt: skip
+def test_an_app_that_is_not_there_yet_is_refused(
+    edit: Callable[[Facts], None], said: list[str]
+) -> None:
+    restart = (SFU1, "app.restart", ["app.service", "livekit-server.service"])
+    assert refused(edit, restart) == said
+    livekit: Edit = (SFU1, "app.owner", "livekit")  # a user that the release creates
+    assert refused(edit, restart, livekit) == [line for line in said if "user" not in line]
+
+
+def test_the_survey_looks_for_what_the_app_needs() -> None:
+    asked = declare(box(), SFU1).release.survey_variables()
+    assert "app" in asked["USERS"] and "app.service" in asked["UNITS"]
+
+
 def test_sshd_on_a_port_of_the_plan_is_refused_with_its_way_out() -> None:
     facts = bare()
     facts.ssh_ports = {22, 7880}
