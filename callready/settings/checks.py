@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from pydantic import SecretStr
+
 from callready import android as nsc
 from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
@@ -325,18 +327,8 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
     """The same secret at two places opens both with one leak."""
     places: dict[str, set[str]] = {}
     for here in fleet.hosts.values():
-        for name, pool in here.turn.pools.items():
-            for index, secret in enumerate(pool.secrets):
-                key = f"turn.pools.{name}.secrets.{index}"
-                places.setdefault(secret.get_secret_value(), set()).add(key)
-            for user, secret in pool.users.items():
-                key = f"turn.pools.{name}.users.{user}"
-                places.setdefault(secret.get_secret_value(), set()).add(key)
-        if here.livekit:
-            for api_key, secret in here.livekit.keys.items():
-                places.setdefault(secret.get_secret_value(), set()).add(f"livekit.keys.{api_key}")
-        for token in here.app.api_token if here.app else ():
-            places.setdefault(token.get_secret_value(), set()).add("app.api_token")
+        for key, secret in _credentials(here):
+            places.setdefault(secret.get_secret_value(), set()).add(key)
     for keys in places.values():
         if len(keys) > 1:
             first, *others = sorted(keys)
@@ -344,3 +336,19 @@ def _secrets(fleet: Fleet) -> Iterator[Finding]:
                 [],
                 _error(first, f"is the same secret as {', '.join(others)}: use different ones"),
             )
+
+
+def _credentials(here: HostSettings) -> Iterator[tuple[str, SecretStr]]:
+    """What somebody is let in with, by dotted path."""
+    for name, pool in here.turn.pools.items():
+        for index, secret in enumerate(pool.secrets):
+            yield f"turn.pools.{name}.secrets.{index}", secret
+        for user, secret in pool.users.items():
+            yield f"turn.pools.{name}.users.{user}", secret
+    if here.livekit:
+        for api_key, secret in here.livekit.keys.items():
+            yield f"livekit.keys.{api_key}", secret
+        if here.livekit.prometheus:
+            yield "livekit.prometheus.password", here.livekit.prometheus.password
+    for token in here.app.api_token if here.app else ():
+        yield "app.api_token", token

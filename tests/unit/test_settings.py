@@ -278,6 +278,9 @@ def test_a_secret_that_cannot_be_used_is_named_and_not_shown(
           ("*", "turn.pools.avatar.users", {"bob": "secret:turn/calls"})],
          "turn.pools.avatar.users.bob: is the same secret as turn.pools.calls.secrets.0: use "
          "different ones"),
+        ([("*", "livekit.prometheus", {"password": "secret:livekit/api_secret"})],
+         "livekit.keys.APIunit: is the same secret as livekit.prometheus.password: use different "
+         "ones"),
     ],
 )  # fmt: skip
 def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> None:
