@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,13 @@ _SECRET_FILE = "rtc.turn_servers[].secret_file"
 _NO_NAME = (
     "is an address, which clients do not send in the TLS handshake (RFC 6066, section 3), and the "
     "edge chooses the certificate by what they send: use a host name"
+)
+
+# Base64, in both alphabets, and more that means nothing to dotenv, systemd and sh.
+_PLAIN = re.compile(r"[A-Za-z0-9_.:/+=@%-]+")
+_NOT_PLAIN = (
+    "holds other characters than letters, digits and _.:/+=@%-, which the readers of the app's "
+    ".env take differently: generate one with make secrets ENV=…"
 )
 
 # Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
@@ -324,12 +332,19 @@ def _identity(here: HostSettings, name: str) -> object:
 
 
 def _secrets(fleet: Fleet) -> Iterator[Finding]:
-    """The same secret at two places opens both with one leak."""
+    """The same secret at two places opens both with one leak; what the app's .env gets stands there
+    without quotes, about which its readers differ (tasks/app_env.py)."""
+    apps = [here.livekit for here in fleet.group("app").values() if here.livekit]
+    pools = (f"turn.pools.{livekit.turn_pool}.secrets." for livekit in apps)
+    in_env = ("livekit.keys.", "app.api_token", *pools) if apps else ()
     places: dict[str, set[str]] = {}
     for here in fleet.hosts.values():
         for key, secret in _credentials(here):
             places.setdefault(secret.get_secret_value(), set()).add(key)
-    for keys in places.values():
+    for value, keys in places.items():
+        if not _PLAIN.fullmatch(value):
+            for key in sorted(key for key in keys if key.startswith(in_env)):
+                yield [], _error(key, _NOT_PLAIN)
         if len(keys) > 1:
             first, *others = sorted(keys)
             yield (

@@ -288,6 +288,29 @@ def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("name", "path"),
+    [("livekit/api_secret", "livekit.keys.APIunit"), ("turn/calls", "turn.pools.calls.secrets.0"),
+     ("app/token", "app.api_token")],
+)  # fmt: skip
+@pytest.mark.parametrize("character", [*"#'\"\\$`, !&;()*~{", "é"])
+def test_a_secret_that_readers_of_the_env_differ_about_is_refused(
+    name: str, path: str, character: str
+) -> None:
+    app = {"env_file": "/srv/.env", "api_token": "secret:app/token"}
+    edits: list[Edit] = [(TURN1, "groups", ["turn", "app"]), (TURN1, "app", app)]
+    write_store({**SECRETS, "app/token": "x" * 32, name: f"planted{character}" + "x" * 32})
+    (line,) = said(*edits)
+    assert line == (
+        f"{path}: holds other characters than letters, digits and _.:/+=@%-, which the readers of "
+        "the app's .env take differently: generate one with make secrets ENV=…"
+    )
+    load()  # without an app there is no .env
+    fine, other = "a-Z0_9" + "./+=" * 8, "of a pool that the app does not get"
+    write_store({**SECRETS, "app/token": fine, "turn/avatar": other})
+    load(*edits)
+
+
+@pytest.mark.parametrize(
     "path",
     [
         "turn.min_port", "turn.pools.calls.realm", "turn.pools.calls.allowed_peers", "address6",
