@@ -18,7 +18,7 @@ from pyinfra.connectors import ssh
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
-from callready.operations import Refused, inventory_path, load_fleet, rolled_out
+from callready.operations import Refused, inventory_path, load_fleet
 from callready.trust import Client, shown
 
 
@@ -65,7 +65,7 @@ def install() -> None:
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
     if not any(argument.endswith("deploy.py") for argument in sys.argv):
         return
-    connect_all, disconnect_all = cli.connect_all, cli.disconnect_all
+    connect_all, disconnect_all, run_ops = cli.connect_all, cli.disconnect_all, cli.run_ops
 
     def validate_and_connect(state: State) -> None:
         Client.environment = Path(inventory_path()).name
@@ -86,6 +86,8 @@ def install() -> None:
 
     # pyinfra runs deploy.py only after it has connected to every host.
     cli.connect_all = validate_and_connect
+    # With --no-wait pyinfra forgets which hosts failed; the roll-out has its own order anyway.
+    cli.run_ops = lambda state, serial, no_wait: run_ops(state, serial)
     # The last thing that pyinfra calls; its exit status is known then.
     cli.disconnect_all = disconnect_and_exit
     signal.signal(signal.SIGINT, _interrupted)
@@ -102,11 +104,8 @@ def _interrupted(_number: int, _frame: FrameType | None) -> None:
 def _exit(state: State, status: object) -> NoReturn:
     """End at once, without 0.1 s of tearing the interpreter down.
 
-    pyinfra exits 0 when a mistyped inventory or --limit selects no host at all, and with --no-wait
-    whatever became of the hosts; that is 1.
+    pyinfra exits 0 when a mistyped inventory or --limit selects no host at all; that is 1.
     """
-    if not rolled_out(state):
-        status = status or 1
     if not any(map(state.is_host_in_limit, state.inventory)):
         print(
             "callready: no host was selected: check the inventory's path and --limit",

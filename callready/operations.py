@@ -322,8 +322,7 @@ def _roll_out(state: Any, host: Host) -> bool:
 
 def rolled_out(state: Any) -> bool:
     """Whether every host that was to change in this run has its release."""
-    rollout = _rollouts.get(id(state))
-    return rollout is None or rollout.is_well
+    return _rollouts[id(state.inventory.state)].is_well
 
 
 class Checkout(NamedTuple):
