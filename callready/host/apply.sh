@@ -162,8 +162,8 @@ stage() {
         livekit_check "$new"
     fi
     if [ -e "$new/files/etc/haproxy/haproxy.cfg" ]; then
-        haproxy -c -q -f "$new/files/etc/haproxy/haproxy.cfg" > "$here/haproxy" 2>&1 ||
-            fail "haproxy refuses its configuration: $(grep -E 'ALERT' "$here/haproxy" | head -n 5)"
+        haproxy -c -f "$new/files/etc/haproxy/haproxy.cfg" > "$here/haproxy" 2>&1 ||
+            fail "haproxy refuses its configuration: $(grep ALERT "$here/haproxy" | head -n 5)"
     fi
     release=$1
     number=1
