@@ -72,6 +72,15 @@ before() {
     mkdir -p "$root/before${1%/*}" && cp -a "$1" "$root/.before" && mv -T "$root/.before" "$root/before$1"
 }
 
+# drop_copies RELEASE: those that it has no use for go when nothing leads back to one that had.
+drop_copies() {
+    used=$(for kind in file link environment; do lines_of $kind "$1"; done | cut -f 2)
+    find $root/before ! -type d 2> /dev/null | while read -r copy; do
+        path=${copy#"$root/before"}
+        [ "$path" = /sysctl ] || printf '%s\n' "$used" | grep -qxF "$path" || rm "$copy"
+    done
+}
+
 # withdraw PATH...: what stood there before callready comes back, what somebody put there since stays.
 withdraw() {
     for path; do
@@ -81,7 +90,6 @@ withdraw() {
         elif [ -L "$path" ]; then
             rm "$path" || return
         fi
-        rm -rf "$root/before$path"
         remove_own_folder "${path%/*}"
     done
 }
@@ -146,7 +154,6 @@ environments() {
             elif [ ! -s "$path" ]; then
                 rm -f "$path"
             fi
-            rm -f "$root/before$path"
         done
 }
 
@@ -304,6 +311,7 @@ revert() {
         return
     fi
     services "$good" "$failed"
+    drop_copies "$good"
     log "$good" "reverted from $failed" -
     rm -f $pending
     systemctl stop callready-dead-man.timer 2> /dev/null || :
@@ -352,6 +360,7 @@ previous() {
 
 # Five releases are kept, and what they need: versions of livekit-server, databases, certificates.
 tidy() {
+    drop_copies "$(name_of current)"
     kept=" $(name_of current) $(stack | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in $root/releases/*; do
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac

@@ -109,6 +109,29 @@ def test_an_environment_file_is_given_back_wherever_a_deploy_was_cut(
     assert (path.read_text() if path.exists() else None) == before
 
 
+def test_a_removal_that_was_taken_back_can_be_done_again(machine: Machine) -> None:
+    env, live = machine.root / "app.env", machine.root / "etc/live.conf"
+    env.write_text("KEY=old\n")
+    live.write_text("by hand\n")
+    folder = machine.root / "etc/callready/releases/one"
+    (folder / f"environment{env}").parent.mkdir(parents=True)
+    (folder / f"environment{env}").write_text("KEY=new\n")
+    (folder / "manifest").write_text(f"file\t{live}\nenvironment\t{env}\t{ME}\thash\t-\n")
+    put = f"put_environment {env} {ME} {folder}/environment{env} /dev/null"
+    machine.run(f"keep_environments one; links one; {put}; ln -sfn releases/one $root/confirmed")
+    for _ in range(2):
+        machine.run(f"withdraw {live}; environments none one")
+        assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
+        machine.run("links one; environments one none; drop_copies one")
+        assert live.is_symlink() and env.read_text() == "KEY=new\n"
+    machine.run(f"withdraw {live}; environments none one; rm $root/confirmed; drop_copies none")
+    assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
+    # What the operator writes then is what was there before the next time.
+    live.write_text("by hand again\n")
+    machine.run(f"links one; withdraw {live}")
+    assert live.read_text() == "by hand again\n"
+
+
 def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
     """LiveKit's own installer puts its Docker files into /opt/livekit."""
     opt, state = machine.root / "opt/livekit", machine.root / "var/lib/callready"
