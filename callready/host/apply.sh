@@ -44,6 +44,7 @@ take() {
         [ -d "/proc/${process%%.*}" ] || rm -rf "$left"
     done
     rm -rf $root/releases/.new-*
+    drop_copies "$(name_of current)" # of a deploy that died before it was armed
 }
 
 # A unit masked before its package is installed never runs with the package's own configuration.
@@ -205,6 +206,7 @@ arm() {
     # Made now, because a full disk has no room for a link.
     [ "$good" = none ] || ln -sfn "releases/$good" $root/.back
     ln -sfn "releases/$release" $root/.next
+    keep_environments "$release"
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     systemd-run --quiet --unit=callready-dead-man --on-active="$1" --timer-property=AccuracySec=1s \
         systemctl start --no-block callready-revert.service
@@ -218,7 +220,6 @@ arm() {
 
 # activate: one rename makes the whole release the current one; the live paths lead there.
 activate() {
-    keep_environments "$release"
     mv -T $root/.next $root/current
     links "$release"
 }
