@@ -81,8 +81,8 @@ class Lab:
             network.withdraw_names()
             network.down()
             remove_tree(plan.STATE)
-            abandoned = (each for each in plan.CACHE.glob("build-*") if abandoned(each.name))
-            for unfinished in (*plan.CACHE.glob("*/*.partial"), *abandoned):
+            builds = [each for each in plan.CACHE.glob("build-*") if abandoned(each.name)]
+            for unfinished in (*plan.CACHE.glob("*/*.partial"), *builds):
                 remove_tree(unfinished)
             plan.LOCK.unlink(missing_ok=True)
             say("the lab is gone")
