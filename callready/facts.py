@@ -75,8 +75,8 @@ class EnvironmentFact:
 class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
     running release, `confirmed` what it boots with, `pending` a release that waits for its
-    confirmation, by whom and since when; stuck without the timer that ends that; `is_ours`,
-    whether anything of callready is left on it; `linked`, environment files that are links."""
+    confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
+    whether anything of callready is on it; `linked`, environment files that are links."""
 
     os: str = ""
     os_version: str = ""
@@ -86,7 +86,7 @@ class Facts:
     confirmed: str = ""
     pending: str = ""
     is_stuck: bool = False
-    is_ours: bool = False
+    has_state: bool = False
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -199,7 +199,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "linked":
                 facts.linked.add(f[0])
             case "left":
-                facts.is_ours = True
+                facts.has_state = True
             case "binary":
                 facts.binaries.add(f[0])
             case "end":

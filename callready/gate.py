@@ -40,6 +40,7 @@ WITHIN = 10.0
 """Seconds in which each probe must have passed once; a service that just started may need some."""
 
 _ROOT = Path(__file__).parents[1]
+_HEALTH = "health of the app at {}"
 
 
 def probes(here: Here, certificates: bool = True) -> list[Spec]:
@@ -64,7 +65,7 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
     if "app" in here.settings.groups and here.settings.app:
         for check in here.settings.app.health:
             host, port = place(check.url)
-            name = f"health of the app at {check.url}"
+            name = _HEALTH.format(check.url)
             found.append(
                 {"name": name, "promise": name, "probe": "app", "transport": "tcp",
                  "address": host, "port": port, "url": check.url, "status": check.status,
@@ -84,13 +85,13 @@ def promises(here: Here) -> list[str]:
         for what, spec in kind(settings, address)
     ]
     if "app" in settings.groups and settings.app:
-        found += [f"health of the app at {check.url}" for check in settings.app.health]
+        found += [_HEALTH.format(check.url) for check in settings.app.health]
     return sorted(found)
 
 
 def _promise(what: str, spec: Spec) -> str:
-    place = f"{spec.get('transport', 'tcp')}/{spec['port']}"
-    return " ".join(filter(None, (what, place, spec.get("server_name"))))
+    port = f"{spec.get('transport', 'tcp')}/{spec['port']}"
+    return " ".join(filter(None, (what, port, spec.get("server_name"))))
 
 
 def _addresses(here: Here) -> dict[int, str]:

@@ -293,7 +293,7 @@ class Release:
                 step("arm", str(self.confirm_timeout), previous),
                 step("return_to", previous),
             ]
-        if verb == "remove" and facts.is_ours:
+        if verb == "remove" and facts.has_state:
             plan.add("-", "callready", "and the packages and users it added")
             plan.keep.append(step("forget", *self.masks))
         plan.take(facts.folder)

@@ -33,12 +33,12 @@ def android(fleet: Fleet, host: Host) -> None:
     checkout(
         name="Write the Android configuration", root=settings.checkout,
         files={path: files[path] for path in found.differing},
-        _if=lambda: _is_true(host),
+        _if=lambda: _hosts_are_well(host),
     )  # fmt: skip
 
 
-def _is_true(host: Host) -> bool:
-    """Whether the hosts are as the app would be told."""
+def _hosts_are_well(host: Host) -> bool:
+    """Whether the hosts have become what the app would be told."""
     if not (well := rolled_out(host.state)):
         logger.warning(f"{host.print_prefix}the app's checkout stays as it is: hosts have failed")
     return well

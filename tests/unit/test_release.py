@@ -400,7 +400,7 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
 def test_what_a_removal_left_when_it_was_cut_short_is_removed_by_the_next() -> None:
     release, facts = declare(box(), SFU1).release, bare()
     assert release.go_back(NONE, [], facts, "remove").steps == []
-    facts.is_ours = True
+    facts.has_state = True
     plan = release.go_back(NONE, [], facts, "remove")
     assert [step.split()[0] for step in plan.steps] == ["take", "forget"]
 
