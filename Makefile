@@ -10,7 +10,7 @@ export RECIPIENTS
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
-LAB_PACKAGES := aapt android-framework-res apt-cacher-ng faketime iproute2 mmdebstrap nftables openssh-client \
+LAB_PACKAGES := aapt android-framework-res apt-cacher-ng conntrack faketime iproute2 mmdebstrap nftables openssh-client \
 	openssl sqlite3 strace systemd-container testssl.sh
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go

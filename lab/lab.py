@@ -18,6 +18,7 @@ PROGRAMS = {  # program: Debian package
     "ip": "iproute2",
     "nft": "nftables",
     "bridge": "iproute2",
+    "conntrack": "conntrack",
     "ssh": "openssh-client",
     "nsenter": "util-linux",
 }
@@ -145,6 +146,10 @@ class Lab:
     ) -> AbstractContextManager[None]:
         """Lose packets (an nftables match) between this machine and a host without a word."""
         return network.blackhole(self._host(name), packets)
+
+    def fill_conntrack(self, name: str, share: float = 1.0) -> AbstractContextManager[None]:
+        """Fill a host's table of tracked connections to this share with ones that stay."""
+        return network.fill_conntrack(hosts.leader(self._running(name)), share)
 
     def status(self) -> list[tuple[str, str, str, str, str]]:
         """Name, suite, state, IPv4 and IPv6 address of every host that was made."""

@@ -16,6 +16,7 @@ CALLER_LINK = f"{plan.INSTANCE}-c"  # the bridge's end of the callers' cable
 NAMESPACES = Path("/run/netns")
 INOTIFY = Path("/proc/sys/fs/inotify/max_user_instances")
 INOTIFY_SAVED = plan.STATE / "max_user_instances"
+CONNECTIONS = Path("/proc/sys/net/netfilter/nf_conntrack_max")
 ETC_HOSTS = Path("/etc/hosts")
 BLOCK = re.compile(
     rb"# %(name)s lab begin\n.*?# %(name)s lab end\n" % {b"name": plan.INSTANCE.encode()}, re.DOTALL
@@ -83,6 +84,29 @@ def blackhole(host: plan.Host, packets: str) -> Iterator[None]:
         yield
     finally:
         run("nft", "delete", "table", "bridge", table)
+
+
+@contextlib.contextmanager
+def fill_conntrack(leader: int | None, share: float) -> Iterator[None]:
+    """Fill the connection tracking of a host (the pid of its process 1) to this share of its size.
+
+    The size is the machine's, but each network namespace counts its own. Connections that are open
+    stay as they are; those that have ended make room now, not one by one later.
+    """
+    conntrack = ("nsenter", f"--net=/proc/{leader}/ns/net", "conntrack")
+    run(*conntrack, "-D", "-p", "udp", check=False)
+    for state in ("TIME_WAIT", "CLOSE", "FIN_WAIT", "LAST_ACK", "CLOSE_WAIT"):
+        run(*conntrack, "-D", "-p", "tcp", "--state", state, check=False)
+    entries = "".join(
+        f"-I -t 3600 -u SEEN_REPLY,ASSURED -p udp -s 203.0.113.{n >> 16} -d 192.0.2.1 "
+        f"--sport {n & 0xFFFF} --dport 9\n"
+        for n in range(int(share * int(CONNECTIONS.read_text())))
+    )
+    run(*conntrack, "--load-file", "-", input=entries, check=False)  # ends where it is full
+    try:
+        yield
+    finally:
+        run(*conntrack, "-F")
 
 
 def remove_blackholes() -> None:

@@ -42,8 +42,6 @@ ELSEWHERE = {
     },
 }
 NOT_MADE = {
-    "conntrack full": "a container cannot set `net.netfilter.nf_conntrack_max`: the table's limit "
-    "is the machine's, and filling that would starve every host of the lab",
     "unsynced writes lost in a power cut": "the host's page cache is the machine's and lives on, "
     "so a missing fsync cannot be seen here",
     "short of memory on the whole host": "the hosts share this machine's memory; the test sends "

@@ -147,6 +147,16 @@ def _(place: Place) -> str:
     return "no new SSH connection over IPv4 …"
 
 
+@fault("conntrack full", timer=LONG_TIMER)
+def _(place: Place) -> str:
+    """after the switch, the host's table of tracked connections has no room left"""
+    with place.deploying(hold="connect") as process, Lab().fill_conntrack(place.host.name):
+        place.release()
+        out, err = process.communicate(timeout=90)
+    assert process.returncode == 1 and "no new SSH connection over IPv4" in out + err, out + err
+    return "no new SSH connection over IPv4 …"
+
+
 @fault("reboot inside the window", "sfu")
 def _(place: Place) -> str:
     """the host reboots in order between the switch and the confirmation"""

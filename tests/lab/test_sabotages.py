@@ -207,6 +207,13 @@ def test_verification_names(sabotage: Sabotage, good: None, tmp_path: Path) -> N
         assert words in said
 
 
+def test_verification_names_a_full_table_of_connections(good: None, tmp_path: Path) -> None:
+    check = "test_connections[turn2.lab.test]"
+    with Lab().fill_conntrack(AVATAR.name, 0.9):
+        assert "table of connections is nearly full" in verify(tmp_path, check)[check]
+    assert not verify(tmp_path, check)[check]
+
+
 def test_nothing_is_left_of_it(good: None, tmp_path: Path) -> None:
     found = verify(tmp_path, *(sabotage.check for sabotage in SABOTAGES), "test_hosts")
     assert not any(found.values()), found

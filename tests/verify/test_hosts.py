@@ -15,6 +15,7 @@ from verify.check import Check, each, having
 from verify.targets import Server, Site
 
 NFTABLES = f"{ROOT}/nftables.conf"
+CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack"
 DEPLOY = "whether the last deploy of this host ended well; `pyinfra INVENTORY deploy.py --dry` "
 DEPLOY += "says what it would change"
 
@@ -250,6 +251,21 @@ def test_firewall(server: Server, check: Check) -> None:
         f"table {', '.join(others)} drops what callready's own lets in: an accept in one table "
         "does not override another",
         "which program made it (nft list ruleset); open the planned ports there or remove it",
+    )
+
+
+@each(having(lambda server: NFTABLES in server.planned.files))
+def test_connections(server: Server, check: Check) -> None:
+    """Room for more connections"""
+    shown = server.host.check_output(f"cat {CONNTRACK}_count {CONNTRACK}_max")
+    used, most = (int(number) for number in shown.split())
+    check.figure(f"{used} of {most} tracked")
+    check.expect(
+        used < 0.8 * most,
+        f"the kernel's table of connections is nearly full ({used} of {most}): new callers are "
+        "dropped without a word",
+        "net.netfilter.nf_conntrack_max, to raise it; conntrack -L for whose they are; "
+        "firewall.notrack",
     )
 
 
