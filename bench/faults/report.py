@@ -58,7 +58,9 @@ def markdown(found: list[dict[str, str]]) -> str:
     """What the tests found, and plain pyinfra beside it."""
     plain = [result for result in found if "plain" in result]
     cells = [result for result in found if "step" in result]
-    faults = [result for result in found if "fault" in result]
+    faults = sorted(  # they end in another order each time
+        (result for result in found if "fault" in result), key=lambda r: r["fault"].lower()
+    )
     return "\n\n".join(
         part.strip()
         for part in (
@@ -105,7 +107,7 @@ def is_long(cells: list[dict[str, str]]) -> bool:
 def sweep(cells: list[dict[str, str]]) -> str:
     ways = Counter((c["host"], c["way"]) for c in cells)
     rows = []
-    for (kind, way), count in ways.items():
+    for (kind, way), count in sorted(ways.items()):
         own = [c for c in cells if (c["host"], c["way"]) == (kind, way)]
         steps = ", ".join(dict.fromkeys(c["step"] for c in own))
         held = sum("torn" not in c for c in own)

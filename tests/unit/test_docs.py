@@ -236,6 +236,13 @@ def test_the_edge_firewall_takes_twenty_rules() -> None:
         assert len(rows) < 20
 
 
+def test_every_fault_that_is_made_is_in_the_table() -> None:
+    made = (ROOT / "tests/faults/test_faults.py").read_text()
+    table = (ROOT / "docs/faults.md").read_text()
+    for name in re.findall(r'^@fault\("(.+?)"', made, re.MULTILINE):
+        assert f"test_fault[{name}]" in table, "run `make faults`"
+
+
 def test_the_picture_is_a_table_that_needs_nothing_from_outside() -> None:
     drawn = ElementTree.parse(ROOT / "docs/demo.svg").getroot()
     words = [element.text for element in drawn.iter() if (element.text or "").strip()]
