@@ -97,7 +97,7 @@ lint: install
 	.venv/bin/mypy
 
 unit: lab-install
-	$(PYTHON) -m pytest -q tests/unit
+	$(PYTHON) -m pytest -q -n 2 tests/unit
 
 check: lint unit
 

@@ -83,16 +83,18 @@ packages() {
     dpkg-query -W -f '${Package}\n' | sort > "$here/had"
     # What a power cut left half done; apt-get would only say so.
     dpkg --force-confold --configure -a > "$log" 2>&1 < /dev/null || :
+    # What it left half unpacked is neither configured nor, by apt-get's reckoning, missing.
+    torn=$(dpkg-query -W -f '${db:Status-Eflag} ${Package}\n' | sed -n 's/^reinstreq //p')
     # A controller that is gone (sed dies of SIGPIPE) must not leave dpkg half done.
     { apt-get -y -q -f -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 \
-        -o Dpkg::Options::=--force-confold --no-install-recommends install "$@" 2>&1 < /dev/null &&
+        -o Dpkg::Options::=--force-confold --no-install-recommends --reinstall install "$@" $torn 2>&1 < /dev/null &&
         : > "$here/installed"; } | tee "$log" | {
         sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p' || :
         cat > /dev/null
     }
     dpkg-query -W -f '${Package}\n' | sort | comm -13 "$here/had" - >> $state/packages
     [ -e "$here/installed" ] ||
-        fail "apt-get install $* failed: $(grep '^E:' "$log" | tail -n 3)"
+        fail "apt-get install $* failed: $(grep -E -A 2 '^(E:|dpkg: error)' "$log" | tail -n 8)"
 }
 
 users() {

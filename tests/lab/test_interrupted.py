@@ -69,7 +69,7 @@ def assert_completed(fleet: Fleet) -> None:
 )
 def test_killed_deploy_is_completed_by_the_next(fleet: Fleet, unit: str, dies: str) -> None:
     before = TURN12.pids()[CALLS]
-    fleet.data["deploy"] = {"confirm_timeout": 40}  # time for another run to look meanwhile
+    fleet.data["deploy"] = {"confirm_timeout": 25}  # time for another run to look meanwhile
     fleet.data["turn"]["total_quota"] = 1300
     fleet.data["firewall"] = {"extra_ports": ["8443/tcp"]}
     with held(TURN12, unit), fleet.killed(when=lambda: starting(TURN12, unit)):
@@ -99,6 +99,17 @@ def test_power_cut_while_packages_are_installed(fleet: Fleet) -> None:
     assert TURN13.root("systemctl is-active coturn.service", check=False) != "active"
     assert_completed(fleet)
     assert probe("turn", "allocate", TURN13.fqdn, secret=fleet.secrets["turn/calls"])["ok"]
+
+
+def test_package_that_a_power_cut_left_torn_is_installed_anew(fleet: Fleet) -> None:
+    """In the states of dpkg(1) that last for a moment only, between its writes."""
+    for state in ("half-installed", "unpacked"):
+        torn = f"/^Package: coturn$/,/^$/s/^Status: .*/Status: install reinstreq {state}/"
+        TURN13.root(f"sed -i '{torn}' /var/lib/dpkg/status; rm /usr/bin/turnserver")
+        assert "+ package coturn 4.6.1-2" in fleet.deploy().plan("h06")
+        assert TURN13.root("dpkg-query -W -f '${db:Status-Abbrev}' coturn").strip() == "ii"
+        TURN13.root("test -x /usr/bin/turnserver")
+    assert fleet.deploy().changed == []
 
 
 def test_control_c_says_so_and_is_no_success(fleet: Fleet) -> None:
