@@ -67,8 +67,8 @@ class Continuity:
 
     @property
     def undisturbed(self) -> bool:
-        """No reconnect, and the same way all the time."""
-        return not (self.reconnects or self.gone or self.moved)
+        """No reconnect, the same way all the time, and no gap over a second."""
+        return not (self.reconnects or self.gone or self.moved) and self.gap <= 1000
 
 
 Calls = dict[str, tuple[Continuity, Continuity]]
