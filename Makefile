@@ -102,7 +102,8 @@ unit: lab-install
 check: lint unit
 
 lab-tests: lab-install
-	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -n 2 --dist loadgroup tests/lab
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -n 2 --dist loadgroup -m "not alone" tests/lab && \
+		$(PYTHON) -m pytest -v -m alone tests/lab
 
 fault-tests: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults

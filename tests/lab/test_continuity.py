@@ -49,6 +49,7 @@ def livekit_setting(fleet: Fleet) -> None:
     fleet.data["livekit"]["logging"] = {"level": "debug"}
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("change", "hosts"),
     [(nothing, []), (firewall, ["h07", "h08"]), (certificate, ["h08"])],
