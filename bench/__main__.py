@@ -114,8 +114,11 @@ def measure(line: Line, contenders: Sequence[Contender], rounds: int, table: Tab
                 if contender is ANSIBLE and number % 2:
                     continue  # it takes longest and varies least: every second round
                 seconds = contender.measure(line, change)
-                table.add(Case("change" if change else "nothing", line.count, line.rtt),
-                          contender.name, seconds)  # fmt: skip
+                table.add(
+                    Case("change" if change else "nothing", line.count, line.rtt),
+                    contender.name,
+                    seconds,
+                )
         say(f"{line.count} hosts, {line.rtt} ms: round {number + 1} of {rounds}")
 
 

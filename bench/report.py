@@ -92,8 +92,15 @@ def markdown(table: Table) -> str:
 
 def times(table: Table) -> str:
     """Medians and ratios, a line a case."""
-    head = ["", "hosts", "RTT", *CONTENDERS, "callready / empty.py", "callready / floor",
-            "Ansible / callready"]  # fmt: skip
+    head = [
+        "",
+        "hosts",
+        "RTT",
+        *CONTENDERS,
+        "callready / empty.py",
+        "callready / floor",
+        "Ansible / callready",
+    ]
     rows = []
     for case in sorted(table.seconds, key=lambda case: list(TITLES).index(case.what)):
         if case.what == "fresh":
@@ -114,17 +121,33 @@ def targets(table: Table) -> str:
     bare = Case("fresh", 1, 0)
     judged: list[tuple[str, str, float, float | None]] = [
         *(
-            (f"callready / empty.py, nothing to change, 1 host, {rtt} ms", "at most", 1.3,
-             table.ratio(Case("nothing", 1, rtt), "callready", "empty.py"))
+            (
+                f"callready / empty.py, nothing to change, 1 host, {rtt} ms",
+                "at most",
+                1.3,
+                table.ratio(Case("nothing", 1, rtt), "callready", "empty.py"),
+            )
             for rtt in (0, 50)
         ),
-        (f"callready / floor, nothing to change, {far.hosts} hosts, 50 ms", "at most", 1.5,
-         table.ratio(far, "callready", "floor")),
-        (f"Ansible / callready, nothing to change, {far.hosts} hosts, 50 ms", "at least", 15,
-         table.ratio(far, "Ansible", "callready")),
-        ("fresh deploy, seconds more than installing its packages and copying its files",
-         "at most", 5, table.difference(bare, "callready", "bare")),
-    ]  # fmt: skip
+        (
+            f"callready / floor, nothing to change, {far.hosts} hosts, 50 ms",
+            "at most",
+            1.5,
+            table.ratio(far, "callready", "floor"),
+        ),
+        (
+            f"Ansible / callready, nothing to change, {far.hosts} hosts, 50 ms",
+            "at least",
+            15,
+            table.ratio(far, "Ansible", "callready"),
+        ),
+        (
+            "fresh deploy, seconds more than installing its packages and copying its files",
+            "at most",
+            5,
+            table.difference(bare, "callready", "bare"),
+        ),
+    ]
     rows = []
     for words, side, limit, value in judged:
         reached = value is not None and (value <= limit if side == "at most" else value >= limit)
@@ -136,10 +159,19 @@ def targets(table: Table) -> str:
 def spread(table: Table) -> str:
     """Fastest and slowest runs: how far the medians can be trusted."""
     rows = [
-        [TITLES[case.what], str(case.hosts), f"{case.rtt} ms", name,
-         f"{min(runs):.2f}", f"{statistics.median(runs):.2f}", f"{max(runs):.2f}", str(len(runs))]
-        for case, by_name in table.seconds.items() for name, runs in sorted(by_name.items())
-    ]  # fmt: skip
+        [
+            TITLES[case.what],
+            str(case.hosts),
+            f"{case.rtt} ms",
+            name,
+            f"{min(runs):.2f}",
+            f"{statistics.median(runs):.2f}",
+            f"{max(runs):.2f}",
+            str(len(runs)),
+        ]
+        for case, by_name in table.seconds.items()
+        for name, runs in sorted(by_name.items())
+    ]
     head = ["", "hosts", "RTT", "", "fastest", "median", "slowest", "runs"]
     return f"## All runs, seconds\n\n{rows_of(head, rows)}"
 

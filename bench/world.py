@@ -64,11 +64,14 @@ class Line:
         """
         jobs = {
             host.fqdn: subprocess.Popen(
-                [*self.ssh, host.fqdn, "sudo -n sh -s"], text=True, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                [*self.ssh, host.fqdn, "sudo -n sh -s"],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
             )
             for host in self.hosts
-        }  # fmt: skip
+        }
         for name, job in jobs.items():
             assert job.stdin
             with suppress(BrokenPipeError):  # ssh has failed and says why below
@@ -185,9 +188,11 @@ class World:
         rtt = max(self.rtts)
         ways = [f"{port(host)}={host.ipv4}:22" for host in self.hosts]
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.delay", str(rtt), *ways], cwd=ROOT,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        )  # fmt: skip
+            [sys.executable, "-m", "bench.delay", str(rtt), *ways],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
         assert process.stdin and process.stdout
         try:
             if not process.stdout.readline():
@@ -220,13 +225,16 @@ def bench_files(here: Here, quota: int) -> dict[str, bytes]:
         "/etc/systemd/system/turnserver@.service": "benchturn@.service",
     }
     swaps = {
-        "/usr/local/lib/callready/": "/usr/local/lib/bench-", "/etc/coturn/": "/etc/bench/",
-        f"/tls/{here.settings.name}/current/": "/tls/", "callready": "bench",
-        "listening-port=3478": "listening-port=4478", "listening-port=5349": "listening-port=6349",
+        "/usr/local/lib/callready/": "/usr/local/lib/bench-",
+        "/etc/coturn/": "/etc/bench/",
+        f"/tls/{here.settings.name}/current/": "/tls/",
+        "callready": "bench",
+        "listening-port=3478": "listening-port=4478",
+        "listening-port=5349": "listening-port=6349",
         "user-quota=100": f"user-quota={quota}",
         f"listening-ip={here.settings.address}": "listening-ip=127.0.0.1",
         f"listening-ip={here.settings.address6}": "",
-    }  # fmt: skip
+    }
     made = {}
     for path, name in own.items():
         text = here.release.files[path].content.decode()

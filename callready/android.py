@@ -27,9 +27,16 @@ SOURCE_SETS: dict[Build, str] = {"release": "main", "debug": "debug", "profile":
 # (fc00::/7 stands for its "directly connected routes").
 LOCAL_NETWORKS = [
     ipaddress.ip_network(net)
-    for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10",
-                "169.254.0.0/16", "fe80::/10", "fc00::/7")
-]  # fmt: skip
+    for net in (
+        "10.0.0.0/8",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",
+        "169.254.0.0/16",
+        "fe80::/10",
+        "fc00::/7",
+    )
+]
 
 NAME = "{http://schemas.android.com/apk/res/android}"
 

@@ -40,9 +40,12 @@ HOST_DATA = ("name", "address", "address6", "private_address", "pools", "ssh_por
 ONE_HOST: dict[str, dict[str, object]] = {
     "calls": {"min_port": 60001, "max_port": 65535},
     "avatar": {
-        "listening_port": 3479, "tls_listening_port": 5350, "min_port": 40000, "max_port": 49999,
+        "listening_port": 3479,
+        "tls_listening_port": 5350,
+        "min_port": 40000,
+        "max_port": 49999,
     },
-}  # fmt: skip
+}
 
 
 def pages() -> dict[Path, str]:
@@ -149,13 +152,20 @@ def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str
 
 
 _WORDS: dict[Any, str] = {
-    models.Port: "port", models.IPv4: "IPv4 address", models.IPv6: "IPv6 address",
-    models.Endpoint: "`ADDRESS:PORT`", models.PeerRange: "address or range",
+    models.Port: "port",
+    models.IPv4: "IPv4 address",
+    models.IPv6: "IPv6 address",
+    models.Endpoint: "`ADDRESS:PORT`",
+    models.PeerRange: "address or range",
     models.Secret: "secret reference",
-    models.StrongSecret: "secret reference; 32 characters or more", models.Username: "name",
-    models.Unit: "systemd unit", models.Path: "absolute path", models.Name: "host name",
-    models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range", Any: "any",
-}  # fmt: skip
+    models.StrongSecret: "secret reference; 32 characters or more",
+    models.Username: "name",
+    models.Unit: "systemd unit",
+    models.Path: "absolute path",
+    models.Name: "host name",
+    models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
+    Any: "any",
+}
 
 
 def _type(hint: Any) -> str:
@@ -227,17 +237,20 @@ def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]
     same = {"calls": {**both, "tls_on_443": True}, "avatar": both}
     return HostSettings.model_validate(
         {
-            "name": name, "groups": groups, "pools": list(pools),
+            "name": name,
+            "groups": groups,
+            "pools": list(pools),
             "livekit": {"url": "wss://livekit.example.com", "keys": {"APIexample": secret}},
             "turn": {"pools": {pool: {**same[pool], **own} for pool, own in pools.items()}},
             "edge": {},
             "tls": {"acme": {"email": "operator@example.com"}},
             "app": {
-                "url": "https://app.example.com", "upstream": "127.0.0.1:8000",
+                "url": "https://app.example.com",
+                "upstream": "127.0.0.1:8000",
                 "env_file": "/opt/app/.env",
             },
         }
-    )  # fmt: skip
+    )
 
 
 def ports_page(fleet: Mapping[str, HostSettings]) -> str:
@@ -248,10 +261,13 @@ def ports_page(fleet: Mapping[str, HostSettings]) -> str:
     for name, here in fleet.items():
         parts += [f"## {name}\n", port_table(here)]
     parts += [
-        "## Everything on one host\n", ONE_HOST_TEXT,
+        "## Everything on one host\n",
+        ONE_HOST_TEXT,
         f'```python\nturn = {{\n    "pools": {{\n{pools}    }},\n}}\n```\n',
-        port_table(alone), "The rules for OVHcloud's edge firewall:\n", edge_table(alone),
-    ]  # fmt: skip
+        port_table(alone),
+        "The rules for OVHcloud's edge firewall:\n",
+        edge_table(alone),
+    ]
     return "\n".join(parts)
 
 
@@ -283,8 +299,14 @@ def port_table(here: HostSettings) -> str:
     """The port plan of a host."""
     lines = ["| port | over | service | for | open to | setting |", "|---|---|---|---|---|---|"]
     for use in port_plan(here):
-        cells = [use.ports, use.proto.upper(), use.service, use.purpose,
-                 "anyone" if use.public else "this host", f"`{use.setting}`"]  # fmt: skip
+        cells = [
+            use.ports,
+            use.proto.upper(),
+            use.service,
+            use.purpose,
+            "anyone" if use.public else "this host",
+            f"`{use.setting}`",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -310,9 +332,10 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
     for use in sorted(opened, key=lambda use: use.proto):
         rules.append(
-            EdgeRule("Accept", use.proto.upper(), "", use.ports, "",
-                     f"{use.service}: {use.purpose}")
-        )  # fmt: skip
+            EdgeRule(
+                "Accept", use.proto.upper(), "", use.ports, "", f"{use.service}: {use.purpose}"
+            )
+        )
     return [
         *dict.fromkeys(rules),
         EdgeRule("Accept", "UDP", "53", "", "", "answers of DNS resolvers outside OVHcloud"),

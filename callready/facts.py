@@ -210,7 +210,10 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         facts.skew = mean(clocks) - mean((sent_at or received_at, received_at))
     for path, item in raw.items():
         facts.files[path] = FileFact(
-            item.get("link", ""), int(item.get("mode", "0"), 8), item.get("owner", ""),
-            item.get("group", ""), item.get("sha256", ""),
-        )  # fmt: skip
+            item.get("link", ""),
+            int(item.get("mode", "0"), 8),
+            item.get("owner", ""),
+            item.get("group", ""),
+            item.get("sha256", ""),
+        )
     return facts

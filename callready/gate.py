@@ -59,18 +59,33 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
         for kind in (_turn, _livekit, _edge, *([_certificates] if certificates else [])):
             for what, spec in kind(here.settings, address):
                 found.append(
-                    {"transport": "tcp", "address": address, **trust, **spec,
-                     "name": f"{what} {on}", "promise": _promise(what, spec)}
-                )  # fmt: skip
+                    {
+                        "transport": "tcp",
+                        "address": address,
+                        **trust,
+                        **spec,
+                        "name": f"{what} {on}",
+                        "promise": _promise(what, spec),
+                    }
+                )
     if "app" in here.settings.groups and here.settings.app:
         for check in here.settings.app.health:
             host, port = place(check.url)
             name = _HEALTH.format(check.url)
             found.append(
-                {"name": name, "promise": name, "probe": "app", "transport": "tcp",
-                 "address": host, "port": port, "url": check.url, "status": check.status,
-                 "fields": check.fields, **trust}
-            )  # fmt: skip
+                {
+                    "name": name,
+                    "promise": name,
+                    "probe": "app",
+                    "transport": "tcp",
+                    "address": host,
+                    "port": port,
+                    "url": check.url,
+                    "status": check.status,
+                    "fields": check.fields,
+                    **trust,
+                }
+            )
     return found
 
 
@@ -112,9 +127,14 @@ def _turn(settings: HostSettings, address: str) -> Iterator[tuple[str, Spec]]:
         ways: list[tuple[str, int]] = [("udp", port), ("tcp", port)]
         ways += [("tls", tls_port) for tls_port in _tls_ports(pool)]
         for over, port in ways:
-            spec: Spec = {"probe": "turn", "transport": "udp" if over == "udp" else "tcp",
-                          "over": over, "port": port, "server_name": settings.name,
-                          "family": 6 if ":" in address else 4}  # fmt: skip
+            spec: Spec = {
+                "probe": "turn",
+                "transport": "udp" if over == "udp" else "tcp",
+                "over": over,
+                "port": port,
+                "server_name": settings.name,
+                "family": 6 if ":" in address else 4,
+            }
             if pool.secrets:
                 spec["secret"] = pool.secrets[0]
             else:
@@ -139,8 +159,10 @@ def _livekit(settings: HostSettings, address: str) -> Iterator[tuple[str, Spec]]
         name = place(livekit.url)[0]
         yield "LiveKit", {**spec, "port": settings.edge.port, "server_name": name}
     elif not wanted or wanted & (every | own):
-        yield "LiveKit", {**spec, "url": f"ws://{endpoint(address, livekit.port)}",
-                          "port": livekit.port}  # fmt: skip
+        yield (
+            "LiveKit",
+            {**spec, "url": f"ws://{endpoint(address, livekit.port)}", "port": livekit.port},
+        )
     elif address == settings.address:  # someone else's proxy is before it: as the name leads
         host, port = place(livekit.url)
         yield f"LiveKit by {livekit.url}", {**spec, "address": host, "port": port}
@@ -178,9 +200,14 @@ def run(specs: list[Spec], within: float = WITHIN) -> list[str]:
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "callready.gate"], input=request, text=True, check=False,
-            capture_output=True, timeout=within + 60, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
+            [sys.executable, "-m", "callready.gate"],
+            input=request,
+            text=True,
+            check=False,
+            capture_output=True,
+            timeout=within + 60,
+            env={**os.environ, "PYTHONPATH": path},
+        )
         said: list[str | None] = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         return [f"the probes did not end within {within + 60:g} s: is this machine overloaded?"]

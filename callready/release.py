@@ -206,9 +206,17 @@ class Release:
     drain: int = 0  # seconds
 
     def file(
-        self, path: str, template: str | None = None, *, content: bytes = b"", mode: int = 0o644,
-        owner: str = "root", group: str = "root", secret: bool = False, **context: Any,
-    ) -> None:  # fmt: skip
+        self,
+        path: str,
+        template: str | None = None,
+        *,
+        content: bytes = b"",
+        mode: int = 0o644,
+        owner: str = "root",
+        group: str = "root",
+        secret: bool = False,
+        **context: Any,
+    ) -> None:
         """A file at `path` from a template of `templates/` (or with `content`)."""
         body = render(template, **context) if template else content
         self.files[path] = File(body, mode, owner, group, secret)
@@ -236,10 +244,17 @@ class Release:
         return self.archive.binary
 
     def service(
-        self, unit: str, *, inputs: Iterable[str] = (), credentials: Iterable[str] = (),
-        binary: str = "", listens: Iterable[str] = (), reloads: bool = False,
-        restart_means: str = "", drain: str = "",
-    ) -> None:  # fmt: skip
+        self,
+        unit: str,
+        *,
+        inputs: Iterable[str] = (),
+        credentials: Iterable[str] = (),
+        binary: str = "",
+        listens: Iterable[str] = (),
+        reloads: bool = False,
+        restart_means: str = "",
+        drain: str = "",
+    ) -> None:
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
 
@@ -254,9 +269,13 @@ class Release:
         read = b"".join(self.files[path].content for path in inputs)
         fingerprint = hashlib.sha256(read if reloads else "".join(parts).encode()).hexdigest()[:16]
         self.file(
-            f"/etc/systemd/system/{unit}.d/callready.conf", "drop-in.conf.j2",
-            fingerprint=fingerprint, unit=unit, reloads=reloads, inputs=" ".join(inputs),
-        )  # fmt: skip
+            f"/etc/systemd/system/{unit}.d/callready.conf",
+            "drop-in.conf.j2",
+            fingerprint=fingerprint,
+            unit=unit,
+            reloads=reloads,
+            inputs=" ".join(inputs),
+        )
         self.services[unit] = Service(
             unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means, drain
         )
@@ -270,9 +289,13 @@ class Release:
         self.databases[path] = Rows(path, tuple(rows))
 
     def environment(
-        self, path: str, owner: str, values: Mapping[str, str], units: Iterable[str],
+        self,
+        path: str,
+        owner: str,
+        values: Mapping[str, str],
+        units: Iterable[str],
         commands: Iterable[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Keys of an application's environment file; other keys in it are kept."""
         lines = tuple(f"{key}={value}" for key, value in values.items())
         self.environments[path] = Environment(path, owner, lines, tuple(units), tuple(commands))
@@ -325,11 +348,17 @@ class Release:
         lines += [f"link\t{path}\t{target}" for path, target in sorted(self.links.items())]
         lines += [
             "\t".join(
-                ["unit", s.unit, s.fingerprint, "".join(f"{g}," for g in s.given) or "-",
-                 "reload" if s.reloads else "restart", " ".join(s.listens) or "-"]
+                [
+                    "unit",
+                    s.unit,
+                    s.fingerprint,
+                    "".join(f"{g}," for g in s.given) or "-",
+                    "reload" if s.reloads else "restart",
+                    " ".join(s.listens) or "-",
+                ]
             )
             for s in self.services.values()
-        ]  # fmt: skip
+        ]
         lines += [f"timer\t{t}" for t in self.timers if f"/etc/systemd/system/{t}" in self.files]
         lines += [
             "\t".join(
@@ -411,9 +440,15 @@ class Release:
         if self.archive and self.archive.binary not in facts.binaries:
             name = f"livekit_{self.archive.version}_linux_{facts.arch}.tar.gz"
             plan.add("+", "binary", self.archive.binary)
-            plan.base.append(step("archive", self.archive.base_url, self.archive.version, name,
-                self.archive.sha256.get(facts.arch, ""),
-            ))  # fmt: skip
+            plan.base.append(
+                step(
+                    "archive",
+                    self.archive.base_url,
+                    self.archive.version,
+                    name,
+                    self.archive.sha256.get(facts.arch, ""),
+                )
+            )
 
     def _plan_files(self, plan: Plan, facts: Facts) -> bool:
         changed = False

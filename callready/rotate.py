@@ -318,9 +318,12 @@ def _pyinfra(
         raise RotationError("there is no deploy.py here: run this in callready's folder")
     return subprocess.run(
         [sys.executable, "-m", "pyinfra", inventory, "deploy.py", *options],
-        env={**os.environ, "PYINFRA_PROGRESS": "off", **environment}, stdin=subprocess.DEVNULL,
-        text=True, capture_output=quiet, check=False,
-    )  # fmt: skip
+        env={**os.environ, "PYINFRA_PROGRESS": "off", **environment},
+        stdin=subprocess.DEVNULL,
+        text=True,
+        capture_output=quiet,
+        check=False,
+    )
 
 
 def main(arguments: list[str]) -> int:

@@ -72,8 +72,10 @@ def encrypt(path: Path, text: str, old: Any) -> bytes | None:
             done = None
     if done is None and is_encrypted(old):
         if not recipients(old):
-            raise SecretsError(f"{path}: is encrypted for keys of another kind: add a creation "
-                               f"rule for it to {CONFIG}")  # fmt: skip
+            raise SecretsError(
+                f"{path}: is encrypted for keys of another kind: add a creation "
+                f"rule for it to {CONFIG}"
+            )
         done = _encrypt(path, text, [], ["--age", ",".join(recipients(old))])
     if done is None:
         return None

@@ -168,8 +168,11 @@ def _without(line: str, names: set[str]) -> str | None:
     if entry is None:  # a comment, an authority
         return line
     given: list[str] = list(entry.hostnames or [])
-    hashed = {each: {HostKeys.hash_host(name, each) for name in names}
-              for each in given if each.startswith("|1|")}  # fmt: skip
+    hashed = {
+        each: {HostKeys.hash_host(name, each) for name in names}
+        for each in given
+        if each.startswith("|1|")
+    }
     others = [each for each in given if each not in names and each not in hashed.get(each, ())]
     if others == given:
         return line
@@ -191,10 +194,14 @@ def accepted(unrecorded: Sequence[Seen], fingerprints: Sequence[str]) -> list[Se
     ).strip() in ("y", "yes"):
         yes += new
     for seen in asked:
-        if seen.changed and input(
-            f"The key of {seen.host} has changed. If it was installed anew and this is its key, "
-            "type the host's name: "
-        ).strip() == seen.host:  # fmt: skip
+        if (
+            seen.changed
+            and input(
+                f"The key of {seen.host} has changed. If it was installed anew and this is its key, "
+                "type the host's name: "
+            ).strip()
+            == seen.host
+        ):
             yes.append(seen)
     return yes
 
@@ -204,8 +211,11 @@ def trust(inventory: str, fingerprints: Sequence[str]) -> int:
 
     Raises SettingsError if the inventory or its known_hosts file cannot be read.
     """
-    hosts = {name: data for name, data in inventory_data(inventory).items()
-             if not name.startswith("@") or name.startswith("@ssh/")}  # fmt: skip
+    hosts = {
+        name: data
+        for name, data in inventory_data(inventory).items()
+        if not name.startswith("@") or name.startswith("@ssh/")
+    }
     files: dict[str, Path] = {}
     for name, data in hosts.items():
         if not data.get("ssh_known_hosts_file"):
@@ -250,9 +260,12 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("inventory", help="such as inventories/prod")
     parser.add_argument(
-        "--fingerprint", action="append", default=[], metavar="SHA256:…",
+        "--fingerprint",
+        action="append",
+        default=[],
+        metavar="SHA256:…",
         help="record the key with this fingerprint without asking; may be repeated",
-    )  # fmt: skip
+    )
     options = parser.parse_args(arguments)
     try:
         return trust(options.inventory, options.fingerprint)

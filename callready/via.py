@@ -96,10 +96,14 @@ def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
                 _start(_send, near, channel, lock, number)
             _start(_receive, channel, sockets)
         yield [
-            {**spec, "address": LOOPBACK, "port": here[spec["transport"], _target(spec)],
-             "instead_of": _target(spec)}
+            {
+                **spec,
+                "address": LOOPBACK,
+                "port": here[spec["transport"], _target(spec)],
+                "instead_of": _target(spec),
+            }
             for spec in specs
-        ]  # fmt: skip
+        ]
 
 
 def _target(spec: Spec) -> Target:

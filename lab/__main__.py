@@ -113,8 +113,14 @@ def _parser() -> argparse.ArgumentParser:
 
     up = add("up", "boot hosts (sfu1 turn1 turn2 app1 unless told otherwise)")
     up.add_argument("hosts", nargs="*", metavar="HOST")
-    up.add_argument("--hosts", type=_count, default=0, dest="count", metavar="N",
-                    help="bench hosts h01..hNN, at most 20")  # fmt: skip
+    up.add_argument(
+        "--hosts",
+        type=_count,
+        default=0,
+        dest="count",
+        metavar="N",
+        help="bench hosts h01..hNN, at most 20",
+    )
     up.add_argument("--suite", choices=plan.SUITES, help="for hosts not made yet")
     add("down", "remove every trace of the lab but its cache")
     add("purge", f"like down, and remove {plan.CACHE} too")

@@ -42,20 +42,39 @@ def start(nonce_reject: int = 10, validation_seconds: int = 2) -> None:
     }
     (STATE / "pebble.json").write_text(json.dumps({"pebble": config}))
     Group("service-acme-names").start(
-        programs / "pebble-challtestsrv", "-dnsserver", f"{machine.ipv4}:8053", "-management",
-        f"{machine.ipv4}:8055", "-http01", "", "-https01", "", "-tlsalpn01", "", "-doh", "",
-        "-defaultIPv4", "", "-defaultIPv6", "",
-    )  # fmt: skip
+        programs / "pebble-challtestsrv",
+        "-dnsserver",
+        f"{machine.ipv4}:8053",
+        "-management",
+        f"{machine.ipv4}:8055",
+        "-http01",
+        "",
+        "-https01",
+        "",
+        "-tlsalpn01",
+        "",
+        "-doh",
+        "",
+        "-defaultIPv4",
+        "",
+        "-defaultIPv6",
+        "",
+    )
     wait_until(lambda: _answers(_NAMES), 10, f"challtestsrv does not answer; see {plan.LOGS}")
     for host in plan.HOSTS.values():
         for name in (host.fqdn, host.turn_name):
             resolve(name, host)
     Group("service-acme").start(
-        "env", f"PEBBLE_WFE_NONCEREJECT={nonce_reject}",
+        "env",
+        f"PEBBLE_WFE_NONCEREJECT={nonce_reject}",
         f"PEBBLE_VA_SLEEPTIME={validation_seconds}",
         "PEBBLE_AUTHZREUSE=0",  # every renewal proves the name again
-        programs / "pebble", "-config", STATE / "pebble.json", "-dnsserver", f"{machine.ipv4}:8053",
-    )  # fmt: skip
+        programs / "pebble",
+        "-config",
+        STATE / "pebble.json",
+        "-dnsserver",
+        f"{machine.ipv4}:8053",
+    )
     wait_until(lambda: _answers(DIRECTORY), 10, f"pebble does not answer; see {plan.LOGS}")
     ROOT.write_bytes(_get(f"{_MANAGEMENT}/roots/0"))
 

@@ -56,9 +56,13 @@ def _pack(server: Path, version: str, archive: Path) -> None:
 def _compile(version: str, folder: Path) -> Path:
     target = f"{MODULE}/cmd/server@v{version}"
     Group(f"livekit-{version}").stream(
-        _go(), "install", "-v", "-ldflags=-s -w", target,
+        _go(),
+        "install",
+        "-v",
+        "-ldflags=-s -w",
+        target,
         env={**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"},
-    )  # fmt: skip
+    )
     return folder / "server"
 
 

@@ -24,10 +24,16 @@ def create() -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(f"{plan.INSTANCE} lab authority")
     usage = x509.KeyUsage(
-        digital_signature=True, key_cert_sign=True, crl_sign=True,
-        content_commitment=False, key_encipherment=False, data_encipherment=False,
-        key_agreement=False, encipher_only=False, decipher_only=False,
-    )  # fmt: skip
+        digital_signature=True,
+        key_cert_sign=True,
+        crl_sign=True,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
     certificate = (
         _builder(name, name, key.public_key(), days=3650)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -146,9 +146,13 @@ def ssh(
 ) -> subprocess.CompletedProcess[str]:
     """Run a shell command in the host as user `debian`, over SSH with the lab's key."""
     return subprocess.run(
-        ["ssh", "-F", SSH_CONFIG, host.name, command], input=input if input is not None else "",
-        text=True, capture_output=True, timeout=timeout, check=False,
-    )  # fmt: skip
+        ["ssh", "-F", SSH_CONFIG, host.name, command],
+        input=input if input is not None else "",
+        text=True,
+        capture_output=True,
+        timeout=timeout,
+        check=False,
+    )
 
 
 def write_ssh_identity() -> None:

@@ -11,9 +11,18 @@ from lab.run import Group, remove_tree, run
 # sqlite3, and of course coturn and livekit. systemd-resolved is there because Debian's cloud
 # images have it, with its LLMNR listeners that nobody planned.
 PACKAGES = (
-    "systemd", "systemd-sysv", "systemd-timesyncd", "systemd-resolved", "dbus", "openssh-server",
-    "sudo", "iproute2", "procps", "netbase", "ca-certificates",
-)  # fmt: skip
+    "systemd",
+    "systemd-sysv",
+    "systemd-timesyncd",
+    "systemd-resolved",
+    "dbus",
+    "openssh-server",
+    "sudo",
+    "iproute2",
+    "procps",
+    "netbase",
+    "ca-certificates",
+)
 # $1 is the new root. Host keys and the machine's name must not be shared by all its copies.
 CUSTOMIZE = """
 set -e
@@ -44,10 +53,16 @@ def build(suite: str) -> Path:
     # No mirror argument: mmdebstrap knows Debian's own, and uses this machine's apt settings.
     # The package lists stay, so that a host's first `apt-get update` finds nothing to fetch.
     Group(f"image-{suite}").stream(
-        "mmdebstrap", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-        "--skip=cleanup/apt/lists", f"--customize-hook={CUSTOMIZE}", suite, partial,
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        "--skip=cleanup/apt/lists",
+        f"--customize-hook={CUSTOMIZE}",
+        suite,
+        partial,
         env={**os.environ, "LC_ALL": "C.UTF-8"},
-    )  # fmt: skip
+    )
     partial.rename(image)
     return image
 

@@ -38,8 +38,19 @@ def up() -> None:
     if not (NAMESPACES / plan.CLIENT).exists():
         run("ip", "netns", "add", plan.CLIENT)
     if not _link_exists(CALLER_LINK):
-        run("ip", "link", "add", CALLER_LINK, "type", "veth",
-            "peer", "name", "eth0", "netns", plan.CLIENT)  # fmt: skip
+        run(
+            "ip",
+            "link",
+            "add",
+            CALLER_LINK,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            plan.CLIENT,
+        )
     run("ip", "link", "set", CALLER_LINK, "master", plan.BRIDGE, "up")
     run("ip", "-netns", plan.CLIENT, "link", "set", "lo", "up")
     _addresses(plan.CALLER, "eth0", "-netns", plan.CLIENT)

@@ -155,9 +155,14 @@ class Group:
         began, shown = time.monotonic(), time.monotonic()
         lines: list[str] = []
         process = subprocess.Popen(
-            self._entering(*argv), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", env=env,
-        )  # fmt: skip
+            self._entering(*argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=env,
+        )
         assert process.stdout is not None
         reader = threading.Thread(target=lines.extend, args=(process.stdout,), daemon=True)
         reader.start()

@@ -23,17 +23,30 @@ def start() -> None:
     if not www.running():
         WWW.mkdir(parents=True, exist_ok=True)
         www.start(
-            sys.executable, "-m", "http.server", str(plan.WWW_PORT),
-            "--bind", plan.MACHINE.ipv4, "--directory", WWW,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "http.server",
+            str(plan.WWW_PORT),
+            "--bind",
+            plan.MACHINE.ipv4,
+            "--directory",
+            WWW,
+        )
     _wait_for(plan.APT_PORT, apt)
     _wait_for(plan.WWW_PORT, www)
 
 
 def apt_settings() -> str:
     """A host's apt configuration: the proxy, and how far this machine trusts its mirror."""
-    trust = run("apt-config", "dump", "--format", '%F "%v";%n', "Acquire::Check-Valid-Until",
-                "Acquire::Check-Date", "Acquire::Languages")  # fmt: skip
+    trust = run(
+        "apt-config",
+        "dump",
+        "--format",
+        '%F "%v";%n',
+        "Acquire::Check-Valid-Until",
+        "Acquire::Check-Date",
+        "Acquire::Languages",
+    )
     kept = "".join(line + "\n" for line in trust.splitlines() if not line.endswith(' "";'))
     return f'Acquire::http::Proxy "http://{plan.MACHINE.ipv4}:{plan.APT_PORT}";\n{kept}'
 
@@ -52,9 +65,11 @@ def _configure_apt_cacher() -> None:
         "ForceManaged": 1,
     }
     repositories = {
-        url for suite in plan.SUITES if images.path(suite).exists()
+        url
+        for suite in plan.SUITES
+        if images.path(suite).exists()
         for url in images.repositories(images.path(suite))
-    }  # fmt: skip
+    }
     for number, url in enumerate(sorted(repositories)):
         lines[f"Remap-lab{number}"] = f"{url} ; {url}"
     proxy = run("apt-config", "dump", "--format", "%v", "Acquire::http::Proxy").strip()

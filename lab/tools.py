@@ -40,9 +40,12 @@ def _build(name: str) -> None:
     folder.mkdir(parents=True)
     try:
         Group(folder.name).stream(
-            _go(), "install", "-ldflags=-s -w", MODULES[name],
+            _go(),
+            "install",
+            "-ldflags=-s -w",
+            MODULES[name],
             env={**os.environ, "GOBIN": str(folder), "CGO_ENABLED": "0"},
-        )  # fmt: skip
+        )
         BIN.mkdir(exist_ok=True)
         shutil.move(folder / name, BIN / name)
     finally:

@@ -19,9 +19,11 @@ def android(fleet: Fleet, host: Host) -> None:
         return
     files = nsc.render(settings, livekit.url)
     files[settings.client_settings] = nsc.client_settings(
-        livekit.url, stun_uris(fleet, livekit.turn_pool), turn_uris(fleet, livekit.turn_pool),
+        livekit.url,
+        stun_uris(fleet, livekit.turn_pool),
+        turn_uris(fleet, livekit.turn_pool),
         livekit.rtc.turn_ttl,
-    )  # fmt: skip
+    )
     found = read_checkout(host, settings.checkout, files, settings.manifest)
     media = [here.address for here in fleet.hosts.values() if here.address]
     for advice in nsc.manifest_advice(
@@ -31,10 +33,11 @@ def android(fleet: Fleet, host: Host) -> None:
     for path in found.differing:
         logger.info(f"{host.print_prefix}  ~ file        {settings.checkout}/{path}")
     checkout(
-        name="Write the Android configuration", root=settings.checkout,
+        name="Write the Android configuration",
+        root=settings.checkout,
         files={path: files[path] for path in found.differing},
         _if=lambda: _hosts_are_well(host),
-    )  # fmt: skip
+    )
 
 
 def _hosts_are_well(host: Host) -> bool:

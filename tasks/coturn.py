@@ -27,20 +27,29 @@ def coturn(here: Here) -> None:
         config = f"/etc/coturn/{name}.conf"
         userdb = f"/var/lib/turn/{name}.db"
         here.release.file(
-            config, "turnserver.conf.j2", mode=0o640, group="turnserver", here=here.settings,
-            name=name, pool=pool, userdb=userdb,
+            config,
+            "turnserver.conf.j2",
+            mode=0o640,
+            group="turnserver",
+            here=here.settings,
+            name=name,
+            pool=pool,
+            userdb=userdb,
             certificate=here.release.certificates.get(here.settings.name),
-            allowed=allowed_peers(here, pool), denied=DENIED,
+            allowed=allowed_peers(here, pool),
+            denied=DENIED,
             knows=lambda key: coturn_keys.knows(version, key),
-        )  # fmt: skip
+        )
         here.release.secret_rows(userdb, rows(pool))
         here.release.enable(f"turnserver@{name}.service", UNIT_FILE)
         here.release.service(
-            f"turnserver@{name}.service", inputs=[UNIT_FILE], credentials=[config],
+            f"turnserver@{name}.service",
+            inputs=[UNIT_FILE],
+            credentials=[config],
             listens=listens(here, name, pool),
             restart_means="every call relayed here breaks off until its client connects anew",
             drain="USR1" if coturn_keys.drains(here.settings.turn.version) else "",
-        )  # fmt: skip
+        )
 
 
 def listens(here: Here, name: str, pool: Pool) -> list[str]:

@@ -19,19 +19,33 @@ def edge(here: Here) -> None:
     }  # TURN over TLS that meets HTTPS on 443
     here.release.package("haproxy")
     here.release.file(
-        CONFIG, "haproxy.cfg.j2", mode=0o640, group="haproxy", edge=settings.edge, shared=shared,
+        CONFIG,
+        "haproxy.cfg.j2",
+        mode=0o640,
+        group="haproxy",
+        edge=settings.edge,
+        shared=shared,
         addresses=[a for a in (settings.local_address, settings.address6) if a],
-        backends=settings.edge_backends, turn_name=settings.name, names=settings.tls_names,
+        backends=settings.edge_backends,
+        turn_name=settings.name,
+        names=settings.tls_names,
         certificates=[c.path("both.pem") for c in here.release.certificates.values()],
-    )  # fmt: skip
+    )
     here.release.file(HARDENING, "haproxy-hardening.conf.j2")
     here.release.service(
-        UNIT, inputs=[CONFIG], reloads=True,
+        UNIT,
+        inputs=[CONFIG],
+        reloads=True,
         listens=[
             f"tcp/{use.first}"
             for use in here.ports
             if use.service == "edge"
-            or (shared and use.service.removeprefix("coturn ") in shared and use.public
-                and use.proto == "tcp" and not use.relay)
+            or (
+                shared
+                and use.service.removeprefix("coturn ") in shared
+                and use.public
+                and use.proto == "tcp"
+                and not use.relay
+            )
         ],
-    )  # fmt: skip
+    )

@@ -18,11 +18,14 @@ def firewall(here: Here) -> None:
     public = [use for use in here.ports if use.public]
     pools = settings.turn_pools.values()
     here.release.file(
-        f"{ROOT}/nftables.conf", "nftables.conf.j2", here=settings, plan=public,
+        f"{ROOT}/nftables.conf",
+        "nftables.conf.j2",
+        here=settings,
+        plan=public,
         dnat=[pool for pool in pools if pool.tls_on_443 and not settings.has_edge],
         relays=(relays := [use for use in here.ports if use.service.startswith("coturn")]),
         media=[use for use in public if use.proto == "udp" and (use.relay or use in relays)],
-    )  # fmt: skip
+    )
     loader = files("callready").joinpath("host/load-firewall.sh").read_bytes()
     here.release.file(LOADER, content=loader, mode=0o755)
     here.release.file(UNIT_FILE, UNIT + ".j2", loader=LOADER)

@@ -23,10 +23,16 @@ def livekit(here: Here) -> None:
     here.release.links["/usr/local/bin/livekit-server"] = binary
     credentials = [CONFIG]
     here.release.file(
-        CONFIG, "livekit.yaml.j2", mode=0o600, secret=True, here=here.settings, lk=settings,
-        turn_servers=servers, stun_servers=stun_servers(here),
+        CONFIG,
+        "livekit.yaml.j2",
+        mode=0o600,
+        secret=True,
+        here=here.settings,
+        lk=settings,
+        turn_servers=servers,
+        stun_servers=stun_servers(here),
         secret_file=f"/run/credentials/{UNIT}/turn_secret" if secret else None,
-    )  # fmt: skip
+    )
     if secret:
         here.release.file(
             TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600, secret=True
@@ -35,12 +41,15 @@ def livekit(here: Here) -> None:
     here.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
     here.release.enable(UNIT, UNIT_FILE)
     here.release.service(
-        UNIT, inputs=[UNIT_FILE], credentials=credentials, binary=binary,
+        UNIT,
+        inputs=[UNIT_FILE],
+        credentials=credentials,
+        binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
         restart_means="every running call reconnects once, a gap of seconds",
         # A node on its own goes on taking new rooms after SIGTERM, one of a cluster does not.
         drain="TERM" if settings.redis else "",
-    )  # fmt: skip
+    )
 
 
 def turn_servers(here: Here) -> tuple[list[dict[str, Any]], SecretStr | None]:

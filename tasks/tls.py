@@ -47,13 +47,15 @@ def renewal(here: Here, acme: Acme) -> None:
         release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
     release.file(SCRIPT, content=HOST.joinpath("certificates.sh").read_bytes(), mode=0o755)
     release.file(
-        f"{ROOT}/certificates.conf", "certificates.conf.j2",
+        f"{ROOT}/certificates.conf",
+        "certificates.conf.j2",
         certificates=release.certificates.values(),
-    )  # fmt: skip
+    )
     release.file(
-        "/etc/systemd/system/certbot.service.d/callready.conf", "certbot.conf.j2",
+        "/etc/systemd/system/certbot.service.d/callready.conf",
+        "certbot.conf.j2",
         ca=CA if acme.ca else "",
-    )  # fmt: skip
+    )
     release.file(f"/etc/systemd/system/{UNIT}", f"{UNIT}.j2", script=SCRIPT)
     release.file(f"/etc/systemd/system/{TIMER}", f"{TIMER}.j2")
     release.enable(TIMER, f"/etc/systemd/system/{TIMER}", target="timers.target")
@@ -63,8 +65,13 @@ def renewal(here: Here, acme: Acme) -> None:
 def certbot_arguments(here: Here, acme: Acme, name: str) -> tuple[str, ...]:
     """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
     if acme.dns:
-        proof = ["--dns-ovh", "--dns-ovh-credentials", CREDENTIALS,
-                 "--dns-ovh-propagation-seconds", str(acme.dns.propagation)]  # fmt: skip
+        proof = [
+            "--dns-ovh",
+            "--dns-ovh-credentials",
+            CREDENTIALS,
+            "--dns-ovh-propagation-seconds",
+            str(acme.dns.propagation),
+        ]
     else:
         proof = ["--standalone", "--http-01-port", str(here.settings.challenge_port)]
         if here.settings.has_edge:

@@ -41,11 +41,15 @@ class Plain(Place):
     def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
         self.write_work()
         return subprocess.Popen(
-            [PYINFRA, self.inventory, ROOT / "bench/faults/plain.py", *arguments], cwd=self.folder,
-            env={**os.environ, "PYINFRA_YES": "1", **self.environment}, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [PYINFRA, self.inventory, ROOT / "bench/faults/plain.py", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PYINFRA_YES": "1", **self.environment},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
-        )  # fmt: skip
+        )
 
     def run(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
         process = self.start(*arguments)
@@ -71,12 +75,17 @@ class Plain(Place):
         work: dict[str, Any] = {
             "packages": [name.partition(" | ")[0] for name in release.packages],
             "reserved_ports": release.sysctls["net.ipv4.ip_local_reserved_ports"],
-            "links": release.links, "units": [*release.services, "callready-firewall.service"],
+            "links": release.links,
+            "units": [*release.services, "callready-firewall.service"],
             "no_units": [u for u in other.services if u not in release.services],
-            "no_files": [p for p in [*other.files, *other.links]
-                         if p not in release.files.keys() | release.links.keys()],
-            "databases": {}, "files": {},
-        }  # fmt: skip
+            "no_files": [
+                p
+                for p in [*other.files, *other.links]
+                if p not in release.files.keys() | release.links.keys()
+            ],
+            "databases": {},
+            "files": {},
+        }
         made = self.folder / "made"
         made.mkdir(exist_ok=True)
         for path, (content, owner, group, mode) in contents.items():
@@ -142,8 +151,10 @@ def on_small_disk(place: Plain) -> int:
         f"cp -aT /run/kept {folder}; cat /dev/zero > {folder}/fill 2>&-; true"
     )
     status = place.run().status
-    place.host.root(f"rm {folder}/fill; cp -aT {folder} /run/kept; umount -l {folder}; "
-                    f"cp -aT /run/kept {folder}; rm -r /run/kept")  # fmt: skip
+    place.host.root(
+        f"rm {folder}/fill; cp -aT {folder} /run/kept; umount -l {folder}; "
+        f"cp -aT /run/kept {folder}; rm -r /run/kept"
+    )
     return status
 
 

@@ -61,14 +61,21 @@ def markdown(found: list[dict[str, str]]) -> str:
     faults = sorted(  # they end in another order each time
         (result for result in found if "fault" in result), key=lambda r: r["fault"].lower()
     )
-    return "\n\n".join(
-        part.strip()
-        for part in (
-            INTRODUCTION % ("`make faults`" if is_long(cells) else "the short run of `make test`"),
-            beside(cells, faults, plain), sweep(cells), own(faults), elsewhere(),
-            table("## Not made", ("fault", "why"), NOT_MADE.items()),
+    return (
+        "\n\n".join(
+            part.strip()
+            for part in (
+                INTRODUCTION
+                % ("`make faults`" if is_long(cells) else "the short run of `make test`"),
+                beside(cells, faults, plain),
+                sweep(cells),
+                own(faults),
+                elsewhere(),
+                table("## Not made", ("fault", "why"), NOT_MADE.items()),
+            )
         )
-    ) + "\n"  # fmt: skip
+        + "\n"
+    )
 
 
 def table(title: str, head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -86,16 +93,21 @@ def beside(
         torn = sum("torn" in cell for cell in hit)
         ours[cut] = f"{torn} torn" if torn else f"whole at each of {len(hit)} points"
     rows = [
-        (r["plain"], ours.get(r["plain"], "not run"),
-         f"{r['left']} (exit {r['status']})", r["again"])
+        (
+            r["plain"],
+            ours.get(r["plain"], "not run"),
+            f"{r['left']} (exit {r['status']})",
+            r["again"],
+        )
         for r in plain
-    ]  # fmt: skip
+    ]
     return table(
         "## Beside plain pyinfra\n\nThe same states of a TURN host, deployed with `files.put`, "
         "`nft -f` and `systemd.service` (`bench/faults/plain.py`), judged 20 s after the fault by "
         "the same snapshots and probes. A cut strikes when half of the files are new.",
-        ("fault", "callready", "plain operations leave", "and the next run"), rows,
-    )  # fmt: skip
+        ("fault", "callready", "plain operations leave", "and the next run"),
+        rows,
+    )
 
 
 def is_long(cells: list[dict[str, str]]) -> bool:
@@ -120,17 +132,23 @@ def sweep(cells: list[dict[str, str]]) -> str:
         "itself plans them, then the points of the controller: before it looks, opens a new "
         "connection, probes). A and B differ in configuration, firewall, binary, secret rows and "
         "certificate."
-        + ("" if is_long(cells) else "\n\nThis run was the short one of `make test`: each "
-           "step once, with one of the three cuts."),
-        ("host", "way", "before", "held", "left"), rows,
-    )  # fmt: skip
+        + (
+            ""
+            if is_long(cells)
+            else "\n\nThis run was the short one of `make test`: each "
+            "step once, with one of the three cuts."
+        ),
+        ("host", "way", "before", "held", "left"),
+        rows,
+    )
 
 
 def own(faults: list[dict[str, str]]) -> str:
     return table(
-        "## Faults", ("fault", "how it is made", "what the operator is told", "left", "test"),
+        "## Faults",
+        ("fault", "how it is made", "what the operator is told", "left", "test"),
         [(f["fault"], f["how"], f["said"], f["left"], f"`{f['test']}`") for f in faults],
-    )  # fmt: skip
+    )
 
 
 def elsewhere() -> str:

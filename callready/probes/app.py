@@ -85,9 +85,12 @@ def get(
         with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
             start = time.perf_counter()
             response = client.request(
-                "POST" if body else "GET", target, headers=headers, json=body,
+                "POST" if body else "GET",
+                target,
+                headers=headers,
+                json=body,
                 extensions={"sni_hostname": server_name} if server_name else {},
-            )  # fmt: skip
+            )
             return response, time.perf_counter() - start
     except (httpx.HTTPError, OSError) as error:
         raise ProbeError(

@@ -20,9 +20,28 @@ SERVICES = Path("/etc/services")
 """The registered services as Debian's netbase lists them."""
 
 UNREGISTERED = (
-    2375, 2376, 3000, 3478, 5000, 5349, 5601, 7880, 7881, 8000, 8081, 8443, 8888, 9000, 9090, 9100,
-    9200, 10250, 11211, 15672, 27017,
-)  # fmt: skip
+    2375,
+    2376,
+    3000,
+    3478,
+    5000,
+    5349,
+    5601,
+    7880,
+    7881,
+    8000,
+    8081,
+    8443,
+    8888,
+    9000,
+    9090,
+    9100,
+    9200,
+    10250,
+    11211,
+    15672,
+    27017,
+)
 """Where container engines, databases, consoles and exporters usually listen, and netbase has no
 entry."""
 
@@ -161,9 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{', '.join(map(str, unplanned))}",
                 "what listens there (ss -ltnp), and nftables",
             )
-        return {
-            "open": found.open, "refused": len(found.refused), "filtered": len(found.filtered)
-        }  # fmt: skip
+        return {"open": found.open, "refused": len(found.refused), "filtered": len(found.filtered)}
 
     return run(parser, probe, arguments)
 

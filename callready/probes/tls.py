@@ -174,8 +174,11 @@ def versions(address: str, port: int, server_name: str) -> list[str]:
     """The TLS versions that `address`:`port` accepts, offered one at a time, old ciphers too."""
     accepted = []
     for version in (
-        ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
-    ):  # fmt: skip
+        ssl.TLSVersion.TLSv1,
+        ssl.TLSVersion.TLSv1_1,
+        ssl.TLSVersion.TLSv1_2,
+        ssl.TLSVersion.TLSv1_3,
+    ):
         context = client_context(verify=False)
         context.set_ciphers("ALL:@SECLEVEL=0")
         with warnings.catch_warnings():

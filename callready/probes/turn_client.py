@@ -32,11 +32,15 @@ messages.ATTRIBUTES_BY_NAME[_FAMILY] = (
 
 # What a caller suffers by code, and what to look at (RFC 8656 section 19).
 _REFUSALS = {
-    400: ("finds the request malformed",
-          "the pool's realm (a comment behind it in the file gives 400)"),
-    401: ("does not accept the credentials",
-          "whether the secret is the one in the pool's userdb, the expiry in the user name and "
-          "the clocks of both sides"),
+    400: (
+        "finds the request malformed",
+        "the pool's realm (a comment behind it in the file gives 400)",
+    ),
+    401: (
+        "does not accept the credentials",
+        "whether the secret is the one in the pool's userdb, the expiry in the user name and "
+        "the clocks of both sides",
+    ),
     403: ("forbids this peer", "denied-peer-ip and allowed-peer-ip of the pool"),
     437: ("finds the allocation mismatched", "the server's log: it lost or kept an allocation"),
     438: ("keeps calling the nonce stale", "stale-nonce, and whether two servers share an address"),
@@ -45,9 +49,11 @@ _REFUSALS = {
     442: ("does not relay over TCP", "no-tcp-relay, which is meant"),
     443: ("does not take a peer of the other address family", "the family of the allocation"),
     486: ("has reached this user's quota", "user-quota, and whether every call has its own name"),
-    508: ("has no capacity left",
-          "min-port and max-port, total-quota, and whether relay-ip is an address of the host"),
-}  # fmt: skip
+    508: (
+        "has no capacity left",
+        "min-port and max-port, total-quota, and whether relay-ip is an address of the host",
+    ),
+}
 
 
 @dataclass(frozen=True)

@@ -273,9 +273,14 @@ def _probe(options: argparse.Namespace) -> object:
             minted = mint(secret_from("TURN_SECRET", None), 600)
             servers = [IceServer((options.turn,), minted.username, minted.password)]
         return call(
-            options.url, key, secret, servers, options.relay_only or bool(options.turn),
-            options.ca_file, options.duration,
-        )  # fmt: skip
+            options.url,
+            key,
+            secret,
+            servers,
+            options.relay_only or bool(options.turn),
+            options.ca_file,
+            options.duration,
+        )
 
     if options.attempts == 1:
         return attempt()

@@ -43,10 +43,22 @@ _NOT_PLAIN = (
 # these. Documentation addresses are left out: the lab has them.
 _UNREACHABLE = [
     ipaddress.ip_network(net)
-    for net in ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16",
-                "172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3",
-                "::/127", "::ffff:0:0/96", "fc00::/7", "fe80::/10", "ff00::/8")
-]  # fmt: skip
+    for net in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",
+        "127.0.0.0/8",
+        "169.254.0.0/16",
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "224.0.0.0/3",
+        "::/127",
+        "::ffff:0:0/96",
+        "fc00::/7",
+        "fe80::/10",
+        "ff00::/8",
+    )
+]
 
 
 def check(fleet: Fleet) -> Iterator[Finding]:
@@ -103,8 +115,10 @@ def _addresses(here: HostSettings) -> Iterator[Problem]:
         yield _error(
             "address",
             "IPv6-only hosts are not supported, many callers have no IPv6: give the host an IPv4 "
-            "address too" if here.address6 else "is missing: the host's public IPv4 address",
-        )  # fmt: skip
+            "address too"
+            if here.address6
+            else "is missing: the host's public IPv4 address",
+        )
     # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
     elif _unreachable(here.address) and not (here.livekit and here.livekit.url.startswith("ws://")):
         yield _error(
@@ -178,8 +192,11 @@ def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
     elif here.tls and here.tls.acme:
         for name in here.tls_names:
             if "." not in name or name.rpartition(".")[2].isdigit():
-                yield _error("tls.acme", f"{name} is not a name that an authority certifies: use "
-                             "certificate and key, or a name in a public domain")  # fmt: skip
+                yield _error(
+                    "tls.acme",
+                    f"{name} is not a name that an authority certifies: use "
+                    "certificate and key, or a name in a public domain",
+                )
         if here.challenge_port and here.edge and here.has_edge and here.edge.http_port != 80:
             yield _error(
                 "edge.http_port",
@@ -248,9 +265,10 @@ def _edge(here: HostSettings) -> Iterator[Problem]:
         elif url and port != here.edge.port:
             right = f"{scheme}://{name}" + (f":{here.edge.port}" if here.edge.port != 443 else "")
             yield _error(
-                key, f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
-                f"edge.port to {port}"
-            )  # fmt: skip
+                key,
+                f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
+                f"edge.port to {port}",
+            )
         if url and android.address(name):
             yield _error(key, _NO_NAME)
     if here.app and bool(here.app.url) != bool(here.app.upstream):

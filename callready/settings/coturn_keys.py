@@ -70,8 +70,9 @@ _TLS_1_2 = "OpenSSL refuses TLS 1.0 and 1.1 anyway; with it each such hello leak
 
 _CHANGED = {
     # Removed or on the way out.
-    "keep-address-family": Key("flag", deprecated="4.6.0",
-                               note="use allocation-default-address-family=keep"),
+    "keep-address-family": Key(
+        "flag", deprecated="4.6.0", note="use allocation-default-address-family=keep"
+    ),
     "ne": Key("int", removed="4.10.0", note="there is one network engine now: leave it out"),
     "no-cli": Key("switch", deprecated="4.10.0", note="the CLI is off by default: leave it out"),
     "no-dtls": Key("flag", removed="4.17.0", note="DTLS is off unless `dtls` is set: leave it out"),
@@ -82,11 +83,19 @@ _CHANGED = {
     "no-stun-backward-compatibility": Key("flag", removed="4.7.0", note=_OFF_NOW),
     "no-tlsv1": Key("flag", removed="4.7.0", deprecated="4.6.1", note=f"{_OLD_TLS} ({_TLS_1_2})"),
     "no-tlsv1_1": Key("flag", removed="4.7.0", deprecated="4.6.1", note=f"{_OLD_TLS} ({_TLS_1_2})"),
-    "prod": Key("flag", removed="4.7.0", deprecated="4.6.1",
-                note="callready hides the SOFTWARE attribute anyway: leave it out"),
+    "prod": Key(
+        "flag",
+        removed="4.7.0",
+        deprecated="4.6.1",
+        note="callready hides the SOFTWARE attribute anyway: leave it out",
+    ),
     "response-origin-only-with-rfc5780": Key("flag", deprecated="4.7.0", note=_OFF_NOW),
-    "secret-ts-exp-time": Key("switch", removed="4.7.0", deprecated="4.6.1",
-                              note="it has no effect: the expiry is part of the user name"),
+    "secret-ts-exp-time": Key(
+        "switch",
+        removed="4.7.0",
+        deprecated="4.6.1",
+        note="it has no effect: the expiry is part of the user name",
+    ),
     # New since 4.6.1, the deprecated ones among them with their note.
     "raw-public-keys": Key("flag", "4.6.3"),
     "respond-http-unsupported": Key("flag", "4.6.3"),
@@ -114,20 +123,29 @@ _CHANGED = {
     "tcp-alternate-server": Key("endpoint", "4.15.0"),
     "udp-alternate-server": Key("endpoint", "4.15.0"),
     "multiplex-peer-max-peers": Key("int", "4.16.0"),
-    "rfc3489-compatibility": Key("flag", "4.16.0", deprecated="4.16.0",
-                                 note="the next major release has none; RFC 8489 dropped it"),
+    "rfc3489-compatibility": Key(
+        "flag",
+        "4.16.0",
+        deprecated="4.16.0",
+        note="the next major release has none; RFC 8489 dropped it",
+    ),
     "rfc5766-channel-numbers": Key("flag", "4.16.0"),
     "stateless-nonce": Key("flag", "4.16.0"),
     "stateless-nonce-secret": Key("text", "4.16.0"),
     "dtls": Key("flag", "4.17.0"),
-}  # fmt: skip
+}
 
 KEYS = {name: Key(kind) for kind, names in _PLAIN.items() for name in names.split()} | _CHANGED
 
 REPEATABLE = {
-    "allowed-peer-ip", "alternate-server", "aux-server", "denied-peer-ip", "tcp-alternate-server",
-    "tls-alternate-server", "udp-alternate-server",
-}  # fmt: skip
+    "allowed-peer-ip",
+    "alternate-server",
+    "aux-server",
+    "denied-peer-ip",
+    "tcp-alternate-server",
+    "tls-alternate-server",
+    "udp-alternate-server",
+}
 
 # Leaving these out, as the template does for false, leaves them on.
 _ON_BY_DEFAULT = {"udp-recvmmsg": "4.13.0", "stateless-nonce": "4.17.0"}
@@ -177,26 +195,37 @@ REFUSED = {
         ("userdb", "db", "psql-userdb", "sql-userdb", "mysql-userdb", "redis-userdb"), _CREDENTIALS
     ),
     **dict.fromkeys(
-        ("prometheus", "prometheus-address", "prometheus-path", "prometheus-port",
-         "prometheus-username-labels"),
+        (
+            "prometheus",
+            "prometheus-address",
+            "prometheus-path",
+            "prometheus-port",
+            "prometheus-username-labels",
+        ),
         f"{_NOT_IN_DEBIAN} Prometheus",
     ),
-}  # fmt: skip
+}
 
 # What the old configuration set: accepted, but nobody should keep it without knowing this.
 # The key, the highest value without a warning, and the warning.
 _ADVICE = {
     "permission-lifetime": (
-        300, "RFC 8656, section 9: a permission lasts 300 s (MUST), coturn's default; clients "
-        "refresh it, so more only keeps peers allowed for longer"),
+        300,
+        "RFC 8656, section 9: a permission lasts 300 s (MUST), coturn's default; clients "
+        "refresh it, so more only keeps peers allowed for longer",
+    ),
     "channel-lifetime": (
-        600, "RFC 8656, section 12: a channel binding lasts 600 s, coturn's default; clients "
-        "count on it"),
+        600,
+        "RFC 8656, section 12: a channel binding lasts 600 s, coturn's default; clients "
+        "count on it",
+    ),
     "max-allocate-lifetime": (
-        3600, "RFC 8656, section 7.2: no more than 3600 s is recommended, coturn's default; "
-        "allocations of callers who vanished hold their ports for as long"),
+        3600,
+        "RFC 8656, section 7.2: no more than 3600 s is recommended, coturn's default; "
+        "allocations of callers who vanished hold their ports for as long",
+    ),
     "relay-threads": (-1, "the default, one thread per CPU, is best: leave it out"),
-}  # fmt: skip
+}
 _EXACT = ("permission-lifetime", "channel-lifetime")
 
 _BYTE_BY_BYTE = (

@@ -77,14 +77,17 @@ class Fleet:
                 value = store.lookup(entries, reference)
                 if not value:
                     report.error(
-                        [name], path, f"{store.path} has no entry {reference}: "
+                        [name],
+                        path,
+                        f"{store.path} has no entry {reference}: "
                         f"run make secrets ENV={Path(source).name}",
-                    )  # fmt: skip
+                    )
                 elif not value.isprintable() or value != value.strip():
                     report.error(
-                        [name], path, "has a line break or a blank at its end; programs differ in "
-                        "reading that",
-                    )  # fmt: skip
+                        [name],
+                        path,
+                        "has a line break or a blank at its end; programs differ in reading that",
+                    )
                 values[reference] = value or "-" * 32
             known.update(values.values())
             own = {
@@ -165,11 +168,12 @@ class Report:
             env = Path(self.source).name
             self.found[
                 Problem(
-                    "error", "",
+                    "error",
+                    "",
                     f"still has the example's {', '.join(text)}: edit {self.source} and "
                     f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",
                 )
-            ] = []  # fmt: skip
+            ] = []
 
     def lines(self, level: str) -> Iterable[str]:
         """One line a finding: `inventories/prod: turn1.example.com: turn.min_port: …`."""
@@ -195,11 +199,21 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
     from callready.settings import android, models
 
     sections: dict[str, Any] = {
-        "livekit": models.LiveKit, "rtc": models.Rtc, "turn": models.Turn, "pools": models.Pool,
-        "firewall": models.Firewall, "app": models.App, "host": models.Host, "tls": models.Tls,
-        "logging": models.Logging, "redis": models.Redis, "prometheus": models.Prometheus,
-        "webhook": models.Webhook, "android": android.Android, "edge": models.Edge,
-    }  # fmt: skip
+        "livekit": models.LiveKit,
+        "rtc": models.Rtc,
+        "turn": models.Turn,
+        "pools": models.Pool,
+        "firewall": models.Firewall,
+        "app": models.App,
+        "host": models.Host,
+        "tls": models.Tls,
+        "logging": models.Logging,
+        "redis": models.Redis,
+        "prometheus": models.Prometheus,
+        "webhook": models.Webhook,
+        "android": android.Android,
+        "edge": models.Edge,
+    }
     model = next(
         (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings
     )

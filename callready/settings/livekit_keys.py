@@ -36,9 +36,11 @@ _ESTIMATE = {
 }
 _CHANNEL_OBSERVER: Tree = {
     "estimate": {**_ESTIMATE},
-    "nack": {**_each("duration", "window_min_duration window_max_duration"),
-             "ratio_threshold": "float64"},
-}  # fmt: skip
+    "nack": {
+        **_each("duration", "window_min_duration window_max_duration"),
+        "ratio_threshold": "float64",
+    },
+}
 _PROBE_REGULATOR = {
     **_each("duration", "base_interval max_interval min_duration max_duration"),
     **_each("float64", "backoff_factor duration_increase_factor"),
@@ -52,25 +54,33 @@ _WEIGHTED_LOSS: Tree = {
 }
 _CONGESTION_DETECTOR: Tree = {
     **_each(_PACKET_GROUP, "packet_group congested_packet_group"),
-    **_each("duration", "packet_group_max_age jqr_min_delay dqr_max_delay "
-            "estimaton_window_duration"),
+    **_each(
+        "duration", "packet_group_max_age jqr_min_delay dqr_max_delay estimaton_window_duration"
+    ),
     "probe_packet_group": {"packet_group": _PACKET_GROUP, **_SETTLE},
     "probe_regulator": {**_PROBE_REGULATOR},
     "probe_signal": {
-        **_each("float64", "min_bytes_ratio min_duration_ratio jqr_min_weighted_loss "
-                "dqr_max_weighted_loss"),
+        **_each(
+            "float64",
+            "min_bytes_ratio min_duration_ratio jqr_min_weighted_loss dqr_max_weighted_loss",
+        ),
         **_each("duration", "jqr_min_delay dqr_max_delay"),
         "weighted_loss": _WEIGHTED_LOSS,
     },
-    **_each("float64", "jqr_min_trend_coefficient jqr_min_weighted_loss dqr_max_weighted_loss "
-            "congested_ctr_epsilon"),
+    **_each(
+        "float64",
+        "jqr_min_trend_coefficient jqr_min_weighted_loss dqr_max_weighted_loss "
+        "congested_ctr_epsilon",
+    ),
     "weighted_loss": _WEIGHTED_LOSS,
-    **_each({"min_number_of_groups": "int", "min_duration": "duration"},
-            "queuing_delay_early_warning_jqr queuing_delay_early_warning_dqr "
-            "loss_early_warning_jqr loss_early_warning_dqr queuing_delay_congested_jqr "
-            "queuing_delay_congested_dqr loss_congested_jqr loss_congested_dqr"),
+    **_each(
+        {"min_number_of_groups": "int", "min_duration": "duration"},
+        "queuing_delay_early_warning_jqr queuing_delay_early_warning_dqr "
+        "loss_early_warning_jqr loss_early_warning_dqr queuing_delay_congested_jqr "
+        "queuing_delay_congested_dqr loss_congested_jqr loss_congested_dqr",
+    ),
     "congested_ctr_trend": {**_ESTIMATE},
-}  # fmt: skip
+}
 _CONGESTION_CONTROL: Tree = {
     **_each("bool", "enabled allow_pause use_send_side_bwe_interceptor use_send_side_bwe"),
     "send_side_bwe_pacer": "string",
@@ -92,39 +102,53 @@ _RTX_LIMIT: Tree = {"max_ratio": "float64", "burst_bytes": "int"}
 _RTC: Tree = {
     **_each("uint32", "tcp_port port_range_start port_range_end"),
     **_each("text", "udp_port node_ip"),
-    **_each("bool", "use_stun_port_as_ice use_external_ip skip_external_ip_validation "
-            "advertise_internal_ip use_ice_lite enable_loopback_candidate use_mdns "
-            "external_ip_only force_tcp strict_acks allow_tcp_fallback "
-            "allow_udp_unstable_fallback reconnect_on_publication_error "
-            "reconnect_on_subscription_error reconnect_on_data_channel_error "
-            "enable_rtp_stream_restart_detection enable_warp"),
+    **_each(
+        "bool",
+        "use_stun_port_as_ice use_external_ip skip_external_ip_validation "
+        "advertise_internal_ip use_ice_lite enable_loopback_candidate use_mdns "
+        "external_ip_only force_tcp strict_acks allow_tcp_fallback "
+        "allow_udp_unstable_fallback reconnect_on_publication_error "
+        "reconnect_on_subscription_error reconnect_on_data_channel_error "
+        "enable_rtp_stream_restart_detection enable_warp",
+    ),
     "stun_servers": ["string"],
     **_each(_INCLUDES, "interfaces ips"),
     "batch_io": {"batch_size": "int", "max_flush_interval": "duration"},
-    **_each("int", "sctp_min_cwnd sctp_fast_rtx_wnd sctp_cwnd_ca_step packet_buffer_size "
-            "packet_buffer_size_video packet_buffer_size_audio tcp_fallback_rtt_threshold "
-            "datachannel_slow_threshold"),
-    **_each("duration", "host_acceptance_min_wait srflx_acceptance_min_wait "
-            "prflx_acceptance_min_wait relay_acceptance_min_wait datachannel_lossy_target_latency "
-            "datachannel_data_track_target_latency"),
-    "turn_servers": [{
-        **_each("string", "host protocol username credential secret secret_file credentials_file"),
-        **_each("int", "port ttl"),
-    }],
+    **_each(
+        "int",
+        "sctp_min_cwnd sctp_fast_rtx_wnd sctp_cwnd_ca_step packet_buffer_size "
+        "packet_buffer_size_video packet_buffer_size_audio tcp_fallback_rtt_threshold "
+        "datachannel_slow_threshold",
+    ),
+    **_each(
+        "duration",
+        "host_acceptance_min_wait srflx_acceptance_min_wait "
+        "prflx_acceptance_min_wait relay_acceptance_min_wait datachannel_lossy_target_latency "
+        "datachannel_data_track_target_latency",
+    ),
+    "turn_servers": [
+        {
+            **_each(
+                "string", "host protocol username credential secret secret_file credentials_file"
+            ),
+            **_each("int", "port ttl"),
+        }
+    ],
     "pli_throttle": {**_each("duration", "low_quality mid_quality high_quality")},
     "congestion_control": _CONGESTION_CONTROL,
     "data_channel_max_buffered_amount": "uint64",
     "forward_stats": {**_each("duration", "summary_interval report_interval report_window")},
     "rtx_budget": {**_each(_RTX_LIMIT, "audio video")},
     "flexfec": {"upstream_enabled": "bool"},
-}  # fmt: skip
+}
 _STREAM_TRACKER: Tree = {
     "stream_tracker_type": "string",
     "bitrate_report_interval": {"#": "duration"},
-    "packet_tracker": {"#": {
-        **_each("uint32", "samples_required cycles_required"), "cycle_duration": "duration"}},
+    "packet_tracker": {
+        "#": {**_each("uint32", "samples_required cycles_required"), "cycle_duration": "duration"}
+    },
     "frame_tracker": {"#": {"min_fps": "float64"}},
-}  # fmt: skip
+}
 
 TREE: dict[str, Tree] = {
     "port": "uint32",
@@ -134,12 +158,16 @@ TREE: dict[str, Tree] = {
     "debug_handler": {"port": "uint32"},
     "rtc": _RTC,
     "redis": {
-        **_each("string", "address username password sentinel_master_name sentinel_username "
-                "sentinel_password"),
+        **_each(
+            "string",
+            "address username password sentinel_master_name sentinel_username sentinel_password",
+        ),
         **_each("int", "db dial_timeout read_timeout write_timeout max_redirects pool_size"),
         "use_tls": "bool",
-        "tls": {**_each("bool", "enabled insecure"),
-                **_each("string", "server_name ca_cert_file client_cert_file client_key_file")},
+        "tls": {
+            **_each("bool", "enabled insecure"),
+            **_each("string", "server_name ca_cert_file client_cert_file client_key_file"),
+        },
         **_each(["string"], "sentinel_addresses cluster_addresses"),
         "pool_timeout": "duration",
     },
@@ -154,14 +182,20 @@ TREE: dict[str, Tree] = {
         "codec_regression_threshold": "int",
     },
     "room": {
-        **_each("bool", "auto_create enable_remote_unmute sync_streams create_room_enabled "
-                "enable_full_room_in_webhooks"),
+        **_each(
+            "bool",
+            "auto_create enable_remote_unmute sync_streams create_room_enabled "
+            "enable_full_room_in_webhooks",
+        ),
         "enabled_codecs": [{**_each("string", "mime fmtp_line")}],
         **_each("uint32", "max_participants empty_timeout departure_timeout max_metadata_size"),
         "playout_delay": {"enabled": "bool", **_each("int", "min max")},
         "create_room_timeout": "duration",
-        **_each("int", "create_room_attempts update_batch_target_size max_room_name_length "
-                "max_participant_identity_length"),
+        **_each(
+            "int",
+            "create_room_attempts update_batch_target_size max_room_name_length "
+            "max_participant_identity_length",
+        ),
         "room_configurations": {"*": "any"},
     },
     "turn": {
@@ -169,8 +203,11 @@ TREE: dict[str, Tree] = {
         **_each("string", "domain cert_file key_file"),
         **_each("int", "tls_port udp_port ttl_seconds per_user_relay_allocation_limit"),
         **_each("uint16", "relay_range_start relay_range_end"),
-        **_each(["string"], "bind_addresses allow_restricted_peer_cidrs deny_peer_cidrs "
-                "proxy_protocol_trusted_cidrs"),
+        **_each(
+            ["string"],
+            "bind_addresses allow_restricted_peer_cidrs deny_peer_cidrs "
+            "proxy_protocol_trusted_cidrs",
+        ),
     },
     "ingress": {**_each("string", "rtmp_base_url whip_base_url"), "enable_udp_url_pull": "bool"},
     "webhook": {
@@ -196,30 +233,43 @@ TREE: dict[str, Tree] = {
         **_each("bool", "json sample"),
         **_each("string", "level pion_level"),
         "component_levels": {"*": "string"},
-        **_each("int", "sample_initial sample_interval item_sample_seconds item_sample_initial "
-                "item_sample_interval"),
+        **_each(
+            "int",
+            "sample_initial sample_interval item_sample_seconds item_sample_initial "
+            "item_sample_interval",
+        ),
     },
     "limit": {
         **_each("int32", "num_tracks subscription_limit_video subscription_limit_audio"),
         "bytes_per_sec": "float32",
         **_each("uint32", "max_metadata_size max_attributes_size max_data_blobs_size"),
-        **_each("int", "max_room_name_length max_participant_identity_length "
-                "max_participant_name_length max_data_blob_key_length "
-                "max_data_track_custom_encoding_length"),
-        **_each("int64", "signal_message_size_limit agent_signal_message_size_limit "
-                "max_api_request_body_size"),
+        **_each(
+            "int",
+            "max_room_name_length max_participant_identity_length "
+            "max_participant_name_length max_data_blob_key_length "
+            "max_data_track_custom_encoding_length",
+        ),
+        **_each(
+            "int64",
+            "signal_message_size_limit agent_signal_message_size_limit max_api_request_body_size",
+        ),
         "subscribe_pace_shadow_rates": ["float64"],
     },
     "agents": {
         **_each("bool", "enable_user_data_recording enable_user_data_redaction"),
         "target_load": "float32",
-        "endpoints": {"disabled": "bool", **_each("uint32", "max_streams max_tunnels"),
-                      "tunnel_drain_timeout": "duration"},
+        "endpoints": {
+            "disabled": "bool",
+            **_each("uint32", "max_streams max_tunnels"),
+            "tunnel_drain_timeout": "duration",
+        },
     },
     **_each("bool", "development enable_data_tracks enable_participant_data_blob"),
     "metric": {
-        "timestamper_config": {"one_way_delay_estimator_min_interval": "duration",
-                               "one_way_delay_estimator_max_batch": "int"},
+        "timestamper_config": {
+            "one_way_delay_estimator_min_interval": "duration",
+            "one_way_delay_estimator_max_batch": "int",
+        },
         "collector": {**_each("uint32", "sampling_interval_ms batch_interval_ms")},
         "reporter": {"reporting_interval_ms": "uint32"},
     },
@@ -233,7 +283,7 @@ TREE: dict[str, Tree] = {
         "enable_psrpc_for_get_list_participants": "bool",
     },
     "webtransport": {"port": "uint32", **_each("string", "tls_cert_file tls_key_file")},
-}  # fmt: skip
+}
 
 # The first version of a key (and of what is below it), where that is later than OLDEST.
 SINCE = {
@@ -319,11 +369,12 @@ def check(
         nearest = NEWEST if _number(version) > _number(NEWEST) else OLDEST
         found.append(
             Problem(
-                "warning", where,
+                "warning",
+                where,
                 f"the keys of livekit-server {version} are not all known here: checked against "
                 f"those of {nearest}",
             )
-        )  # fmt: skip
+        )
     for level, path, message in _walk(TREE, config, "", "", version):
         found.append(Problem("error" if level else "warning", f"{where}.{path}", message))
     return found

@@ -287,9 +287,10 @@ class Edge(Section):
     http_port: Port = Field(80, description="Redirects to HTTPS and ACME challenges.")
     max_connections: int = Field(20_000, ge=100, description="Connections in all.")
     connections_per_client: int = Field(
-        1_000, ge=10, description="Connections that one client address may hold; a whole office "
-        "may share one."
-    )  # fmt: skip
+        1_000,
+        ge=10,
+        description="Connections that one client address may hold; a whole office may share one.",
+    )
     requests_per_client: int = Field(
         500, ge=10, description="Requests in 10 s that one client address may make."
     )
@@ -400,9 +401,11 @@ class LiveKit(Section):
         min_length=1, description="API key name to secret; the first is the one handed to the app."
     )
     token_ttl: int = Field(
-        21_600, ge=30, description="Seconds the app's tokens are valid at most (6 h is the SDKs' "
-        "default); a rotated key stays known that long."
-    )  # fmt: skip
+        21_600,
+        ge=30,
+        description="Seconds the app's tokens are valid at most (6 h is the SDKs' "
+        "default); a rotated key stays known that long.",
+    )
     turn_pool: str | None = Field(
         "calls", description="The TURN pool LiveKit hands out; none is for a LAN only."
     )
@@ -437,9 +440,10 @@ class PoolKeys(Section):
         "what clients are told.",
     )
     proxy_port: Port = Field(
-        3480, description="Where coturn takes connections from the edge of the same host (PROXY "
-        "protocol, loopback only)."
-    )  # fmt: skip
+        3480,
+        description="Where coturn takes connections from the edge of the same host (PROXY "
+        "protocol, loopback only).",
+    )
     min_port: Port = Field(49152, description="First relay port (RFC 8656, section 7.2).")
     max_port: Port = Field(65535, description="Last relay port.")
     peers: Literal["sfu", "internet"] = Field(

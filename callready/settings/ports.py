@@ -56,11 +56,19 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         rtc = lk.rtc
         plan += [
             Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
-            Use("LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP",
-                "livekit.rtc.tcp_port"),
-            Use("LiveKit", "udp", rtc.port_range_start, rtc.port_range_end, "media",
-                "livekit.rtc.port_range_start", relay=True),
-        ]  # fmt: skip
+            Use(
+                "LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", "livekit.rtc.tcp_port"
+            ),
+            Use(
+                "LiveKit",
+                "udp",
+                rtc.port_range_start,
+                rtc.port_range_end,
+                "media",
+                "livekit.rtc.port_range_start",
+                relay=True,
+            ),
+        ]
         if lk.prometheus:
             port = lk.prometheus.port
             plan.append(
@@ -80,18 +88,32 @@ def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
             if pool.tls_on_443 and here.has_edge:
                 port = pool.proxy_port
                 plan.append(
-                    Use(service, "tcp", port, port, "TURN from the edge", f"{key}.proxy_port",
-                        public=False)
-                )  # fmt: skip
+                    Use(
+                        service,
+                        "tcp",
+                        port,
+                        port,
+                        "TURN from the edge",
+                        f"{key}.proxy_port",
+                        public=False,
+                    )
+                )
             elif pool.tls_on_443:
                 plan.append(
                     Use(service, "tcp", 443, 443, "TURN over TLS on 443", f"{key}.tls_on_443")
                 )
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             plan.append(
-                Use(service, proto, pool.min_port, pool.max_port, "relay range",
-                    f"{key}.min_port", relay=True)
-            )  # fmt: skip
+                Use(
+                    service,
+                    proto,
+                    pool.min_port,
+                    pool.max_port,
+                    "relay range",
+                    f"{key}.min_port",
+                    relay=True,
+                )
+            )
     if here.has_edge and here.edge:
         for port, purpose, key in (
             (here.edge.port, "HTTPS and wss", "edge.port"),

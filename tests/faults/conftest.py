@@ -125,8 +125,13 @@ def places(
 ) -> Iterator[Places]:
     """The hosts, learnt; what was found is written to FAULTS_RESULTS."""
     long = request.config.getoption("--long")
-    places = Places([Place(name, kind, tmp_path_factory.mktemp(name), www, long)
-                     for name, kind in HOSTS.items()], long)  # fmt: skip
+    places = Places(
+        [
+            Place(name, kind, tmp_path_factory.mktemp(name), www, long)
+            for name, kind in HOSTS.items()
+        ],
+        long,
+    )
     try:
         with ThreadPoolExecutor(len(HOSTS)) as pool:
             list(pool.map(Place.learn, places.all))

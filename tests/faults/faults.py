@@ -53,10 +53,12 @@ class Fault:
             raise
         kept = {place.source: "nothing changed", place.target: "all of the new release"}
         places.note(
-            fault=self.name, how=" ".join((self.make.__doc__ or "").split()), said=said,
+            fault=self.name,
+            how=" ".join((self.make.__doc__ or "").split()),
+            said=said,
             left=kept[left],
             test=f"tests/faults/test_faults.py::test_fault[{self.name}]",
-        )  # fmt: skip
+        )
 
     def _made(self, hosts: tuple[Place, ...], timer: int) -> str:
         for each in hosts:

@@ -21,9 +21,10 @@ PATCH: dict[str, tuple[str, str]] = json.loads(os.environ.get("FAULTS_PATCH", "{
 WAIT = ": > /run/held; for n in $(seq 900); do [ ! -e /run/held ] || sleep 0.1; done"
 # What the controller does about a host, in this order, but for running its steps.
 CONTROLLER = {
-    "look": (reach, "families"), "connect": (rollout, "_refused"),
+    "look": (reach, "families"),
+    "connect": (rollout, "_refused"),
     "gate": (rollout.Rollout, "_probe"),
-}  # fmt: skip
+}
 
 
 def before(module: object, name: str, action: Callable[..., None]) -> None:

@@ -100,17 +100,22 @@ class Place(Fleet):
     def _data(self, state: str, folder: Path, www: str) -> dict[str, Any]:
         pools: dict[str, Any] = {
             "calls": {
-                "realm": "lab.test", "peers": "internet", "max_port": 60000,
+                "realm": "lab.test",
+                "peers": "internet",
+                "max_port": 60000,
                 "secrets": ["secret:turn/calls"],
             },
-        }  # fmt: skip
+        }
         if state == "B":
             pools["calls"]["secrets"] = ["secret:turn/next", "secret:turn/calls"]
             pools["gadget"] = {
-                "realm": "gadget.test", "users": {"gadget": "secret:turn/gadget"},
-                "peers": "internet", "min_port": 60001, "listening_port": 3479,
+                "realm": "gadget.test",
+                "users": {"gadget": "secret:turn/gadget"},
+                "peers": "internet",
+                "min_port": 60001,
+                "listening_port": 3479,
                 "tls_listening_port": 5350,
-            }  # fmt: skip
+            }
         own: dict[str, Any] = {
             "turn": {"total_quota": 1200 + 100 * (state == "B"), "pools": pools},
             "tls": {
@@ -122,7 +127,9 @@ class Place(Fleet):
         if self.kind == "sfu":
             own = {
                 "livekit": {
-                    "turn_pool": None, "base_url": www, "url": f"ws://{self.host.fqdn}:7880",
+                    "turn_pool": None,
+                    "base_url": www,
+                    "url": f"ws://{self.host.fqdn}:7880",
                     "version": {"A": "1.13.5", "B": "1.13.6"}[state],
                     "keys": {f"API{state}": "secret:livekit/api_secret"},
                     "rtc": {
@@ -131,10 +138,11 @@ class Place(Fleet):
                     },
                 },
                 "app": {
-                    "env_file": "/srv/app/.env", "owner": "debian",
+                    "env_file": "/srv/app/.env",
+                    "owner": "debian",
                     "commands": ["echo restarted >> /run/app-log"],
                 },
-            }  # fmt: skip
+            }
         return {
             "ssh_user": "debian",
             "ssh_key": f"{plan.STATE}/id_ed25519",
@@ -197,9 +205,10 @@ class Place(Fleet):
             (self.folder / mark).unlink(missing_ok=True)
         self.deploy_file = HELD
         self.environment = {
-            "FAULTS_FOLDER": str(self.folder), "FAULTS_HOLD": hold,
+            "FAULTS_FOLDER": str(self.folder),
+            "FAULTS_HOLD": hold,
             "FAULTS_PATCH": json.dumps(patch or {}),
-        }  # fmt: skip
+        }
         process = self.start(*arguments)
         try:
             if hold:
@@ -245,9 +254,12 @@ class Place(Fleet):
         eventually(self.settled)
         for address in (self.host.ipv4, self.host.ipv6):
             done = subprocess.run(
-                ["ssh", "-F", hosts.SSH_CONFIG, address, "true"], capture_output=True, text=True,
-                stdin=subprocess.DEVNULL, check=False,
-            )  # fmt: skip
+                ["ssh", "-F", hosts.SSH_CONFIG, address, "true"],
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
             assert done.returncode == 0, f"no new SSH connection to {address}: {done.stderr}"
         found = self.snapshot()
         state = next((state for state, good in self.good.items() if good == found), "")

@@ -24,8 +24,9 @@ NEW = "        ct state invalid counter drop\n"
 
 
 @pytest.mark.parametrize("job", FAULTS, ids=str)
-def test_fault(running: dict[str, list[Future[None]]], request: pytest.FixtureRequest, job: Fault
-               ) -> None:  # fmt: skip
+def test_fault(
+    running: dict[str, list[Future[None]]], request: pytest.FixtureRequest, job: Fault
+) -> None:
     for future in running[request.node.nodeid]:
         future.result()
 
@@ -41,15 +42,19 @@ def rule(text: str) -> dict[str, tuple[str, str]]:
 @fault("ruleset that locks out", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """the rendered ruleset drops new connections to port 22"""
-    return place.fails("no new SSH connection over IPv4", RETURNED,
-                       patch=rule("tcp dport 22 ct state new drop"))  # fmt: skip
+    return place.fails(
+        "no new SSH connection over IPv4", RETURNED, patch=rule("tcp dport 22 ct state new drop")
+    )
 
 
 @fault("lockout on IPv6 only", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """the rendered ruleset drops new connections to port 22 over IPv6"""
-    return place.fails("no new SSH connection over IPv6", RETURNED,
-                       patch=rule("meta nfproto ipv6 tcp dport 22 ct state new drop"))  # fmt: skip
+    return place.fails(
+        "no new SSH connection over IPv6",
+        RETURNED,
+        patch=rule("meta nfproto ipv6 tcp dport 22 ct state new drop"),
+    )
 
 
 @fault("ruleset that shuts callers out", timer=LONG_TIMER)
@@ -76,16 +81,24 @@ def _(place: Place) -> str:
         place.use(place.target, timer=60)
         place.data["ssh_port"] = 2222
         known = Path(place.folder / "known_hosts")
-        keys = [line.split(maxsplit=1) for line in Path(place.data["ssh_known_hosts_file"])
-                .read_text().splitlines()]  # fmt: skip
-        known.write_text("".join(
-            ",".join(f"[{n}]:2222" for n in names.split(",")) + f" {key}\n" for names, key in keys
-        ))  # fmt: skip
+        keys = [
+            line.split(maxsplit=1)
+            for line in Path(place.data["ssh_known_hosts_file"]).read_text().splitlines()
+        ]
+        known.write_text(
+            "".join(
+                ",".join(f"[{n}]:2222" for n in names.split(",")) + f" {key}\n"
+                for names, key in keys
+            )
+        )
         place.data["ssh_known_hosts_file"] = str(known)
         run = place.run()
         assert run.status == 0, run.text
-        said = place.fails("no new SSH connection over IPv4", RETURNED,
-                           patch=rule("tcp dport 2222 ct state new drop"))  # fmt: skip
+        said = place.fails(
+            "no new SSH connection over IPv4",
+            RETURNED,
+            patch=rule("tcp dport 2222 ct state new drop"),
+        )
         assert "2222" in place.host.root("nft list set inet callready tcp_open")
     finally:
         place.host.root(f"rm {ports}; {restart}")
@@ -247,8 +260,12 @@ def _(place: Place, other: Place) -> str:
     said = place.run("--json")
     assert said.status == 0 and said.changed == [other.host.name], said.text
     place.use("B", LONG_TIMER)
-    place.groups["turn"] += [(other.host.fqdn, {**place.groups["turn"][0][1], "address":
-                              other.host.ipv4, "address6": other.host.ipv6})]  # fmt: skip
+    place.groups["turn"] += [
+        (
+            other.host.fqdn,
+            {**place.groups["turn"][0][1], "address": other.host.ipv4, "address6": other.host.ipv6},
+        )
+    ]
     said_so = f"not switched, because {place.host.fqdn} failed"
     place.fails(RETURNED, said_so, patch=rule("tcp dport 22 ct state new drop"))
     assert other.sound() == "A"
@@ -263,8 +280,10 @@ def small_disk(place: Place, options: str) -> Iterator[None]:
     """callready's own folders on a file system with little room."""
     folders = ("/etc/callready", "/var/lib/callready")
     for folder in folders:
-        place.host.root(f"cp -a {folder} /run/kept && mount -t tmpfs -o {options} tmpfs {folder} "
-                        f"&& cp -aT /run/kept {folder} && rm -r /run/kept")  # fmt: skip
+        place.host.root(
+            f"cp -a {folder} /run/kept && mount -t tmpfs -o {options} tmpfs {folder} "
+            f"&& cp -aT /run/kept {folder} && rm -r /run/kept"
+        )
     try:
         yield
         assert place.sound() == place.source
@@ -355,15 +374,18 @@ def _(place: Place) -> str:
 @fault("broken template", "sfu")
 def _(place: Place) -> str:
     """livekit.yaml is rendered with a key that livekit-server does not know"""
-    return place.fails("livekit-server refuses livekit.yaml",
-                       patch={"livekit.yaml.j2": ("\nrtc:", "\nnonsense: 1\nrtc:")})  # fmt: skip
+    return place.fails(
+        "livekit-server refuses livekit.yaml",
+        patch={"livekit.yaml.j2": ("\nrtc:", "\nnonsense: 1\nrtc:")},
+    )
 
 
 @fault("configuration that starts and does not serve", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """turnserver.conf is rendered with another realm than the secrets have"""
-    return place.fails("TURN allocation over udp", RETURNED,
-                       patch={"turnserver.conf.j2": ("realm=", "realm=not-")})  # fmt: skip
+    return place.fails(
+        "TURN allocation over udp", RETURNED, patch={"turnserver.conf.j2": ("realm=", "realm=not-")}
+    )
 
 
 @fault("secrets that differ")
@@ -389,8 +411,10 @@ def _(place: Place) -> str:
 def _(place: Place) -> str:
     """the inventory's certificate has expired"""
     ca.issue(place.host.fqdn, (place.host.ipv4,), -1, place.folder / "old")
-    place.data["tls"] |= {kind: f"{place.folder}/old/{{host}}.{end}"
-                          for kind, end in (("certificate", "pem"), ("key", "key"))}  # fmt: skip
+    place.data["tls"] |= {
+        kind: f"{place.folder}/old/{{host}}.{end}"
+        for kind, end in (("certificate", "pem"), ("key", "key"))
+    }
     return place.fails("nothing was connected to", "expired")
 
 

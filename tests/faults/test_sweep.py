@@ -59,8 +59,10 @@ def cut_power(place: Place, process: subprocess.Popen[str]) -> None:
 
 
 CUTS: dict[str, Callable[[Place, subprocess.Popen[str]], None]] = {
-    "controller killed": kill_controller, "line cut": cut_line, "power cut": cut_power,
-}  # fmt: skip
+    "controller killed": kill_controller,
+    "line cut": cut_line,
+    "power cut": cut_power,
+}
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,13 @@ class Trip:
 
 
 SEEN: set[str] = set()  # the steps of all trips
-TRIPS = (Trip("A", "B"), Trip("B", "A"), Trip("B", "A", "rollback"), Trip("A", "none", "remove"),
-         Trip("none", "A"))  # fmt: skip
+TRIPS = (
+    Trip("A", "B"),
+    Trip("B", "A"),
+    Trip("B", "A", "rollback"),
+    Trip("A", "none", "remove"),
+    Trip("none", "A"),
+)
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,12 @@ class Sweep:
             if cell is None:
                 place.reach_state(state)
                 continue
-            result = {"host": place.kind, "way": f"{trip.start} to {trip.end} ({trip.verb})",
-                      "step": cell.step, "cut": cell.cut}  # fmt: skip
+            result = {
+                "host": place.kind,
+                "way": f"{trip.start} to {trip.end} ({trip.verb})",
+                "step": cell.step,
+                "cut": cell.cut,
+            }
             try:
                 result["left"] = cut(place, trip, cell)
             except (AssertionError, subprocess.TimeoutExpired) as error:

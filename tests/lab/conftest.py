@@ -33,9 +33,11 @@ from lab import Lab, plan
 # has the hosts, or by file.
 GROUPS = {"lab_fleet": "fleet", "deployed_pair": "pair", "good": "lab"}
 SHARED = {
-    "test_lab": "h17-h20", "test_acme": "h17-h20", "test_rotation": "h17-h20",
+    "test_lab": "h17-h20",
+    "test_acme": "h17-h20",
+    "test_rotation": "h17-h20",
     "test_refusals": "fleet",
-}  # fmt: skip
+}
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook

@@ -95,9 +95,14 @@ def calls_of(
             room = f"continuity-{os.urandom(4).hex()}"
             one, other = (token(key, SecretStr(secret), room, ttl=3600) for _ in "ab")
             request = Request(
-                url, (one.get_secret_value(), other.get_secret_value()), servers, bool(servers),
-                ca_file if "turns:" in name or url.startswith("wss:") else None, 0, CONNECT_TIMEOUT,
-            )  # fmt: skip
+                url,
+                (one.get_secret_value(), other.get_secret_value()),
+                servers,
+                bool(servers),
+                ca_file if "turns:" in name or url.startswith("wss:") else None,
+                0,
+                CONNECT_TIMEOUT,
+            )
             calls[name] = stack.enter_context(_process(request))
         for name, process in calls.items():
             said = process.stdout.readline() if process.stdout else ""
@@ -119,9 +124,13 @@ def _process(request: Request) -> Iterator[subprocess.Popen[str]]:
     if request.ca_file:
         environment["SSL_CERT_FILE"] = request.ca_file
     process = subprocess.Popen(
-        [*Lab().client_prefix(), sys.executable, __file__], text=True, env=environment,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*Lab().client_prefix(), sys.executable, __file__],
+        text=True,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     try:
         assert process.stdin
         process.stdin.write(json.dumps(dataclasses.asdict(request)) + "\n")
@@ -181,8 +190,10 @@ class Steady(Caller):
 
     async def end(self, urls: dict[str, str]) -> Continuity:
         now = time.perf_counter()
-        gaps = (max(self.data_gap, now - self.last_data),
-                max(self.longest_silence, now - self.last_heard))  # fmt: skip
+        gaps = (
+            max(self.data_gap, now - self.last_data),
+            max(self.longest_silence, now - self.last_heard),
+        )
         was, (sent, received) = self.before
         now_sent, now_received = await self.packets()
         try:

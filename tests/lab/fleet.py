@@ -80,8 +80,11 @@ class Host:
         leader = hosts.leader(plan.find_host(self.name))
         done = subprocess.run(
             ["nsenter", "--all", f"--target={leader}", "sh", "-c", script],
-            text=True, capture_output=True, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+            text=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
         assert not check or done.returncode == 0, f"{self.name}: {script}: {done.stderr}"
         return done.stdout.strip()
 
@@ -96,8 +99,10 @@ class Host:
         )
         pairs = (block.split() for block in shown.split("\n\n") if block)
         found = {dict(p.split("=", 1) for p in pair)["Id"]: pair for pair in pairs}
-        pids = {unit: int(dict(p.split("=", 1) for p in pair)["MainPID"])
-                for unit, pair in found.items()}  # fmt: skip
+        pids = {
+            unit: int(dict(p.split("=", 1) for p in pair)["MainPID"])
+            for unit, pair in found.items()
+        }
         return {unit: pid for unit, pid in pids.items() if pid}
 
     @contextmanager
@@ -148,8 +153,11 @@ class Run:
         """The changes announced for a host, as printed."""
         prefix = f"[{host}.lab.test]   "
         lines = (line.strip() for line in self.text.splitlines())
-        return [" ".join(line.removeprefix(prefix).split()) for line in lines
-                if line.startswith(prefix) and line.removeprefix(prefix)[0] in "+~-!"]  # fmt: skip
+        return [
+            " ".join(line.removeprefix(prefix).split())
+            for line in lines
+            if line.startswith(prefix) and line.removeprefix(prefix)[0] in "+~-!"
+        ]
 
 
 class Fleet:
@@ -193,12 +201,15 @@ class Fleet:
         """Start the literal command in a process group of its own."""
         self.write()
         process = subprocess.Popen(
-            [*before, PYINFRA, self.inventory, self.deploy_file, *arguments], cwd=REPOSITORY,
+            [*before, PYINFRA, self.inventory, self.deploy_file, *arguments],
+            cwd=REPOSITORY,
             env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1", **self.environment},
             text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._started.append(process)
         return process
 
@@ -225,10 +236,14 @@ class Fleet:
     def ice_servers(self) -> dict[str, Any]:
         """What LiveKit hands out to callers, each one asked: `ok` if all answer."""
         return probe(
-            "webrtc", f"ws://{SFU.fqdn}:7880", "--ice-servers", "--ca-file",
-            str(plan.STATE / "ca.pem"), secret=self.secrets["livekit/api_secret"],
+            "webrtc",
+            f"ws://{SFU.fqdn}:7880",
+            "--ice-servers",
+            "--ca-file",
+            str(plan.STATE / "ca.pem"),
+            secret=self.secrets["livekit/api_secret"],
             LIVEKIT_API_KEY="APIfleet",
-        )  # fmt: skip
+        )
 
     def refused(self, *arguments: str, before: tuple[str, ...] = ()) -> list[str]:
         """A deploy that must be refused: exit 1, one message, nothing changed on any host."""
@@ -343,9 +358,14 @@ def pair_inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 def deploy_lab() -> None:
     """The literal command for the lab's four hosts, which must succeed."""
     done = subprocess.run(
-        [PYINFRA, LAB_INVENTORY, "deploy.py"], cwd=REPOSITORY, text=True, capture_output=True,
-        env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL, check=False,
-    )  # fmt: skip
+        [PYINFRA, LAB_INVENTORY, "deploy.py"],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PYINFRA_YES": "1"},
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -382,11 +402,23 @@ def probe(module: str, *arguments: str, secret: str = "", **environment: str) ->
     """What a caller sees: `python -m callready.probes.MODULE …` where the callers are, as data
     with `ok`; a secret goes over standard input."""
     done = subprocess.run(
-        [*Lab().client_prefix(), sys.executable, "-m", f"callready.probes.{module}", *arguments,
-         "--json", *(["--secret-file", "-"] if secret else [])],
-        cwd=REPOSITORY, env={**os.environ, **environment}, text=True, input=secret,
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        [
+            *Lab().client_prefix(),
+            sys.executable,
+            "-m",
+            f"callready.probes.{module}",
+            *arguments,
+            "--json",
+            *(["--secret-file", "-"] if secret else []),
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        text=True,
+        input=secret,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     return {"ok": not done.returncode, **json.loads(done.stdout or done.stderr)}
 
 

@@ -21,10 +21,13 @@ from lab import acme, plan
 TURN, BOX = Host("h17"), Host("h18")
 # Every name on every port that serves it.
 ENDPOINTS = (
-    (TURN, TURN.fqdn, 443), (TURN, TURN.fqdn, 5349),
-    (BOX, BOX.fqdn, 443), (BOX, f"turn.{BOX.fqdn}", 443), (BOX, f"turn.{BOX.fqdn}", 5349),
+    (TURN, TURN.fqdn, 443),
+    (TURN, TURN.fqdn, 5349),
+    (BOX, BOX.fqdn, 443),
+    (BOX, f"turn.{BOX.fqdn}", 443),
+    (BOX, f"turn.{BOX.fqdn}", 5349),
     (BOX, f"turn.{BOX.fqdn}", 5350),
-)  # fmt: skip
+)
 UNIT = "callready-certificates.service"
 LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}"
 
@@ -55,13 +58,25 @@ def inventory() -> tuple[dict[str, object], dict[str, object], list[str]]:
     data["livekit"]["url"] = f"wss://{BOX.fqdn}"
     data["edge"] = {}
     data["host"] = {"other_listeners": ["5355/tcp", "5355/udp"]}
-    data["turn"] = {"pools": {
-        "calls": {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"], "tls_on_443": True,
-                  "min_port": 60001, "max_port": 62000},
-        "avatar": {"realm": "avatar.lab.test", "secrets": ["secret:turn/avatar"],
-                   "listening_port": 3479, "tls_listening_port": 5350, "min_port": 62001},
-        "far": {"realm": "far.lab.test", "secrets": ["secret:turn/far"], "tls_on_443": True},
-    }}  # fmt: skip
+    data["turn"] = {
+        "pools": {
+            "calls": {
+                "realm": "calls.lab.test",
+                "secrets": ["secret:turn/calls"],
+                "tls_on_443": True,
+                "min_port": 60001,
+                "max_port": 62000,
+            },
+            "avatar": {
+                "realm": "avatar.lab.test",
+                "secrets": ["secret:turn/avatar"],
+                "listening_port": 3479,
+                "tls_listening_port": 5350,
+                "min_port": 62001,
+            },
+            "far": {"realm": "far.lab.test", "secrets": ["secret:turn/far"], "tls_on_443": True},
+        }
+    }
     data["tls"] = {
         "acme": {
             "email": "operator@lab.test",
@@ -114,8 +129,10 @@ def words(host: Host) -> str:
 
 
 def test_what_the_authority_would_refuse_is_refused_before(bare_site: Fleet) -> None:
-    TURN.root("apt-get -qq -y install nftables > /dev/null 2>&1 || apt-get -qq update && "
-              "apt-get -qq -y install nftables > /dev/null")  # fmt: skip
+    TURN.root(
+        "apt-get -qq -y install nftables > /dev/null 2>&1 || apt-get -qq update && "
+        "apt-get -qq -y install nftables > /dev/null"
+    )
     bare_site.groups["turn"][1][1]["name"] = "h01.lab.test"
     with TURN.listening("tcp", 80), dropped("input", "tcp dport 80 drop"):
         said = "\n".join(bare_site.run().message)
@@ -221,9 +238,11 @@ def stopped_between_key_and_chain() -> Iterator[None]:
 @contextmanager
 def full_disk() -> Iterator[None]:
     folder = f"/etc/callready/tls/{TURN.fqdn}"
-    TURN.root(f"cp -a {folder} /run/was-tls; mount -t tmpfs -o size=64k,mode=755 tmpfs {folder}; "
-              f"cp -a /run/was-tls/. {folder}; cat /dev/zero > {folder}/x",
-              check=False)  # fmt: skip
+    TURN.root(
+        f"cp -a {folder} /run/was-tls; mount -t tmpfs -o size=64k,mode=755 tmpfs {folder}; "
+        f"cp -a /run/was-tls/. {folder}; cat /dev/zero > {folder}/x",
+        check=False,
+    )
     try:
         yield
     finally:
@@ -233,8 +252,10 @@ def full_disk() -> Iterator[None]:
 @contextmanager
 def deaf_to_reload() -> Iterator[None]:
     folder = "/run/systemd/system/turnserver@far.service.d"
-    TURN.root(f"mkdir -p {folder}; printf '[Service]\\nExecReload=\\nExecReload=/bin/true\\n' > "
-              f"{folder}/deaf.conf; systemctl daemon-reload")  # fmt: skip
+    TURN.root(
+        f"mkdir -p {folder}; printf '[Service]\\nExecReload=\\nExecReload=/bin/true\\n' > "
+        f"{folder}/deaf.conf; systemctl daemon-reload"
+    )
     try:
         yield
     finally:

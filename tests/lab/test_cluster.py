@@ -21,13 +21,16 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         address = f"{ONE.ipv4}:6379"
         data["firewall"] = {"extra_ports": ["6379/tcp"]}
         data["livekit"] |= {
-            "url": f"ws://{OTHER.fqdn}:7880", "turn_pool": None,
+            "url": f"ws://{OTHER.fqdn}:7880",
+            "turn_pool": None,
             "redis": {"address": address, "password": "secret:redis"},
-        }  # fmt: skip
+        }
         data["livekit"]["rtc"] = {"stun_servers": ["198.51.100.2:3478"]}
-        groups = {"livekit": [
-            (host.fqdn, {"address": host.ipv4, "address6": host.ipv6}) for host in HOSTS
-        ]}  # fmt: skip
+        groups = {
+            "livekit": [
+                (host.fqdn, {"address": host.ipv4, "address6": host.ipv6}) for host in HOSTS
+            ]
+        }
         fleet = Fleet(
             tmp_path_factory.mktemp("cluster"), groups, data, ["livekit/api_secret", "redis"]
         )

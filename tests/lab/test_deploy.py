@@ -36,12 +36,18 @@ def test_dry_run_shows_the_plan_of_bare_hosts_and_touches_nothing(bare_fleet: Fl
     assert run.status == 0, run.text
     turn, sfu = run.plan("h03"), run.plan("h04")
     assert [line for line in turn if line.startswith("+ package coturn 4.6.1-")]
-    assert {"+ file /etc/coturn/calls.conf", "+ firewall table inet callready",
-            "+ unit turnserver@calls.service: start"} <= set(turn), turn  # fmt: skip
+    assert {
+        "+ file /etc/coturn/calls.conf",
+        "+ firewall table inet callready",
+        "+ unit turnserver@calls.service: start",
+    } <= set(turn), turn
     assert [line for line in turn if line.startswith("+ row /var/lib/turn/calls.db calls.lab.test")]
     assert [line for line in turn if line.startswith("+ certificate h03.lab.test serial")]
-    assert {"+ user livekit", "+ binary /opt/livekit/1.13.5/livekit-server",
-            "+ unit livekit-server.service: start"} <= set(sfu), sfu  # fmt: skip
+    assert {
+        "+ user livekit",
+        "+ binary /opt/livekit/1.13.5/livekit-server",
+        "+ unit livekit-server.service: start",
+    } <= set(sfu), sfu
     assert "relay-ip=198.51.100.103" in run.text
     assert "••••••" in run.text
     for host in HOSTS:
@@ -54,8 +60,11 @@ def test_another_coturn_than_the_host_would_install_is_refused(bare_fleet: Fleet
         "set turn.version to what the host has (the keys are then checked for that version)"
     )
     assert sorted(bare_fleet.refused()) == [
-        said.format("h03", 1), said.format("h05", 1), said.format("h06", 2), "nothing was changed",
-    ]  # fmt: skip
+        said.format("h03", 1),
+        said.format("h05", 1),
+        said.format("h06", 2),
+        "nothing was changed",
+    ]
     # A host that never fetched package lists knows its candidate only later.
     TURN12.root("rm -rf /var/lib/apt/lists/*")
     files = "find /etc ! -type d -printf '%p %T@\n'; dpkg-query -W"
@@ -154,8 +163,13 @@ def test_environment_file_keeps_what_is_not_ours(fleet: Fleet) -> None:
     assert lines[0] == "DEBUG=1"
     assert lines[1:3] == ["LIVEKIT_API_KEY=APIfleet", "PORT=80"]
     assert sorted(line.partition("=")[0] for line in lines[3:]) == [
-        "LIVEKIT_API_SECRET", "LIVEKIT_URL", "STUN_URIS", "TURN_SECRET", "TURN_TTL", "TURN_URIS",
-    ]  # fmt: skip
+        "LIVEKIT_API_SECRET",
+        "LIVEKIT_URL",
+        "STUN_URIS",
+        "TURN_SECRET",
+        "TURN_TTL",
+        "TURN_URIS",
+    ]
     assert SFU.root("stat -c '%a %U' /srv/app/.env") == "600 debian"
 
 
@@ -209,8 +223,9 @@ def test_dry_run_shows_a_change_with_secrets_hidden_and_touches_nothing(fleet: F
     ]
     rows = [line for line in run.plan("h05") if " row " in line]
     assert [line[:30] for line in rows] == [
-        "+ row /var/lib/turn/avatar.db ", "- row /var/lib/turn/avatar.db ",
-    ]  # fmt: skip
+        "+ row /var/lib/turn/avatar.db ",
+        "- row /var/lib/turn/avatar.db ",
+    ]
     for line in ("-total-quota=1200", "+total-quota=1300", "-  level: info", "+  level: warn"):
         assert line in run.text
     assert {host: host.snapshot() for host in HOSTS} == before
@@ -300,14 +315,21 @@ def reach(how: str, address: str, port: int, secret: str = "") -> str:
     script = Path(__file__).with_name("reach.py")
     return subprocess.run(
         [*Lab().client_prefix(), sys.executable, script, how, address, str(port), TWO_POOLS.ipv4],
-        input=secret, capture_output=True, text=True, check=True, cwd=REPOSITORY, timeout=30,
+        input=secret,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+        timeout=30,
         env={"PYTHONPATH": str(REPOSITORY)},
-    ).stdout.strip()  # fmt: skip
+    ).stdout.strip()
 
 
 def test_tables_of_other_programs_stay(fleet: Fleet) -> None:
-    TURN12.root("nft add table inet foreign; nft add chain inet foreign mine; "
-                "nft add rule inet foreign mine counter accept")  # fmt: skip
+    TURN12.root(
+        "nft add table inet foreign; nft add chain inet foreign mine; "
+        "nft add rule inet foreign mine counter accept"
+    )
     before = TURN12.root("nft list table inet foreign")
     fleet.data["firewall"] = {"extra_ports": ["8443/tcp"]}
     pids = TURN12.pids()
@@ -356,7 +378,8 @@ def test_role_taken_out_of_the_inventory_leaves_the_host(fleet: Fleet) -> None:
     assert SFU.root("cat /etc/livekit/livekit.yaml") == "port: 1"
     units = SFU.root("find /etc/systemd -name '*livekit*' -o -name '*callready*'").splitlines()
     assert {path.rpartition("/")[2] for path in units} == {
-        "callready-boot.service", "callready-revert.service",
-    }  # fmt: skip
+        "callready-boot.service",
+        "callready-revert.service",
+    }
     assert SFU.root("nft list tables") == ""
     assert fleet.deploy().changed == []

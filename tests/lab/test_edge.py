@@ -40,9 +40,13 @@ def secret(name: str) -> str:
 def call() -> dict[str, Any]:
     """A call of two people somewhere else, through the edge."""
     return probe(
-        "webrtc", f"wss://{SFU.fqdn}", "--ca-file", str(ca.CA_CERTIFICATE),
-        secret=secret("livekit/api_secret"), LIVEKIT_API_KEY="APIlab",
-    )  # fmt: skip
+        "webrtc",
+        f"wss://{SFU.fqdn}",
+        "--ca-file",
+        str(ca.CA_CERTIFICATE),
+        secret=secret("livekit/api_secret"),
+        LIVEKIT_API_KEY="APIlab",
+    )
 
 
 def test_slow_and_idle_clients_keep_nobody_from_calling() -> None:
@@ -57,8 +61,16 @@ def test_slow_and_idle_clients_keep_nobody_from_calling() -> None:
 
 
 # What a scan must have looked at to be worth anything.
-LOOKED_AT = {"TLS1", "TLS1_2", "cipherlist_NULL", "cert_chain_of_trust", "heartbleed", "ROBOT",
-             "SWEET32", "RC4"}  # fmt: skip
+LOOKED_AT = {
+    "TLS1",
+    "TLS1_2",
+    "cipherlist_NULL",
+    "cert_chain_of_trust",
+    "heartbleed",
+    "ROBOT",
+    "SWEET32",
+    "RC4",
+}
 ABOVE_LOW = {"MEDIUM", "HIGH", "CRITICAL", "FATAL"}
 # The lab's authority has no revocation; a public one has.
 NOT_OURS = {"cert_revocation"}
@@ -68,11 +80,29 @@ def scan(host: Host, port: int, report: Path) -> dict[str, dict[str, str]]:
     """What testssl.sh finds on a port, by its names of the findings."""
     file = report / f"{host.name}-{port}.json"
     subprocess.run(
-        [*Lab().client_prefix(), "testssl", "--quiet", "--color=0", "--warnings=off",
-         f"--add-ca={ca.CA_CERTIFICATE}", f"--ip={host.ipv4}", f"--jsonfile={file}",
-         "-p", "-s", "-f", "-P", "-S", "-h", "-U", f"{host.fqdn}:{port}"],
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=300, check=False,
-    )  # fmt: skip
+        [
+            *Lab().client_prefix(),
+            "testssl",
+            "--quiet",
+            "--color=0",
+            "--warnings=off",
+            f"--add-ca={ca.CA_CERTIFICATE}",
+            f"--ip={host.ipv4}",
+            f"--jsonfile={file}",
+            "-p",
+            "-s",
+            "-f",
+            "-P",
+            "-S",
+            "-h",
+            "-U",
+            f"{host.fqdn}:{port}",
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
     return {item["id"]: item for item in json.loads(file.read_text())}
 
 
@@ -83,8 +113,11 @@ def test_a_scanner_finds_nothing(tmp_path: Path) -> None:
     for at, found in zip(where, scans, strict=True):
         assert found.keys() >= LOOKED_AT, at
         assert found["cert_chain_of_trust"]["severity"] == "OK"
-        bad = {name: item["finding"] for name, item in found.items()
-               if item["severity"] in ABOVE_LOW and name not in NOT_OURS}  # fmt: skip
+        bad = {
+            name: item["finding"]
+            for name, item in found.items()
+            if item["severity"] in ABOVE_LOW and name not in NOT_OURS
+        }
         assert not bad, at
 
 
@@ -92,14 +125,22 @@ def pion(server: TurnServer, who: Credentials, peer: str) -> dict[str, str]:
     """What pion's client gets that has a datagram echoed by `peer`: `relayed` or `error`."""
     at = f"[{server.address}]" if ":" in server.address else server.address
     asked = {
-        "server": f"{at}:{server.port}", "transport": server.transport, "username": who.username,
-        "credential": who.password, "peer": peer, "servername": server.server_name,
+        "server": f"{at}:{server.port}",
+        "transport": server.transport,
+        "username": who.username,
+        "credential": who.password,
+        "peer": peer,
+        "servername": server.server_name,
         "cafile": server.ca_file,
-    }  # fmt: skip
+    }
     done = subprocess.run(
-        [*Lab().client_prefix(), tools.pion_turn()], input=json.dumps(asked), text=True,
-        capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
+        [*Lab().client_prefix(), tools.pion_turn()],
+        input=json.dumps(asked),
+        text=True,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     answer: dict[str, str] = json.loads(done.stdout)
     return answer
 
@@ -157,8 +198,11 @@ def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> N
     def rotate() -> None:
         subprocess.run(
             [sys.executable, "-m", "callready.rotate", tmp_path / "own/lab", "app/token"],
-            cwd=REPOSITORY, check=True, stdin=subprocess.DEVNULL, capture_output=True,
-        )  # fmt: skip
+            cwd=REPOSITORY,
+            check=True,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+        )
 
     def caller(bearer: SecretStr) -> list[float]:
         waits = []

@@ -56,10 +56,14 @@ def test_question_that_nobody_can_answer_is_an_error(pair: Fleet) -> None:
     pair.write()
     before = TURN.snapshot()
     run = subprocess.run(
-        [PYINFRA, pair.inventory, "deploy.py"], cwd=REPOSITORY, stdin=subprocess.DEVNULL,
+        [PYINFRA, pair.inventory, "deploy.py"],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
         env={name: value for name, value in os.environ.items() if name != "PYINFRA_YES"},
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert run.returncode == 1
     assert "callready: no terminal to ask on: give -y or PYINFRA_YES=1" in run.stderr
     assert "Traceback" not in run.stderr and "exception" not in run.stderr
@@ -88,8 +92,10 @@ def test_sudo_that_asks_for_a_password(pair: Fleet) -> None:
     pair.secrets["sudo"] = f"{pair.marker}-sudo-'$x"
     pair.unsettled = True
     rule = "/etc/sudoers.d/90-cloud"
-    TURN.root(f"mv {rule} /root/rule; echo 'debian ALL=(ALL) ALL' > {rule}; chmod 440 {rule}; "
-              "echo 'debian:other' | chpasswd")  # fmt: skip
+    TURN.root(
+        f"mv {rule} /root/rule; echo 'debian ALL=(ALL) ALL' > {rule}; chmod 440 {rule}; "
+        "echo 'debian:other' | chpasswd"
+    )
     try:
         wrong = pair.run()
         assert wrong.status == 1

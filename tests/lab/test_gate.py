@@ -66,9 +66,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     secrets.remove("turn/avatar")
     groups = {
         "livekit": [(SFU.fqdn, {"address": SFU.ipv4, "address6": SFU.ipv6})],
-        "turn": [(TURN.fqdn, {"address": TURN.ipv4, "address6": TURN.ipv6,
-                              "pools": ["calls", "gadget"]})],
-    }  # fmt: skip
+        "turn": [
+            (TURN.fqdn, {"address": TURN.ipv4, "address6": TURN.ipv6, "pools": ["calls", "gadget"]})
+        ],
+    }
     fleet = Fleet(tmp_path_factory.mktemp("operator"), groups, data, secrets)
     with delivered(TURN.name, SFU.name):
         fleet.deploy()
@@ -125,9 +126,11 @@ def test_a_stopped_service(site: Site, host: Host, unit: str, what: str, why: st
 
 def test_a_service_that_comes_up_late_passes(site: Site) -> None:
     with changed(
-        TURN, "systemctl stop turnserver@gadget; systemd-run -q --on-active=3 --timer-property="
-        "AccuracySec=100ms systemctl start turnserver@gadget", "true",
-    ):  # fmt: skip
+        TURN,
+        "systemctl stop turnserver@gadget; systemd-run -q --on-active=3 --timer-property="
+        "AccuracySec=100ms systemctl start turnserver@gadget",
+        "true",
+    ):
         assert site.gate(TURN, within=20) == []
 
 
@@ -172,9 +175,10 @@ def test_a_certificate_for_another_name(site: Site) -> None:
     named = f"its name is not {TURN.fqdn}, it names other.lab.test"
     assert sum(named in text for text in said) == 4
     assert set(about(said)) == {
-        "TURN allocation over tls of pool calls", "TURN allocation over tls on 443 of pool calls",
+        "TURN allocation over tls of pool calls",
+        "TURN allocation over tls on 443 of pool calls",
         *(f"certificate of {TURN.fqdn} on port {port}" for port in (443, 5349)),
-    }  # fmt: skip
+    }
     assert waiting == []
     assert site.gate(TURN, within=10) == []
 
@@ -210,15 +214,24 @@ def test_a_network_without_udp_is_found_and_another_host_probes(site: Site) -> N
 
 def test_a_gate_host_that_cannot_pass_probes_on_says_what_it_needs(site: Site) -> None:
     specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
-    with changed(
-        SFU, "chmod 0 $(readlink -f $(command -v python3))", "chmod 755 /usr/bin/python3.*"
-    ), pytest.raises(ConnectError, match=r"needs python3"), via(prober, specs):  # fmt: skip
+    with (
+        changed(
+            SFU, "chmod 0 $(readlink -f $(command -v python3))", "chmod 755 /usr/bin/python3.*"
+        ),
+        pytest.raises(ConnectError, match=r"needs python3"),
+        via(prober, specs),
+    ):
         pass
     config = "/etc/ssh/sshd_config.d/gate.conf"
-    with changed(
-        SFU, f"echo AllowTcpForwarding no > {config}; systemctl restart ssh",
-        f"rm {config}; systemctl restart ssh",
-    ), pytest.raises(ConnectError, match="AllowTcpForwarding"), via(prober, specs):  # fmt: skip
+    with (
+        changed(
+            SFU,
+            f"echo AllowTcpForwarding no > {config}; systemctl restart ssh",
+            f"rm {config}; systemctl restart ssh",
+        ),
+        pytest.raises(ConnectError, match="AllowTcpForwarding"),
+        via(prober, specs),
+    ):
         pass
 
 

@@ -23,9 +23,14 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the lab needs root")
 def python(*arguments: str) -> "subprocess.Popen[str]":
     """Start Python in the test lab's surroundings."""
     return subprocess.Popen(
-        [*PYTHON, *arguments], cwd=REPOSITORY, env=ENVIRONMENT, text=True,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+        [*PYTHON, *arguments],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def lab(*arguments: str, status: int = 0) -> str:
@@ -61,18 +66,23 @@ def traces() -> list[str]:
     files = [Path(f"/var/lib/{INSTANCE}-lab"), Path(f"/run/{INSTANCE}-lab.lock")]
     links = subprocess.run(
         ["ip", "-netns", NAMESPACE.name, "-brief", "link"],
-        capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     return [
         *processes(),
         *cgroups,
         *(str(file) for file in files if file.exists()),
-        *(line for line in Path("/proc/self/mounts").read_text().splitlines() if INSTANCE in line
-          and NAMESPACE.name not in line),
+        *(
+            line
+            for line in Path("/proc/self/mounts").read_text().splitlines()
+            if INSTANCE in line and NAMESPACE.name not in line
+        ),
         *(link for link in links if not link.startswith("lo ")),
         *(str(path) for path in NAMESPACE.parent.glob(f"{INSTANCE}-client")),
         *(line for line in Path("/etc/hosts").read_text().splitlines() if INSTANCE in line),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module", autouse=True)

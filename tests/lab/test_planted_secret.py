@@ -95,8 +95,9 @@ def test_secret_is_in_no_argument_and_no_environment_variable(fleet: Fleet, tmp_
         # One planted where it must be found, or a search that finds nothing proves nothing.
         subprocess.run(
             [sys.executable, "-m", "lab", "root", TURN13.name, "--", "POISON=1 ls /poison"],
-            cwd=REPOSITORY, check=False,
-        )  # fmt: skip
+            cwd=REPOSITORY,
+            check=False,
+        )
     seen = {file.name: file.read_text() for file in tmp_path.iterdir()}
     for host in HOSTS:
         for word in ("/apply.sh", "base64"):
@@ -186,8 +187,11 @@ def test_secret_is_in_no_traceback(pair: Fleet, tmp_path: Path) -> None:
         run = literal(pair, tmp_path, PYINFRA, pair.inventory, "deploy.py", "-vvv", "--debug-all")
         assert run.returncode == 1
         left = [path for path in tmp_path.iterdir() if path.is_file()]
-        assert not [text for text in [run.stdout, *(path.read_text() for path in left)]
-                    if pair.marker in text]  # fmt: skip
+        assert not [
+            text
+            for text in [run.stdout, *(path.read_text() for path in left)]
+            if pair.marker in text
+        ]
         assert "livekit.yaml.j2" in run.stdout
     assert {host: host.snapshot() for host in PAIR} == before
 
@@ -196,9 +200,20 @@ def test_secret_is_in_no_report_of_the_verification(pair: Fleet, tmp_path: Path)
     """Whose checks fail, because its secrets are not the ones the hosts have."""
     pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
     run = literal(
-        pair, REPOSITORY, *Lab().client_prefix(), sys.executable, "-m", "callready.verify",
-        pair.inventory, "--attempts", "1", "--report", tmp_path, "--tb=long", "--showlocals",
-    )  # fmt: skip
+        pair,
+        REPOSITORY,
+        *Lab().client_prefix(),
+        sys.executable,
+        "-m",
+        "callready.verify",
+        pair.inventory,
+        "--attempts",
+        "1",
+        "--report",
+        tmp_path,
+        "--tb=long",
+        "--showlocals",
+    )
     assert run.returncode == 1
     cases = ElementTree.parse(tmp_path / "verify.xml").iter("testcase")
     failed = {
@@ -214,7 +229,12 @@ def literal(pair: Fleet, folder: Path, *command: object) -> subprocess.Completed
     """Run a command as an operator does; all that it prints."""
     pair.write()
     return subprocess.run(
-        [str(word) for word in command], cwd=folder, env={**os.environ, "PYINFRA_YES": "1"},
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [str(word) for word in command],
+        cwd=folder,
+        env={**os.environ, "PYINFRA_YES": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         timeout=120,
-    )  # fmt: skip
+    )

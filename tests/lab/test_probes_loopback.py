@@ -35,11 +35,21 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     archives = folder / "archives"
     (archives / "partial").mkdir(parents=True)
     subprocess.run(
-        ["apt-get", "install", "--download-only", "--reinstall", "--yes", "--quiet",
-         "--no-install-recommends", f"-oDir::Cache::archives={archives}",
-         "-oAPT::Sandbox::User=root", "coturn"],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "apt-get",
+            "install",
+            "--download-only",
+            "--reinstall",
+            "--yes",
+            "--quiet",
+            "--no-install-recommends",
+            f"-oDir::Cache::archives={archives}",
+            "-oAPT::Sandbox::User=root",
+            "coturn",
+        ],
+        check=True,
+        capture_output=True,
+    )
     for archive in archives.glob("*.deb"):
         subprocess.run(["dpkg", "-x", archive, folder / "root"], check=True)
     yield folder / "root"
@@ -66,13 +76,29 @@ def start(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             if any(line.startswith("relay-ip") for line in lines)
             else ("relay-ip=127.0.0.1", "relay-ip=::1")
         )
-        (folder / "turnserver.conf").write_text("\n".join([
-            f"listening-port={port}", "listening-ip=127.0.0.1", "listening-ip=::1", *relay,
-            "realm=probes.test", "use-auth-secret",
-            f"static-auth-secret={SECRET.get_secret_value()}", "no-tls", "no-dtls", "no-cli",
-            f"userdb={folder}/db", f"pidfile={folder}/pid", f"log-file={folder}/log",
-            "min-port=30000", "max-port=30999", *lines, "",
-        ]))  # fmt: skip
+        (folder / "turnserver.conf").write_text(
+            "\n".join(
+                [
+                    f"listening-port={port}",
+                    "listening-ip=127.0.0.1",
+                    "listening-ip=::1",
+                    *relay,
+                    "realm=probes.test",
+                    "use-auth-secret",
+                    f"static-auth-secret={SECRET.get_secret_value()}",
+                    "no-tls",
+                    "no-dtls",
+                    "no-cli",
+                    f"userdb={folder}/db",
+                    f"pidfile={folder}/pid",
+                    f"log-file={folder}/log",
+                    "min-port=30000",
+                    "max-port=30999",
+                    *lines,
+                    "",
+                ]
+            )
+        )
         running.append(
             subprocess.Popen(
                 [unpacked / "usr/bin/turnserver", "-c", folder / "turnserver.conf"],
@@ -232,8 +258,10 @@ def test_a_pool_that_dies_ends_the_peers_call(start: Start) -> None:
     pid = int(
         subprocess.run(
             ["ss", "-Hlunp", f"sport = :{dying.port}"], capture_output=True, text=True, check=True
-        ).stdout.partition("pid=")[2].partition(",")[0]
-    )  # fmt: skip
+        )
+        .stdout.partition("pid=")[2]
+        .partition(",")[0]
+    )
 
     def kill() -> None:
         time.sleep(0.5)

@@ -17,9 +17,15 @@ ENVIRONMENT = {**os.environ, "PYINFRA_YES": "1"}
 
 def pyinfra(*arguments: str | Path) -> Run:
     done = subprocess.run(
-        [PYINFRA, *arguments], cwd=REPOSITORY, env=ENVIRONMENT, text=True, capture_output=True,
-        stdin=subprocess.DEVNULL, timeout=60, check=False,
-    )  # fmt: skip
+        [PYINFRA, *arguments],
+        cwd=REPOSITORY,
+        env=ENVIRONMENT,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
     assert "Traceback" not in done.stdout + done.stderr
     return Run(done.returncode, done.stdout, done.stderr)
 
@@ -144,16 +150,18 @@ def test_certificate_that_cannot_be_served_is_refused(fleet: Fleet) -> None:
 def test_limit_does_not_hide_the_mistakes_of_other_hosts(fleet: Fleet) -> None:
     fleet.groups["turn"][1][1]["ssh_port"] = 0
     assert fleet.refused("--limit", TURN12.fqdn) == [
-        NOTHING, "h06.lab.test: ssh_port: 0 is not a port (1-65535)",
-    ]  # fmt: skip
+        NOTHING,
+        "h06.lab.test: ssh_port: 0 is not a port (1-65535)",
+    ]
 
 
 def test_mistyped_selection_is_no_success(fleet: Fleet) -> None:
     fleet.write()
     run = pyinfra(f"{fleet.inventory}s", "deploy.py")
     assert (run.status, run.message) == (
-        1, [NOTHING, f"{fleet.inventory}s: no hosts: is it the right file?"],
-    )  # fmt: skip
+        1,
+        [NOTHING, f"{fleet.inventory}s: no hosts: is it the right file?"],
+    )
     run = pyinfra(fleet.inventory, "deploy.py", "--limit", "h99*")
     assert run.status == 1
     assert "callready: no host was selected: check the inventory's path and --limit" in run.text

@@ -78,9 +78,13 @@ class Operator:
 
     def run(self, *command: object) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [str(word) for word in command], cwd=REPOSITORY, text=True, capture_output=True,
-            env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [str(word) for word in command],
+            cwd=REPOSITORY,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "PYINFRA_YES": "1"},
+            stdin=subprocess.DEVNULL,
+        )
         self.seen |= {v for k, v in self.entries().items() if not k.endswith((".until", "ation"))}
         assert not any(value in done.stdout + done.stderr for value in self.seen)
         assert "Traceback" not in done.stderr, done.stderr
@@ -153,11 +157,20 @@ def callers(*options: str) -> Iterator[dict[str, Any]]:
     leader = hosts.leader(plan.find_host(SFU.name))
     env = f"/proc/{leader}/root/srv/app/.env"
     process = subprocess.Popen(
-        [*Lab().client_prefix(), sys.executable, Path(__file__).with_name("rotation_caller.py"),
-         env, TURN.ipv4, *options],
-        cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [
+            *Lab().client_prefix(),
+            sys.executable,
+            Path(__file__).with_name("rotation_caller.py"),
+            env,
+            TURN.ipv4,
+            *options,
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     found: dict[str, Any] = {}
     try:
         yield found
@@ -170,11 +183,24 @@ def callers(*options: str) -> Iterator[dict[str, Any]]:
 def a_call() -> Iterator[None]:
     """Two people in a call."""
     process = subprocess.Popen(
-        [*Lab().client_prefix(), sys.executable, "-m", "callready.probes.webrtc",
-         app()["LIVEKIT_URL"], "--duration", "60", "--secret-file", "-"],
-        cwd=REPOSITORY, env={**os.environ, "LIVEKIT_API_KEY": app()["LIVEKIT_API_KEY"]},
-        text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        [
+            *Lab().client_prefix(),
+            sys.executable,
+            "-m",
+            "callready.probes.webrtc",
+            app()["LIVEKIT_URL"],
+            "--duration",
+            "60",
+            "--secret-file",
+            "-",
+        ],
+        cwd=REPOSITORY,
+        env={**os.environ, "LIVEKIT_API_KEY": app()["LIVEKIT_API_KEY"]},
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     assert process.stdin
     process.stdin.write(app()["LIVEKIT_API_SECRET"])
     process.stdin.close()
@@ -246,9 +272,12 @@ def test_turn_secret_and_livekit_key_are_rotated_and_nobody_refused(operator: Op
     assert found["refused"] == []
     assert known_keys().keys().isdisjoint(old_key)
     assert operator.entries().keys() == {
-        "turn/calls", "turn/calls.generation", "livekit/api_secret",
-        "livekit/api_secret.generation", "turn/avatar",
-    }  # fmt: skip
+        "turn/calls",
+        "turn/calls.generation",
+        "livekit/api_secret",
+        "livekit/api_secret.generation",
+        "turn/avatar",
+    }
 
 
 def test_a_pool_of_another_program_is_rotated_under_a_running_call(operator: Operator) -> None:

@@ -38,19 +38,22 @@ class Sabotage:
 
 SABOTAGES = [
     Sabotage(
-        "port closed", CALLS,
+        "port closed",
+        CALLS,
         "nft insert rule inet callready input iif != lo tcp dport 5349 drop",
         "test_sweep[turn1.lab.test]",
         ("coturn calls", "5349/tcp on 198.51.100.21", "a firewall drops it", "nft list table"),
     ),
     Sabotage(
-        "secret differing", AVATAR,
+        "secret differing",
+        AVATAR,
         "sqlite3 /var/lib/turn/avatar.db \"update turn_secret set value = 'a' || value\"",
         "test_allocation[turn2.lab.test-avatar-udp]",
         ("turn:198.51.100.22:3478?transport=udp", "401", "userdb"),
     ),
     Sabotage(
-        "certificate of another name", CALLS,
+        "certificate of another name",
+        CALLS,
         f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current; "
         "systemctl reload turnserver@calls",
         "test_certificate[turn1.lab.test-calls-tls]",
@@ -58,15 +61,20 @@ SABOTAGES = [
         certificate="turn2.lab.test",
     ),
     Sabotage(
-        "certificate renewed on disk but not served", CALLS,
+        "certificate renewed on disk but not served",
+        CALLS,
         f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current",
         "test_certificate[turn1.lab.test-calls-tls]",
-        ("callers get certificate", "on 198.51.100.21, the host's file is",
-         "systemctl reload turnserver@calls on turn1.lab.test"),
+        (
+            "callers get certificate",
+            "on 198.51.100.21, the host's file is",
+            "systemctl reload turnserver@calls on turn1.lab.test",
+        ),
         certificate="turn1.lab.test",
     ),
     Sabotage(
-        "expired certificate", CALLS,
+        "expired certificate",
+        CALLS,
         f"cd {TLS}; chgrp turnserver other/*; ln -sfn other current; "
         "systemctl reload turnserver@calls",
         "test_certificate[turn1.lab.test-calls-tls]",
@@ -74,58 +82,67 @@ SABOTAGES = [
         certificate="turn1.lab.test expired",
     ),
     Sabotage(
-        "relay range shifted", CALLS,
+        "relay range shifted",
+        CALLS,
         f"{EDIT} 's/^min-port=.*/min-port=40000/; s/^max-port=.*/max-port=41000/' "
         "/etc/coturn/calls.conf; systemctl restart turnserver@calls",
         "test_allocation[turn1.lab.test-calls-tcp]",
         ("a relay that nobody reaches", "instead of 198.51.100.21 port 49152-65535", "min-port"),
     ),
     Sabotage(
-        "edge up and LiveKit down", SFU,
+        "edge up and LiveKit down",
+        SFU,
         "systemctl stop livekit-server",
         "test_health[sfu1.lab.test]",
         ("no answer from https://sfu1.lab.test", "no answer in time"),
     ),
     Sabotage(
-        ".env edited", APP,
+        ".env edited",
+        APP,
         f"{EDIT} 's/^LIVEKIT_API_SECRET=./&x/' /srv/app/.env",
         "test_environment[app1.lab.test]",
         ("callers get 401", "LIVEKIT_API_SECRET in /srv/app/.env"),
     ),
     Sabotage(
-        ".env one rotation behind", APP,
+        ".env one rotation behind",
+        APP,
         f"{EDIT} 's/^TURN_SECRET=./&x/' /srv/app/.env; chown app: /srv/app/.env; "
         "systemctl restart backend",
         "test_call_from_the_app[app1.lab.test]",
         ("calls do not connect", "turn:turn1.lab.test:3478", "401"),
     ),
     Sabotage(
-        "TURN on 443 gone", CALLS,
+        "TURN on 443 gone",
+        CALLS,
         "nft flush chain inet callready turn_on_443",
         "test_allocation[turn1.lab.test-calls-tls-443]",
         ("no relay through turns:198.51.100.21:443", "443/tcp in nftables"),
     ),
     Sabotage(
-        "LiveKit past the edge", SFU,
+        "LiveKit past the edge",
+        SFU,
         f"{EDIT} /bind_addresses/d /etc/livekit/livekit.yaml; {RESTART_LIVEKIT}",
         "test_behind[sfu1.lab.test]",
         ("plain HTTP of sfu1.lab.test listens on", "livekit-server.service"),
     ),
     Sabotage(
-        "old TLS", SFU,
+        "old TLS",
+        SFU,
         f"{EDIT} 's/TLSv1.2 no-tls/TLSv1.0 no-tls/; s/bind-ciphers /&ALL:@SECLEVEL=0:/' "
         "/etc/haproxy/haproxy.cfg; systemctl restart haproxy",
         "test_tls_versions[sfu1.lab.test]",
         ("speaks TLSv1, TLSv1.1, TLSv1.2, TLSv1.3",),
     ),
     Sabotage(
-        "deny-list emptied", AVATAR,
+        "deny-list emptied",
+        AVATAR,
         f"{EDIT} /denied-peer-ip/d /etc/coturn/avatar.conf; systemctl restart turnserver@avatar",
         "test_forbidden_peers[turn2.lab.test-avatar-udp]",
         ("169.254.169.254", "10.0.0.1", "fd00::1", "denied-peer-ip", "/etc/coturn/avatar.conf"),
     ),
     Sabotage(
-        "STUN unreachable", AVATAR,
+        "STUN unreachable",
+        AVATAR,
         "nft 'table inet stray { chain input { type filter hook input priority -10; "
         "meta nfproto ipv4 udp dport 3478 drop; }; }'",
         "test_stun[turn2.lab.test-avatar-udp]",
@@ -133,20 +150,22 @@ SABOTAGES = [
         undo="nft delete table inet stray",
     ),
     Sabotage(
-        "wrong node_ip", SFU,
+        "wrong node_ip",
+        SFU,
         f"{EDIT} 's/node_ip: .*/node_ip: 198.51.100.99/' /etc/livekit/livekit.yaml; "
         f"{RESTART_LIVEKIT}",
         "test_relayed[sfu1.lab.test-turn1.lab.test-calls-udp]",
         ("calls do not connect", "rtc.node_ip"),
     ),
     Sabotage(
-        "unplanned listener", AVATAR,
+        "unplanned listener",
+        AVATAR,
         "systemd-run -q --unit=stray systemd-socket-activate -l 8081 /bin/cat",
         "test_listeners[turn2.lab.test]",
         ("8081/tcp (systemd-socket- of stray.service)", "host.other_listeners"),
         undo="systemctl stop stray",
     ),
-]  # fmt: skip
+]
 
 
 def put_certificate(name: str, scratch: Path) -> None:
@@ -169,10 +188,25 @@ def put_certificate(name: str, scratch: Path) -> None:
 def verify(report: Path, *checks: str, inventory: Path | str = INVENTORY) -> dict[str, str]:
     """Run these checks where the callers are; what each says that fails, "" of one that passes."""
     done = subprocess.run(
-        [*Lab().client_prefix(), sys.executable, "-m", "callready.verify", inventory,
-         "-k", " or ".join(checks), "--attempts", "1", "--report", report],
-        cwd=REPOSITORY, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            *Lab().client_prefix(),
+            sys.executable,
+            "-m",
+            "callready.verify",
+            inventory,
+            "-k",
+            " or ".join(checks),
+            "--attempts",
+            "1",
+            "--report",
+            report,
+        ],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     cases = ElementTree.parse(report / "verify.xml").iter("testcase")
     found = {
         case.attrib["name"]: "".join(failure.text or "" for failure in case.iter("failure"))

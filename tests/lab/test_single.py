@@ -55,10 +55,20 @@ systemctl daemon-reload
 
 # Checks that must be among those that pass, by the pytest id's beginning.
 SINGLE_CHECKS = {
-    "test_redirects", "test_https", "test_tls_versions", "test_behind", "test_signalling",
-    "test_direct", "test_peer_to_peer", "test_side_by_side", "test_call_from_the_app",
-    "test_workers", "test_websocket", "test_api_is_guarded", "test_sweep",
-}  # fmt: skip
+    "test_redirects",
+    "test_https",
+    "test_tls_versions",
+    "test_behind",
+    "test_signalling",
+    "test_direct",
+    "test_peer_to_peer",
+    "test_side_by_side",
+    "test_call_from_the_app",
+    "test_workers",
+    "test_websocket",
+    "test_api_is_guarded",
+    "test_sweep",
+}
 DEV_CHECKS = SINGLE_CHECKS - {"test_redirects", "test_https", "test_tls_versions", "test_behind"}
 BOXES = {"single": (Host("h02"), SINGLE_CHECKS), "dev": (Host("h01"), DEV_CHECKS)}
 
@@ -71,9 +81,14 @@ def bare_boxes() -> Iterator[None]:
 
 def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "PYINFRA_YES": "1"}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYINFRA_YES": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def edited(env: str, box: Host, folder: Path) -> Path:
@@ -121,11 +136,20 @@ def test_one_host_carries_everything(env: str, bare_boxes: None, tmp_path: Path)
         assert expected in done.stdout + done.stderr
 
     report = tmp_path / "report"
-    verified = run(*lab.client_prefix(), sys.executable, "-m", "callready.verify", inventory,
-                   "--report", report)  # fmt: skip
+    verified = run(
+        *lab.client_prefix(),
+        sys.executable,
+        "-m",
+        "callready.verify",
+        inventory,
+        "--report",
+        report,
+    )
     assert verified.returncode == 0, verified.stdout
-    passed = {case.attrib["name"].partition("[")[0]
-              for case in ElementTree.parse(report / "verify.xml").iter("testcase")}  # fmt: skip
+    passed = {
+        case.attrib["name"].partition("[")[0]
+        for case in ElementTree.parse(report / "verify.xml").iter("testcase")
+    }
     assert wanted <= passed, wanted - passed
     assert ("test_redirects" in passed) == (env == "single")
     if env == "single":  # where TURN and HTTPS share 443, one address may not hold more either

@@ -73,9 +73,12 @@ def make_secrets(
     recipients: str = "", before: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [*before, sys.executable, "-m", "callready.secrets", ENV], text=True, capture_output=True,
-        env={**os.environ, "RECIPIENTS": recipients, **environment}, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+        [*before, sys.executable, "-m", "callready.secrets", ENV],
+        text=True,
+        capture_output=True,
+        env={**os.environ, "RECIPIENTS": recipients, **environment},
+        stdin=subprocess.DEVNULL,
+    )
     assert "Traceback" not in done.stderr and POISON not in done.stdout + done.stderr
     return done
 
@@ -93,9 +96,11 @@ def refused(**environment: str) -> str:
 def opened(*environment: tuple[str, str]) -> dict[str, str]:
     """The entries as sops itself shows them."""
     shown = subprocess.run(
-        ["sops", "decrypt", FILE], text=True, capture_output=True,
+        ["sops", "decrypt", FILE],
+        text=True,
+        capture_output=True,
         env={**os.environ, **dict(environment)},
-    )  # fmt: skip
+    )
     assert shown.returncode == 0, shown.stderr
     found: dict[str, str] = yaml.safe_load(shown.stdout)
     return found
@@ -248,7 +253,8 @@ def test_a_deploy_reads_the_encrypted_store_and_names_what_it_lacks(keys: Path) 
     subprocess.run(["sops", "unset", FILE, '["turn/calls"]'], check=True)
     done = subprocess.run(
         [sys.executable, "-c", f"from callready.settings.fleet import Fleet; Fleet.load({ENV!r})"],
-        text=True, capture_output=True,
-    )  # fmt: skip
+        text=True,
+        capture_output=True,
+    )
     assert f"{FILE} has no entry turn/calls: run make secrets ENV=prod" in done.stderr
     assert "livekit/api_secret" not in done.stderr and POISON not in done.stderr

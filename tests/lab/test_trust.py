@@ -35,10 +35,13 @@ def trust(fleet: Fleet, *arguments: str, types: str | None = None) -> Run:
     master, terminal = pty.openpty()
     os.write(master, f"{types or ''}\x04".encode())  # and the end of input
     done = subprocess.run(
-        [sys.executable, "-m", "callready.trust", fleet.inventory, *arguments], cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL if types is None else terminal, capture_output=True, text=True,
+        [sys.executable, "-m", "callready.trust", fleet.inventory, *arguments],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL if types is None else terminal,
+        capture_output=True,
+        text=True,
         timeout=60,
-    )  # fmt: skip
+    )
     os.close(master)
     os.close(terminal)
     assert "Traceback" not in done.stderr, done.stderr
@@ -77,8 +80,9 @@ def test_unknown_keys_are_refused_until_somebody_has_said_yes(pair: Fleet, known
     assert pair.deploy().changed == []
     again = trust(pair)
     assert (again.status, again.stdout.splitlines()[-1]) == (
-        0, "every key is recorded: nothing to do",
-    )  # fmt: skip
+        0,
+        "every key is recorded: nothing to do",
+    )
 
 
 def test_changed_key_is_refused_until_the_host_is_named(pair: Fleet, known: Path) -> None:

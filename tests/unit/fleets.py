@@ -157,9 +157,13 @@ def box(*edits: Edit) -> Fleet:
 def bare() -> Facts:
     """A Debian host that nothing was deployed to, with the app's user."""
     return Facts(
-        os="debian", os_version="13", arch="amd64", users={"root", "app"},
-        candidates={"coturn": "4.6.1-2"}, ssh_ports={22},
-    )  # fmt: skip
+        os="debian",
+        os_version="13",
+        arch="amd64",
+        users={"root", "app"},
+        candidates={"coturn": "4.6.1-2"},
+        ssh_ports={22},
+    )
 
 
 def deployed(release: Release) -> Facts:

@@ -36,8 +36,9 @@ from tasks.tls import TIMER, UNIT
 pytestmark = pytest.mark.usefixtures("project")
 
 ACME = {"email": "operator@callready.test"}
-OVH = {name: f"secret:ovh/{name}" for name in
-       ("application_key", "application_secret", "consumer_key")}  # fmt: skip
+OVH = {
+    name: f"secret:ovh/{name}" for name in ("application_key", "application_secret", "consumer_key")
+}
 BY_DNS = {**ACME, "challenge": "dns-01", "dns": OVH}
 
 
@@ -47,22 +48,24 @@ def tls(acme: object, **more: object) -> Edit:
 
 def edge_box(*edits: Edit) -> Fleet:
     """One box with an edge, TURN and HTTPS on 443."""
-    return box(
-        (SFU1, "edge", {}), (SFU1, "turn.pools.calls.tls_on_443", True), tls(ACME), *edits
-    )  # fmt: skip
+    return box((SFU1, "edge", {}), (SFU1, "turn.pools.calls.tls_on_443", True), tls(ACME), *edits)
 
 
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"acme": ACME, "certificate": "a.pem", "key": "a.key"},
-         "tls: set either acme, or both certificate and key"),
+        (
+            {"acme": ACME, "certificate": "a.pem", "key": "a.key"},
+            "tls: set either acme, or both certificate and key",
+        ),
         ({"certificate": "a.pem"}, "tls: set either acme, or both certificate and key"),
-        ({"acme": {**ACME, "challenge": "dns-01"}},
-         "tls.acme: challenge dns-01 needs dns with OVH's keys, http-01 takes none"),
+        (
+            {"acme": {**ACME, "challenge": "dns-01"}},
+            "tls.acme: challenge dns-01 needs dns with OVH's keys, http-01 takes none",
+        ),
         ({"acme": {**ACME, "ca": "no/such.pem"}}, "tls.acme.ca: no/such.pem: no such file"),
     ],
-)  # fmt: skip
+)
 def test_there_is_exactly_one_way_to_a_certificate(section: object, message: str) -> None:
     with pytest.raises(SettingsError) as error:
         load((TURN1, "tls", section))
@@ -188,9 +191,10 @@ def test_a_host_with_its_certificate_needs_nothing() -> None:
 
 
 def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() -> None:
-    release, staging = acme_release(), acme_release(
-        load(tls({**ACME, "server": "https://acme.callready.test/directory"}))
-    )  # fmt: skip
+    release, staging = (
+        acme_release(),
+        acme_release(load(tls({**ACME, "server": "https://acme.callready.test/directory"}))),
+    )
     assert steps(staging, issued(release)) == ["take", "acme", "take_up"]
     facts = issued(release)
     facts.units[UNIT] = UnitFact("loaded", "failed", "static", 0, False, "-", "-")

@@ -47,8 +47,11 @@ CASES: dict[str, tuple[Android, str]] = {
     ),
     "cleartext-all": (
         settings(
-            ws("172.16.0.0/12"), ws("dev.example.com"), {"host": "172.16.9.9"},
-            debug_cleartext="all", user_certificates=True,
+            ws("172.16.0.0/12"),
+            ws("dev.example.com"),
+            {"host": "172.16.9.9"},
+            debug_cleartext="all",
+            user_certificates=True,
         ),
         WSS,
     ),
@@ -61,7 +64,9 @@ CASES: dict[str, tuple[Android, str]] = {
             ws("192.168.1.8/30", expand=True),
             ws("fd00::/126", expand=True),
             {"host": "192.168.1.10", "include_subdomains": True},
-            private_ca="@raw/lab_ca", release_private_ca=True, user_certificates=True,
+            private_ca="@raw/lab_ca",
+            release_private_ca=True,
+            user_certificates=True,
         ),
         "wss://livekit.example.com:443/path",
     ),
@@ -75,7 +80,7 @@ CASES: dict[str, tuple[Android, str]] = {
     ),
     "private-ca-in-debug": (settings(private_ca="@raw/lab_ca", release_private_ca=False), WSS),
     "ranges": (settings(ws("192.168.1.0/24", expand=True)), "ws://192.168.1.10:7880"),
-}  # fmt: skip
+}
 BUILDS = {"release": "main", "debug": "debug", "profile": "profile"}
 EVERY_FILE = [(case, build) for case in CASES for build in BUILDS]
 
@@ -134,7 +139,7 @@ def test_the_rendered_cases_are_free_of_problems(case: str) -> None:
         ("a..test", '"a..test" is neither a host name nor an IP address'),
         ("fe80::1%wlan0", '"fe80::1%wlan0" is neither a host name nor an IP address'),
     ],
-)  # fmt: skip
+)
 def test_a_host_that_would_never_match_is_refused(host: str, message: str) -> None:
     found = problems(settings(ws(host)), WSS, TODAY)
     assert found == [f"android.domains[0].host: {message}"]
@@ -367,7 +372,7 @@ PRIVATE_CA = (
             ],
         ),
     ],
-)  # fmt: skip
+)
 def test_paths_and_private_ca(more: dict[str, Any], found: list[str]) -> None:
     assert problems(settings(**more), WSS, TODAY) == found
 
@@ -658,7 +663,7 @@ def test_a_manifest_that_names_another_file() -> None:
         ([ws("sfu.local")], WSS, [], "sfu.local"),
         ([], WSS, ["10.0.0.5", "51.68.1.2", "fd00::5", "fe80::5"], "10.0.0.5, fd00::5, fe80::5"),
     ],
-)  # fmt: skip
+)
 def test_local_addresses_need_a_permission(
     domains: list[dict[str, Any]], url: str, media: list[str], local: str
 ) -> None:

@@ -72,18 +72,37 @@ def test_the_key_must_be_the_certificates(authority: Authority, pair: tuple[str,
 def test_an_rsa_pair_and_a_full_chain_are_served(authority: Authority, tmp_path: Path) -> None:
     chain, key = str(tmp_path / "rsa.pem"), str(tmp_path / "rsa.key")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/",
-         "-addext", f"subjectAltName=DNS:{TURN1}", "-out", chain, "-keyout", key],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "1",
+            "-subj",
+            "/",
+            "-addext",
+            f"subjectAltName=DNS:{TURN1}",
+            "-out",
+            chain,
+            "-keyout",
+            key,
+        ],
+        check=True,
+        capture_output=True,
+    )
     issuer, _ = authority.issue(DNSName("issuer.test"))
     with open(chain, "a") as file:
         file.write(Path(issuer).read_text())
     pair = read_pair(chain, key, TURN1)
     printed = subprocess.run(
         ["openssl", "x509", "-in", chain, "-noout", "-serial"],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert f"serial={pair.serial:X}" == printed.stdout.strip().replace("serial=0", "serial=")
 
 

@@ -46,18 +46,25 @@ def test_every_key_that_callready_names_itself_exists() -> None:
 @pytest.mark.parametrize(
     ("version", "key", "result"),
     [
-        ("4.6.1", "no-cli", True), ("4.10.0", "no-cli", False),
-        ("4.16.0", "no-dtls", True), ("4.17.0", "no-dtls", False),
+        ("4.6.1", "no-cli", True),
+        ("4.10.0", "no-cli", False),
+        ("4.16.0", "no-dtls", True),
+        ("4.17.0", "no-dtls", False),
         ("4.6.1", "no-stun-backward-compatibility", True),
         ("4.18.0", "no-stun-backward-compatibility", False),
-        ("4.6.1", "no-rfc5780", True), ("4.18.0", "no-rfc5780", False),
+        ("4.6.1", "no-rfc5780", True),
+        ("4.18.0", "no-rfc5780", False),
         ("4.6.1", "response-origin-only-with-rfc5780", True),
         ("4.18.0", "response-origin-only-with-rfc5780", False),
-        ("4.6.1", "no-software-attribute", True), ("4.18.0", "no-software-attribute", False),
-        ("4.6.1", "no-tlsv1", False), ("4.6.1", "dtls", False), ("4.18.0", "dtls", True),
-        ("4.18.0", "fingerprint", True), ("4.18.0", "no-such-key", False),
+        ("4.6.1", "no-software-attribute", True),
+        ("4.18.0", "no-software-attribute", False),
+        ("4.6.1", "no-tlsv1", False),
+        ("4.6.1", "dtls", False),
+        ("4.18.0", "dtls", True),
+        ("4.18.0", "fingerprint", True),
+        ("4.18.0", "no-such-key", False),
     ],
-)  # fmt: skip
+)
 def test_the_template_writes_only_what_the_version_takes(
     version: str, key: str, result: bool
 ) -> None:
@@ -141,19 +148,27 @@ def test_the_defaults_of_the_rfc_are_no_warning() -> None:
         ("4.6.1", "cli-ip", "localhost", "error: localhost is not an IP address"),
         ("4.6.1", "aux-server", "192.0.2.1", "error: 192.0.2.1 is not ADDRESS:PORT"),
         ("4.6.1", "aux-server", "192.0.2.1:99999", "error: 99999 is not a port"),
-        ("4.6.1", "denied-peer-ip", "10.0.0.0/8",
-         "error: 10.0.0.0/8: coturn reads no CIDR, 4.6.1 would run without the rule: "
-         "write 10.0.0.0-10.255.255.255"),
-        ("4.6.1", "allowed-peer-ip", "fd00::/8",
-         "error: fd00::/8: coturn reads no CIDR, 4.6.1 would run without the rule: "
-         "write fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
+        (
+            "4.6.1",
+            "denied-peer-ip",
+            "10.0.0.0/8",
+            "error: 10.0.0.0/8: coturn reads no CIDR, 4.6.1 would run without the rule: "
+            "write 10.0.0.0-10.255.255.255",
+        ),
+        (
+            "4.6.1",
+            "allowed-peer-ip",
+            "fd00::/8",
+            "error: fd00::/8: coturn reads no CIDR, 4.6.1 would run without the rule: "
+            "write fd00::-fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+        ),
         ("4.6.1", "denied-peer-ip", "10.0.0.9-10.0.0.1", "error: 10.0.0.9-10.0.0.1 ends before"),
         ("4.6.1", "denied-peer-ip", "10.0.0.1-::1", "error: 10.0.0.1-::1 mixes IPv4 and IPv6"),
         ("4.6.1", "denied-peer-ip", "::-::ffff", "error: ::-::ffff starts at ::, with which"),
         ("4.6.1", "denied-peer-ip", "host.example", "error: host.example is not an IP address"),
         ("4.6.1", "denied-peer-ip", "fd00::1-fd00::ffff", "error: fd00::1-fd00::ffff: coturn befo"),
     ],
-)  # fmt: skip
+)
 def test_what_coturn_would_not_say_is_said_before_the_deploy(
     version: str, key: str, value: object, expected: str
 ) -> None:

@@ -206,8 +206,9 @@ def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> Non
     assert (first.action, first.protocol, first.state) == ("Accept", "TCP", "established")
     assert (last.action, last.protocol, last.destination_port) == ("Deny", "IPv4", "")
     assert {r.source_port for r in rules if r.protocol == "UDP" and r.source_port} == {"53", "123"}
-    assert all(r.destination_port or r.source_port or r.state or r.protocol == "ICMP"
-               for r in rules[:-1]), "a rule without any condition lets everything in"  # fmt: skip
+    assert all(
+        r.destination_port or r.source_port or r.state or r.protocol == "ICMP" for r in rules[:-1]
+    ), "a rule without any condition lets everything in"
 
 
 @pytest.mark.parametrize(

@@ -23,19 +23,24 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("config.py", "deploy.py", "callready", "tasks", "templates"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(
-        ROOT / "inventories", folder / "inventories",
+        ROOT / "inventories",
+        folder / "inventories",
         ignore=shutil.ignore_patterns("*.secrets.yaml", "__pycache__"),
-    )  # fmt: skip
+    )
     return folder
 
 
 def pyinfra(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     # Merged, as an operator sees it.
     return subprocess.run(
-        [PYINFRA, *arguments], cwd=folder, text=True, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        [PYINFRA, *arguments],
+        cwd=folder,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         env={**os.environ, "PYINFRA_PROGRESS": "off", **environment},
-    )  # fmt: skip
+    )
 
 
 def test_an_example_is_refused_until_it_is_edited(clone: Path) -> None:

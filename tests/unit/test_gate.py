@@ -25,12 +25,17 @@ REPOSITORY = Path(__file__).parents[2]
 EDGE = [
     ("*", "edge", {}),
     (SFU1, "groups", ["livekit", "app"]),
-    (SFU1, "app", {
-        "env_file": "/srv/app/.env", "url": "https://app.callready.test",
-        "upstream": "127.0.0.1:8000",
-        "health": [{"url": "https://app.callready.test/health", "fields": {"ok": True}}],
-    }),
-]  # fmt: skip
+    (
+        SFU1,
+        "app",
+        {
+            "env_file": "/srv/app/.env",
+            "url": "https://app.callready.test",
+            "upstream": "127.0.0.1:8000",
+            "health": [{"url": "https://app.callready.test/health", "fields": {"ok": True}}],
+        },
+    ),
+]
 EVERYTHING = (SFU1, "groups", ["livekit", "turn", "app"])
 
 
@@ -101,8 +106,13 @@ def test_one_box_is_asked_for_everything_once() -> None:
     found = specs(box(*EDGE, EVERYTHING), SFU1)
     kinds = [spec["probe"] for spec in found.values()]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "stun": 2, "turn": 6, "livekit": 1, "edge": 2, "certificate": 4, "app": 1
-    }  # fmt: skip
+        "stun": 2,
+        "turn": 6,
+        "livekit": 1,
+        "edge": 2,
+        "certificate": 4,
+        "app": 1,
+    }
     health = found["health of the app at https://app.callready.test/health"]
     assert (health["address"], health["port"]) == ("app.callready.test", 443)
 
@@ -127,9 +137,10 @@ def test_an_earlier_release_is_asked_for_what_it_promised(monkeypatch: pytest.Mo
     )
     now.back = Back("earlier", "run", promised)
     assert {spec["name"].partition(" on sfu1")[0] for spec in now.probes} == {
-        "HTTPS of app.callready.test", "certificate of app.callready.test on port 443",
+        "HTTPS of app.callready.test",
+        "certificate of app.callready.test on port 443",
         "health of the app at https://app.callready.test/health",
-    }  # fmt: skip
+    }
     assert len({spec["name"] for spec in now.probes}) == 5, "over both families"
 
 
@@ -142,8 +153,16 @@ def test_one_key_will_do_on_the_way_back(
     monkeypatch.setattr(livekit, "health", lambda *_, **__: None)
     monkeypatch.setattr(livekit, "token", lambda key, *_, **__: key)
     monkeypatch.setattr(livekit, "validate", lambda _, key, **__: 200 if key == "A" else 401)
-    spec = {"url": "ws://x", "keys": {"A": "s", "B": "s"}, "any_key": any_key, "address": "",
-            "port": 1, "ca": None, "verify": True, "probe": "livekit"}  # fmt: skip
+    spec = {
+        "url": "ws://x",
+        "keys": {"A": "s", "B": "s"},
+        "any_key": any_key,
+        "address": "",
+        "port": 1,
+        "ca": None,
+        "verify": True,
+        "probe": "livekit",
+    }
     found = gate._attempts(spec, 0)
     assert found == said or (said and found and said in found)
 
@@ -193,15 +212,29 @@ def test_what_fails_is_a_sentence_each_without_a_secret(closed_port: int) -> Non
 
 
 def test_a_secret_that_a_sentence_would_show_is_hidden(closed_port: int) -> None:
-    spec = {"name": "app", "probe": "app", "transport": "tcp", "address": "127.0.0.1",
-            "port": closed_port, "status": 200, "fields": {}, "ca": None, "verify": True,
-            "url": "http://x/?key=do-not-tell", "key": SecretStr("do-not-tell")}  # fmt: skip
+    spec = {
+        "name": "app",
+        "probe": "app",
+        "transport": "tcp",
+        "address": "127.0.0.1",
+        "port": closed_port,
+        "status": 200,
+        "fields": {},
+        "ca": None,
+        "verify": True,
+        "url": "http://x/?key=do-not-tell",
+        "key": SecretStr("do-not-tell"),
+    }
     assert "http://x/?key=••••••" in gate.run([spec], within=0)[0]
 
 
 def test_ports_that_lead_elsewhere_are_said_as_they_are_there(closed_port: int) -> None:
-    spec = {**next(iter(specs(load(), TURN1).values())), "address": "127.0.0.1",
-            "port": closed_port, "instead_of": ("2001:db8::21", 3478)}  # fmt: skip
+    spec = {
+        **next(iter(specs(load(), TURN1).values())),
+        "address": "127.0.0.1",
+        "port": closed_port,
+        "instead_of": ("2001:db8::21", 3478),
+    }
     (said,) = gate.run([spec], within=0)
     assert "stun:[2001:db8::21]:3478 over udp" in said
     assert "3478/udp in nftables" in said
@@ -250,8 +283,12 @@ def test_the_probes_import_no_more_than_they_need(name: str, needless: str) -> N
     found = [{**spec, "port": 9, "address": "127.0.0.1"} for spec in specs(load(), name).values()]
     request = {"within": 0, "specs": found}
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "callready.gate"], cwd=REPOSITORY, text=True,
-        input=json.dumps(request, default=str), capture_output=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-X", "importtime", "-m", "callready.gate"],
+        cwd=REPOSITORY,
+        text=True,
+        input=json.dumps(request, default=str),
+        capture_output=True,
+        check=True,
+    )
     assert re.search(r"\| +(asyncio|livekit)\n", done.stderr)
     assert not re.search(rf"\| +({needless})\n", done.stderr)

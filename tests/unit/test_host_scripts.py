@@ -30,16 +30,21 @@ class Machine:
         for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run", "here"):
             (root / folder).mkdir(parents=True)
         for name in SCRIPTS:
-            text = re.sub(r"(?<![\w$.*}])/(etc|var|opt|run)/(callready|lib|livekit|letsencrypt)",
-                          rf"{root}/\1/\2", HOST.joinpath(name).read_text())  # fmt: skip
+            text = re.sub(
+                r"(?<![\w$.*}])/(etc|var|opt|run)/(callready|lib|livekit|letsencrypt)",
+                rf"{root}/\1/\2",
+                HOST.joinpath(name).read_text(),
+            )
             (root / "here" / SCRIPTS[name]).write_text(text)
 
     def run(self, script: str, check: bool = True) -> str:
         """Functions of release.sh."""
         done = subprocess.run(
-            ["sh", "-c", f". {self.root}/here/release\n{script}"], text=True, capture_output=True,
+            ["sh", "-c", f". {self.root}/here/release\n{script}"],
+            text=True,
+            capture_output=True,
             check=False,
-        )  # fmt: skip
+        )
         assert not check or done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
@@ -153,8 +158,12 @@ def test_secrets_of_a_pool_go_with_the_last_release_that_has_it(machine: Machine
         path.touch()
     for name in ("a.test", "old.test"):
         (tls / name).mkdir(parents=True)
-    machine.release("first", *(f"database\t{d}" for d in databases), "certificate\ta.test",
-                    "certificate\told.test")  # fmt: skip
+    machine.release(
+        "first",
+        *(f"database\t{d}" for d in databases),
+        "certificate\ta.test",
+        "certificate\told.test",
+    )
     for number in range(5):
         assert databases[1].exists() and (tls / "old.test").exists()
         machine.release(f"later{number}", f"database\t{databases[0]}", "certificate\ta.test")

@@ -57,43 +57,63 @@ def test_every_key_that_the_other_tables_name_is_in_the_tree() -> None:
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        ({"room": {"auto_creat": True}},
-         "error: livekit.config.room.auto_creat: not a key of livekit.yaml in any version; "
-         "livekit-server 1.13.5 would not start; did you mean auto_create?"),
+        (
+            {"room": {"auto_creat": True}},
+            "error: livekit.config.room.auto_creat: not a key of livekit.yaml in any version; "
+            "livekit-server 1.13.5 would not start; did you mean auto_create?",
+        ),
         ({"max_participants": 5}, "error: livekit.config.max_participants: not a key of"),
         ({"debug_handler_port": 6789}, "error: livekit.config.debug_handler_port: not a key of"),
-        ({"rtc": {"enable_warp": True}},
-         "error: livekit.config.rtc.enable_warp: not a key of livekit-server 1.13.5, which would "
-         "not start; it came with 1.13.6"),
+        (
+            {"rtc": {"enable_warp": True}},
+            "error: livekit.config.rtc.enable_warp: not a key of livekit-server 1.13.5, which would "
+            "not start; it came with 1.13.6",
+        ),
         ({"webtransport": {"port": 443}}, "error: livekit.config.webtransport: not a key of live"),
-        ({"room": {"create_room_enabled": True}},
-         "error: livekit.config.room.create_room_enabled: not a key of livekit-server 1.13.5, "
-         "which would not start; it went with 1.13.2"),
-        ({"prometheus_port": 6789},
-         "warning: livekit.config.prometheus_port: deprecated: set livekit.prometheus instead"),
-        ({"log_level": "debug"},
-         "warning: livekit.config.log_level: deprecated: set livekit.logging.level instead"),
+        (
+            {"room": {"create_room_enabled": True}},
+            "error: livekit.config.room.create_room_enabled: not a key of livekit-server 1.13.5, "
+            "which would not start; it went with 1.13.2",
+        ),
+        (
+            {"prometheus_port": 6789},
+            "warning: livekit.config.prometheus_port: deprecated: set livekit.prometheus instead",
+        ),
+        (
+            {"log_level": "debug"},
+            "warning: livekit.config.log_level: deprecated: set livekit.logging.level instead",
+        ),
         ({"port": 7880}, "error: livekit.config.port: callready writes it: set livekit.port"),
-        ({"rtc": {"port_range_start": 1}},
-         "error: livekit.config.rtc.port_range_start: callready writes it: set "
-         "livekit.rtc.port_range_start instead"),
+        (
+            {"rtc": {"port_range_start": 1}},
+            "error: livekit.config.rtc.port_range_start: callready writes it: set "
+            "livekit.rtc.port_range_start instead",
+        ),
         ({"rtc": {"turn_servers": []}}, "error: livekit.config.rtc.turn_servers: callready writ"),
-        ({"room": {"max_participants": "5"}},
-         "error: livekit.config.room.max_participants: must be a whole number of at least 0, "
-         "not text"),
+        (
+            {"room": {"max_participants": "5"}},
+            "error: livekit.config.room.max_participants: must be a whole number of at least 0, "
+            "not text",
+        ),
         ({"room": {"max_participants": -5}}, "error: livekit.config.room.max_participants: must "),
         ({"room": {"max_participants": True}}, "error: livekit.config.room.max_participants: mus"),
         ({"room": {"auto_create": "yes"}}, "error: livekit.config.room.auto_create: must be true"),
-        ({"room": {"create_room_timeout": 10}},
-         "error: livekit.config.room.create_room_timeout: must be a duration such as 500ms or 10s"),
+        (
+            {"room": {"create_room_timeout": 10}},
+            "error: livekit.config.room.create_room_timeout: must be a duration such as 500ms or 10s",
+        ),
         ({"region": {"name": "eu"}}, "error: livekit.config.region: must be text, not a mapping"),
         ({"room": 5}, "error: livekit.config.room: must be a mapping, not the number 5"),
-        ({"room": {"enabled_codecs": "opus"}},
-         "error: livekit.config.room.enabled_codecs: must be a list, not text"),
-        ({"room": {"enabled_codecs": [{"mime": "audio/opus"}, {"mim": "x"}]}},
-         "error: livekit.config.room.enabled_codecs[1].mim: not a key of livekit.yaml in any "),
+        (
+            {"room": {"enabled_codecs": "opus"}},
+            "error: livekit.config.room.enabled_codecs: must be a list, not text",
+        ),
+        (
+            {"room": {"enabled_codecs": [{"mime": "audio/opus"}, {"mim": "x"}]}},
+            "error: livekit.config.room.enabled_codecs[1].mim: not a key of livekit.yaml in any ",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_the_server_would_not_start_with(config: dict[str, object], expected: str) -> None:
     (found,) = said(config)
     assert found.startswith(expected)

@@ -12,12 +12,24 @@ PLANTED = "planted poison, not to be seen"
 @pytest.mark.parametrize(
     "line",
     [
-        "password: {}", "  password: '{}'", "- secret: {}", '"api_secret": "{}"',
-        "credential: {}", "static-auth-secret={}", "cli-password={}", "pkey-pwd={}",
-        "pkey_pwd = {}", "user=bob:{}", "TURN_SECRET={}", "LIVEKIT_API_SECRET={}",
-        "DB_PASSWORD={}", "SESSION_TOKEN={}", "api_key: {}", "# old password = {}",
+        "password: {}",
+        "  password: '{}'",
+        "- secret: {}",
+        '"api_secret": "{}"',
+        "credential: {}",
+        "static-auth-secret={}",
+        "cli-password={}",
+        "pkey-pwd={}",
+        "pkey_pwd = {}",
+        "user=bob:{}",
+        "TURN_SECRET={}",
+        "LIVEKIT_API_SECRET={}",
+        "DB_PASSWORD={}",
+        "SESSION_TOKEN={}",
+        "api_key: {}",
+        "# old password = {}",
     ],
-)  # fmt: skip
+)
 def test_a_value_is_hidden_by_its_key(line: str) -> None:
     masked = mask("before: 1\n" + line.format(PLANTED) + "\nafter: 2\n")
     assert "planted" not in masked and "poison" not in masked
@@ -65,7 +77,7 @@ def test_a_known_secret_is_hidden_as_yaml_writes_it() -> None:
         ('statsdb="ip=10.0.0.5 password=x"', f'statsdb="ip=10.0.0.5 password={HIDDEN}"'),
         ("url: https://x.test/a?b=1&token=x&c=2", f"url: https://x.test/a?b=1&token={HIDDEN}&c=2"),
     ],
-)  # fmt: skip
+)
 def test_a_password_inside_a_value_is_hidden(line: str, masked: str) -> None:
     assert mask(f"{line}\nmore: 1\n") == f"{masked}\nmore: 1\n"
 

@@ -24,20 +24,31 @@ ONE_BOX: list[Edit] = [
 
 # What is open to the outside, as an operator would write it down; a trailing `local` is not.
 TABLES: dict[str, tuple[str, list[Edit], str]] = {
-    "SFU alone": (SFU1, [], """
+    "SFU alone": (
+        SFU1,
+        [],
+        """
         sshd          tcp 22           administration
         LiveKit       tcp 7880         signalling
         LiveKit       tcp 7881         ICE over TCP
         LiveKit       udp 50000-60000  media
-    """),
-    "TURN alone": (TURN1, [], """
+    """,
+    ),
+    "TURN alone": (
+        TURN1,
+        [],
+        """
         sshd          tcp 22           administration
         coturn calls  udp 3478         STUN and TURN
         coturn calls  tcp 3478         TURN over TCP
         coturn calls  tcp 5349         TURN over TLS
         coturn calls  udp 49152-65535  relay range
-    """),
-    "one box, two pools": (SFU1, ONE_BOX, """
+    """,
+    ),
+    "one box, two pools": (
+        SFU1,
+        ONE_BOX,
+        """
         sshd           tcp 22           administration
         LiveKit        tcp 7880         signalling
         LiveKit        tcp 7881         ICE over TCP
@@ -50,49 +61,70 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
         coturn avatar  tcp 3479         TURN over TCP
         coturn avatar  tcp 5350         TURN over TLS
         coturn avatar  udp 62768-65535  relay range
-    """),
-    "custom ports": (SFU1, [
-        (SFU1, "ssh_port", 2222),
-        (SFU1, "livekit.port", 8880),
-        (SFU1, "livekit.rtc", {"port_range_start": 20000, "port_range_end": 21000,
-                               "tcp_port": 8881}),
-        (SFU1, "firewall.extra_ports", ["443/tcp", "40000-40010/udp"]),
-    ], """
+    """,
+    ),
+    "custom ports": (
+        SFU1,
+        [
+            (SFU1, "ssh_port", 2222),
+            (SFU1, "livekit.port", 8880),
+            (
+                SFU1,
+                "livekit.rtc",
+                {"port_range_start": 20000, "port_range_end": 21000, "tcp_port": 8881},
+            ),
+            (SFU1, "firewall.extra_ports", ["443/tcp", "40000-40010/udp"]),
+        ],
+        """
         sshd          tcp 2222         administration
         LiveKit       tcp 8880         signalling
         LiveKit       tcp 8881         ICE over TCP
         LiveKit       udp 20000-21000  media
         extra         tcp 443          firewall.extra_ports
         extra         udp 40000-40010  firewall.extra_ports
-    """),
-    "relaying to TCP peers, no TLS": (TURN1, [
-        (TURN1, "turn.tcp_relay", True), (TURN1, "turn.pools.calls.tls", False),
-    ], """
+    """,
+    ),
+    "relaying to TCP peers, no TLS": (
+        TURN1,
+        [
+            (TURN1, "turn.tcp_relay", True),
+            (TURN1, "turn.pools.calls.tls", False),
+        ],
+        """
         sshd          tcp 22           administration
         coturn calls  udp 3478         STUN and TURN
         coturn calls  tcp 3478         TURN over TCP
         coturn calls  udp 49152-65535  relay range
         coturn calls  tcp 49152-65535  relay range
-    """),
-    "signalling and metrics on loopback": (SFU1, [
-        (SFU1, "livekit.bind_addresses", ["127.0.0.1", "::1"]),
-        (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
-    ], """
+    """,
+    ),
+    "signalling and metrics on loopback": (
+        SFU1,
+        [
+            (SFU1, "livekit.bind_addresses", ["127.0.0.1", "::1"]),
+            (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+        ],
+        """
         sshd          tcp 22           administration
         LiveKit       tcp 7880         signalling     local
         LiveKit       tcp 7881         ICE over TCP
         LiveKit       udp 50000-60000  media
         LiveKit       tcp 6789         metrics        local
-    """),
-    "signalling on a LAN address": (SFU1, [
-        (SFU1, "livekit.bind_addresses", ["127.0.0.1", "10.0.0.11"]),
-    ], """
+    """,
+    ),
+    "signalling on a LAN address": (
+        SFU1,
+        [
+            (SFU1, "livekit.bind_addresses", ["127.0.0.1", "10.0.0.11"]),
+        ],
+        """
         sshd          tcp 22           administration
         LiveKit       tcp 7880         signalling
         LiveKit       tcp 7881         ICE over TCP
         LiveKit       udp 50000-60000  media
-    """),
-}  # fmt: skip
+    """,
+    ),
+}
 
 
 def as_line(use: Use) -> str:
@@ -157,77 +189,132 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
 @pytest.mark.parametrize(
     ("host", "edits", "message", "way_out"),
     [
-        (SFU1, SAME_BOX,
-         "turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
-         "49152-65535) overlap on the same host; keep 50000-60000 for LiveKit, give 60001-65535 to "
-         "coturn calls",
-         [("turn.pools.calls.min_port", 60001)]),
-        (SFU1, [*SAME_BOX, (SFU1, "livekit.rtc.port_range_start", 55000),
-                (SFU1, "livekit.rtc.port_range_end", 65535)],
-         "turn.pools.calls.min_port: LiveKit (media 55000-65535) and coturn calls (relay range "
-         "49152-65535) overlap on the same host; keep 55000-65535 for LiveKit, give 49152-54999 to "
-         "coturn calls",
-         [("turn.pools.calls.max_port", 54999)]),
-        (SFU1, [*SAME_BOX, (SFU1, "turn.pools.calls.min_port", 52000),
-                (SFU1, "turn.pools.calls.max_port", 53000)],
-         "livekit.rtc.port_range_start: LiveKit (media 50000-60000) and coturn calls (relay range "
-         "52000-53000) overlap on the same host; keep 52000-53000 for coturn calls, give "
-         "53001-60000 to LiveKit",
-         [("livekit.rtc.port_range_start", 53001)]),
-        (SFU1, [*SAME_BOX, (SFU1, "turn.pools.calls.min_port", 60000)],
-         "livekit.rtc.port_range_start: LiveKit (media 50000-60000) and coturn calls (relay range "
-         "60000-65535) overlap on the same host; keep 60000-65535 for coturn calls, give "
-         "50000-59999 to LiveKit",
-         [("livekit.rtc.port_range_end", 59999)]),
-        (TURN1, TWO_POOLS,
-         "turn.pools.avatar.min_port: coturn calls (relay range 49152-65535) and coturn avatar "
-         "(relay range 49152-65535) overlap on the same host; give 49152-57343 to coturn calls and "
-         "57344-65535 to coturn avatar",
-         [("turn.pools.calls.max_port", 57343), ("turn.pools.avatar.min_port", 57344)]),
-        (SFU1, [(SFU1, "groups", ["livekit", "turn"]), (SFU1, "pools", ["calls", "avatar"]),
-                (SFU1, "turn.pools.avatar.listening_port", 3479), (SFU1, "turn.tcp_relay", True),
-                (SFU1, "turn.pools.avatar.tls_listening_port", 5350)],
-         "turn.pools.avatar.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
-         "49152-65535) and coturn avatar (relay range 49152-65535) overlap on the same host; keep "
-         "50000-60000 for LiveKit, give 60001-62767 to coturn calls and 62768-65535 to coturn "
-         "avatar",
-         [("turn.pools.calls.min_port", 60001), ("turn.pools.calls.max_port", 62767),
-          ("turn.pools.avatar.min_port", 62768)]),
-        (TURN1, [*TWO_POOLS, (TURN1, "turn.pools.avatar.listening_port", 3478),
-                 (TURN1, "turn.pools.avatar.tls_listening_port", 5351),
-                 (TURN1, "turn.pools.calls.max_port", 57343),
-                 (TURN1, "turn.pools.avatar.min_port", 57344)],
-         "turn.pools.avatar.listening_port: port 3478/udp is taken twice on this host: coturn "
-         "calls (STUN and TURN, turn.pools.calls.listening_port) and coturn avatar (STUN and "
-         "TURN); give one of them another port",
-         [("turn.pools.avatar.listening_port", 3479)]),
-        (TURN1, [*TWO_POOLS, (TURN1, "turn.pools.avatar.tls_listening_port", 5349),
-                 (TURN1, "turn.pools.calls.max_port", 57343),
-                 (TURN1, "turn.pools.avatar.min_port", 57344)],
-         "turn.pools.avatar.tls_listening_port: port 5349/tcp is taken twice on this host: coturn "
-         "calls (TURN over TLS, turn.pools.calls.tls_listening_port) and coturn avatar (TURN over "
-         "TLS); give one of them another port",
-         [("turn.pools.avatar.tls_listening_port", 5350)]),
-        (SFU1, [(SFU1, "livekit.port", 22)],
-         "livekit.port: port 22/tcp is taken twice on this host: sshd (administration, ssh_port) "
-         "and LiveKit (signalling); give one of them another port",
-         [("livekit.port", 7880)]),
-        (SFU1, [(SFU1, "livekit.port", 7881)],
-         "livekit.rtc.tcp_port: port 7881/tcp is taken twice on this host: LiveKit (signalling, "
-         "livekit.port) and LiveKit (ICE over TCP); give one of them another port",
-         [("livekit.rtc.tcp_port", 7882)]),
-        (TURN1, [(TURN1, "turn.pools.calls.listening_port", 50000)],
-         "turn.pools.calls.min_port: port 50000/udp is taken twice on this host: coturn calls "
-         "(STUN and TURN, turn.pools.calls.listening_port) and coturn calls (relay range); give "
-         "one of them another port",
-         [("turn.pools.calls.min_port", 50001)]),
-        (SFU1, [(SFU1, "firewall.extra_ports", ["59990-60010/udp"])],
-         "firewall.extra_ports: port 59990-60000/udp is taken twice on this host: LiveKit (media, "
-         "livekit.rtc.port_range_start) and extra (firewall.extra_ports); give one of them another "
-         "port",
-         [("firewall.extra_ports", ["60001-60010/udp"])]),
+        (
+            SFU1,
+            SAME_BOX,
+            "turn.pools.calls.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
+            "49152-65535) overlap on the same host; keep 50000-60000 for LiveKit, give 60001-65535 to "
+            "coturn calls",
+            [("turn.pools.calls.min_port", 60001)],
+        ),
+        (
+            SFU1,
+            [
+                *SAME_BOX,
+                (SFU1, "livekit.rtc.port_range_start", 55000),
+                (SFU1, "livekit.rtc.port_range_end", 65535),
+            ],
+            "turn.pools.calls.min_port: LiveKit (media 55000-65535) and coturn calls (relay range "
+            "49152-65535) overlap on the same host; keep 55000-65535 for LiveKit, give 49152-54999 to "
+            "coturn calls",
+            [("turn.pools.calls.max_port", 54999)],
+        ),
+        (
+            SFU1,
+            [
+                *SAME_BOX,
+                (SFU1, "turn.pools.calls.min_port", 52000),
+                (SFU1, "turn.pools.calls.max_port", 53000),
+            ],
+            "livekit.rtc.port_range_start: LiveKit (media 50000-60000) and coturn calls (relay range "
+            "52000-53000) overlap on the same host; keep 52000-53000 for coturn calls, give "
+            "53001-60000 to LiveKit",
+            [("livekit.rtc.port_range_start", 53001)],
+        ),
+        (
+            SFU1,
+            [*SAME_BOX, (SFU1, "turn.pools.calls.min_port", 60000)],
+            "livekit.rtc.port_range_start: LiveKit (media 50000-60000) and coturn calls (relay range "
+            "60000-65535) overlap on the same host; keep 60000-65535 for coturn calls, give "
+            "50000-59999 to LiveKit",
+            [("livekit.rtc.port_range_end", 59999)],
+        ),
+        (
+            TURN1,
+            TWO_POOLS,
+            "turn.pools.avatar.min_port: coturn calls (relay range 49152-65535) and coturn avatar "
+            "(relay range 49152-65535) overlap on the same host; give 49152-57343 to coturn calls and "
+            "57344-65535 to coturn avatar",
+            [("turn.pools.calls.max_port", 57343), ("turn.pools.avatar.min_port", 57344)],
+        ),
+        (
+            SFU1,
+            [
+                (SFU1, "groups", ["livekit", "turn"]),
+                (SFU1, "pools", ["calls", "avatar"]),
+                (SFU1, "turn.pools.avatar.listening_port", 3479),
+                (SFU1, "turn.tcp_relay", True),
+                (SFU1, "turn.pools.avatar.tls_listening_port", 5350),
+            ],
+            "turn.pools.avatar.min_port: LiveKit (media 50000-60000) and coturn calls (relay range "
+            "49152-65535) and coturn avatar (relay range 49152-65535) overlap on the same host; keep "
+            "50000-60000 for LiveKit, give 60001-62767 to coturn calls and 62768-65535 to coturn "
+            "avatar",
+            [
+                ("turn.pools.calls.min_port", 60001),
+                ("turn.pools.calls.max_port", 62767),
+                ("turn.pools.avatar.min_port", 62768),
+            ],
+        ),
+        (
+            TURN1,
+            [
+                *TWO_POOLS,
+                (TURN1, "turn.pools.avatar.listening_port", 3478),
+                (TURN1, "turn.pools.avatar.tls_listening_port", 5351),
+                (TURN1, "turn.pools.calls.max_port", 57343),
+                (TURN1, "turn.pools.avatar.min_port", 57344),
+            ],
+            "turn.pools.avatar.listening_port: port 3478/udp is taken twice on this host: coturn "
+            "calls (STUN and TURN, turn.pools.calls.listening_port) and coturn avatar (STUN and "
+            "TURN); give one of them another port",
+            [("turn.pools.avatar.listening_port", 3479)],
+        ),
+        (
+            TURN1,
+            [
+                *TWO_POOLS,
+                (TURN1, "turn.pools.avatar.tls_listening_port", 5349),
+                (TURN1, "turn.pools.calls.max_port", 57343),
+                (TURN1, "turn.pools.avatar.min_port", 57344),
+            ],
+            "turn.pools.avatar.tls_listening_port: port 5349/tcp is taken twice on this host: coturn "
+            "calls (TURN over TLS, turn.pools.calls.tls_listening_port) and coturn avatar (TURN over "
+            "TLS); give one of them another port",
+            [("turn.pools.avatar.tls_listening_port", 5350)],
+        ),
+        (
+            SFU1,
+            [(SFU1, "livekit.port", 22)],
+            "livekit.port: port 22/tcp is taken twice on this host: sshd (administration, ssh_port) "
+            "and LiveKit (signalling); give one of them another port",
+            [("livekit.port", 7880)],
+        ),
+        (
+            SFU1,
+            [(SFU1, "livekit.port", 7881)],
+            "livekit.rtc.tcp_port: port 7881/tcp is taken twice on this host: LiveKit (signalling, "
+            "livekit.port) and LiveKit (ICE over TCP); give one of them another port",
+            [("livekit.rtc.tcp_port", 7882)],
+        ),
+        (
+            TURN1,
+            [(TURN1, "turn.pools.calls.listening_port", 50000)],
+            "turn.pools.calls.min_port: port 50000/udp is taken twice on this host: coturn calls "
+            "(STUN and TURN, turn.pools.calls.listening_port) and coturn calls (relay range); give "
+            "one of them another port",
+            [("turn.pools.calls.min_port", 50001)],
+        ),
+        (
+            SFU1,
+            [(SFU1, "firewall.extra_ports", ["59990-60010/udp"])],
+            "firewall.extra_ports: port 59990-60000/udp is taken twice on this host: LiveKit (media, "
+            "livekit.rtc.port_range_start) and extra (firewall.extra_ports); give one of them another "
+            "port",
+            [("firewall.extra_ports", ["60001-60010/udp"])],
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_conflict_is_named_with_a_way_out_that_works(
     host: str, edits: list[Edit], message: str, way_out: list[tuple[str, object]]
 ) -> None:
@@ -240,8 +327,10 @@ def test_every_conflict_of_a_host_is_named() -> None:
         SFU1, *SAME_BOX, (SFU1, "livekit.port", 22), (SFU1, "firewall.extra_ports", ["5349/tcp"])
     )
     assert [line.partition(": ")[0] for line in found] == [
-        "turn.pools.calls.min_port", "livekit.port", "firewall.extra_ports",
-    ]  # fmt: skip
+        "turn.pools.calls.min_port",
+        "livekit.port",
+        "firewall.extra_ports",
+    ]
 
 
 # The proposal is read back, taken, and checked again, for every way in which ranges can lie.

@@ -127,9 +127,19 @@ def test_turn_uris(uri: str, server: TurnServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "turn1.lab.test", "turn:", "stun:turn1.lab.test", "turn:a:b", "turn://a:3478",
-            "turns:a?transport=udp", "turn:a?transport=sctp", "turn:2001:db8::1"]
-)  # fmt: skip
+    "uri",
+    [
+        "",
+        "turn1.lab.test",
+        "turn:",
+        "stun:turn1.lab.test",
+        "turn:a:b",
+        "turn://a:3478",
+        "turns:a?transport=udp",
+        "turn:a?transport=sctp",
+        "turn:2001:db8::1",
+    ],
+)
 def test_no_turn_uri(uri: str) -> None:
     with pytest.raises(ProbeError, match="no TURN URI"):
         TurnServer.from_uri(uri)
@@ -441,9 +451,13 @@ def test_app_health_tells_everything_that_differs(web: str) -> None:
     wanted = {"status": "well", "workers.1.up": True, "workers.9.up": True, "workers.0.up": 1}
     with pytest.raises(ProbeError) as failure:
         app.health(f"{web}/health", 204, wanted)
-    for part in ("status is 200, not 204", 'status is "ok", not "well"',
-                 "workers.1.up is false, not true", "workers.9.up is null, not true",
-                 "workers.0.up is true, not 1"):  # fmt: skip
+    for part in (
+        "status is 200, not 204",
+        'status is "ok", not "well"',
+        "workers.1.up is false, not true",
+        "workers.9.up is null, not true",
+        "workers.0.up is true, not 1",
+    ):
         assert part in str(failure.value)
     with pytest.raises(ProbeError, match="status is 503, not 200; the body is not JSON"):
         app.health(f"{web}/other", fields={"status": "ok"})

@@ -43,9 +43,11 @@ def set_(**values: object) -> Callable[[Facts], None]:
     [
         set_(),
         set_(os_version="12", arch="arm64"),
-        set_(skew=30.0), set_(skew=-30.0),
+        set_(skew=30.0),
+        set_(skew=-30.0),
         set_(packages={"coturn": "4.6.1-1+b2"}),
-        set_(candidates={}), set_(candidates={"coturn": "(none)"}),
+        set_(candidates={}),
+        set_(candidates={"coturn": "(none)"}),
         set_(nat_tables={"ip nat"}),
         running("firewalld.service", "failed"),
         # Ours, sshd's, on loopback, or of no interest to the plan.
@@ -60,7 +62,7 @@ def set_(**values: object) -> Callable[[Facts], None]:
             Listener("udp", "0.0.0.0", 123, "chronyd", "chrony.service"),
         ),
     ],
-)  # fmt: skip
+)
 def test_a_host_that_can_be_deployed_is_not_refused(edit: Callable[[Facts], None]) -> None:
     assert refused(edit) == []
 
@@ -132,11 +134,16 @@ def test_the_version_that_the_inventory_says_is_the_one_wanted() -> None:
 @pytest.mark.parametrize(
     ("version", "upstream", "same"),
     [
-        ("4.6.1-1", "4.6.1", True), ("4.6.1", "4.6.1", True), ("1:4.6.1-1+b2", "4.6.1", True),
-        ("4.6.1+dfsg-1", "4.6.1", True), ("4.6.1~rc1-1", "4.6.1", True),
-        ("4.6.10-1", "4.6.1", False), ("4.6.1.1-1", "4.6.1", False), ("4.6-1", "4.6.1", False),
+        ("4.6.1-1", "4.6.1", True),
+        ("4.6.1", "4.6.1", True),
+        ("1:4.6.1-1+b2", "4.6.1", True),
+        ("4.6.1+dfsg-1", "4.6.1", True),
+        ("4.6.1~rc1-1", "4.6.1", True),
+        ("4.6.10-1", "4.6.1", False),
+        ("4.6.1.1-1", "4.6.1", False),
+        ("4.6-1", "4.6.1", False),
     ],
-)  # fmt: skip
+)
 def test_a_debian_version_is_of_an_upstream_version(
     version: str, upstream: str, same: bool
 ) -> None:
@@ -146,23 +153,33 @@ def test_a_debian_version_is_of_an_upstream_version(
 @pytest.mark.parametrize(
     ("listener", "message"),
     [
-        (Listener("tcp", "0.0.0.0", 7880, "docker-proxy", "docker.service"),
-         "port 7880/tcp is taken by docker-proxy (docker.service), LiveKit needs it for "
-         "signalling: stop that program (a container?) or change livekit.port"),
-        (Listener("udp", "*", 3479, "turnserver", "coturn.service"),
-         "port 3479/udp is taken by turnserver (coturn.service), coturn avatar needs it for STUN "
-         "and TURN: stop that program (a container?) or change turn.pools.avatar.listening_port"),
-        (Listener("udp", "192.0.2.11", 50123, "livekit-server", "-"),
-         "port 50123/udp is taken by livekit-server, LiveKit needs it for media: stop that program "
-         "(a container?) or change livekit.rtc.port_range_start"),
-        (Listener("tcp", "*", 7880, "livekit-server", "session-3.scope"),
-         "port 7880/tcp is taken by livekit-server (session-3.scope), LiveKit needs it for "
-         "signalling: stop that program (a container?) or change livekit.port"),
-        (Listener("udp", "0.0.0.0", 51820, "-", "-"),
-         "port 51820/udp is taken by the kernel, LiveKit needs it for media: stop that interface "
-         "(WireGuard?) or change livekit.rtc.port_range_start"),
+        (
+            Listener("tcp", "0.0.0.0", 7880, "docker-proxy", "docker.service"),
+            "port 7880/tcp is taken by docker-proxy (docker.service), LiveKit needs it for "
+            "signalling: stop that program (a container?) or change livekit.port",
+        ),
+        (
+            Listener("udp", "*", 3479, "turnserver", "coturn.service"),
+            "port 3479/udp is taken by turnserver (coturn.service), coturn avatar needs it for STUN "
+            "and TURN: stop that program (a container?) or change turn.pools.avatar.listening_port",
+        ),
+        (
+            Listener("udp", "192.0.2.11", 50123, "livekit-server", "-"),
+            "port 50123/udp is taken by livekit-server, LiveKit needs it for media: stop that program "
+            "(a container?) or change livekit.rtc.port_range_start",
+        ),
+        (
+            Listener("tcp", "*", 7880, "livekit-server", "session-3.scope"),
+            "port 7880/tcp is taken by livekit-server (session-3.scope), LiveKit needs it for "
+            "signalling: stop that program (a container?) or change livekit.port",
+        ),
+        (
+            Listener("udp", "0.0.0.0", 51820, "-", "-"),
+            "port 51820/udp is taken by the kernel, LiveKit needs it for media: stop that interface "
+            "(WireGuard?) or change livekit.rtc.port_range_start",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_planned_port_that_another_program_has_is_refused(
     listener: Listener, message: str
 ) -> None:
@@ -172,13 +189,17 @@ def test_a_planned_port_that_another_program_has_is_refused(
 def test_a_program_on_both_families_is_named_once_and_each_port_once() -> None:
     found = refused(
         listening(
-            *(Listener(p, a, 3478, "turnserver", "coturn.service")
-              for p in ("udp", "tcp") for a in ("0.0.0.0", "::"))
+            *(
+                Listener(p, a, 3478, "turnserver", "coturn.service")
+                for p in ("udp", "tcp")
+                for a in ("0.0.0.0", "::")
+            )
         )
-    )  # fmt: skip
+    )
     assert [line.partition(" is taken")[0] for line in found] == [
-        "port 3478/udp", "port 3478/tcp",
-    ]  # fmt: skip
+        "port 3478/udp",
+        "port 3478/tcp",
+    ]
 
 
 def test_a_listener_that_is_meant_to_be_there_is_let_be() -> None:
@@ -230,16 +251,24 @@ UNTIL = "first, or take the host out of group app until then"
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (set_(users={"root"}),
-         [f"user app (app.owner) does not exist on this host: create it {UNTIL}"]),
-        *((unit("app.service", load),
-           [f"unit app.service (app.restart) cannot be restarted on this host, systemctl says "
-            f"{load}: install it {UNTIL}"])
-          for load in ("not-found", "masked")),
+        (
+            set_(users={"root"}),
+            [f"user app (app.owner) does not exist on this host: create it {UNTIL}"],
+        ),
+        *(
+            (
+                unit("app.service", load),
+                [
+                    f"unit app.service (app.restart) cannot be restarted on this host, systemctl says "
+                    f"{load}: install it {UNTIL}"
+                ],
+            )
+            for load in ("not-found", "masked")
+        ),
         (unit("app.service", "loaded"), []),
         (unit("livekit-server.service", "not-found"), []),  # ours is not there yet
     ],
-)  # fmt: skip
+)
 def test_an_app_that_is_not_there_yet_is_refused(
     edit: Callable[[Facts], None], said: list[str]
 ) -> None:

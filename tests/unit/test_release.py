@@ -62,9 +62,14 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
     lines = said(plan)
     assert lines[:8] == [
         "+ mask coturn.service",
-        "+ package ca-certificates", "+ package curl", "+ package nftables", "+ package openssl",
-        "+ package systemd-timesyncd", "+ package coturn 4.6.1-2", "+ package sqlite3",
-    ]  # fmt: skip
+        "+ package ca-certificates",
+        "+ package curl",
+        "+ package nftables",
+        "+ package openssl",
+        "+ package systemd-timesyncd",
+        "+ package coturn 4.6.1-2",
+        "+ package sqlite3",
+    ]
     assert "+ user livekit" in lines
     assert "+ binary /opt/livekit/1.13.5/livekit-server" in lines
     for path in release.files:
@@ -89,14 +94,31 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         assert text in lines
     # coturn must not start as an open relay, and nothing may listen before the packet filter.
     assert functions(plan) == [
-        "candidates", "mask coturn.service", "packages", "users", "archive",
-        "rows", "rows", "pair", "stage",
-        "arm", "activate", "reload_manager", "sysctls", "environment", "firewall",
-        "restart turnserver@calls.service", "listening turnserver@calls.service",
-        "restart turnserver@avatar.service", "listening turnserver@avatar.service",
-        "restart livekit-server.service", "listening livekit-server.service",
-        *["serving"] * 4, "applied", "confirm",
-    ]  # fmt: skip
+        "candidates",
+        "mask coturn.service",
+        "packages",
+        "users",
+        "archive",
+        "rows",
+        "rows",
+        "pair",
+        "stage",
+        "arm",
+        "activate",
+        "reload_manager",
+        "sysctls",
+        "environment",
+        "firewall",
+        "restart turnserver@calls.service",
+        "listening turnserver@calls.service",
+        "restart turnserver@avatar.service",
+        "listening turnserver@avatar.service",
+        "restart livekit-server.service",
+        "listening livekit-server.service",
+        *["serving"] * 4,
+        "applied",
+        "confirm",
+    ]
 
 
 def edit_calls(facts: Facts) -> None:
@@ -223,52 +245,84 @@ OLD = "restart, its process is older than its configuration"
         (drop_a_package, ["+ package nftables"], ["candidates", "packages"]),
         (use_chrony, [], []),
         (drop_the_user, ["+ user livekit"], ["users"]),
-        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"],
-         ["archive"]),
+        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["archive"]),
         (unmask, ["+ mask coturn.service"], ["mask coturn.service"]),
         (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls"]),
-        (lose_the_secret,
-         [f"+ row {CALLS_DB} callready.test secret "
-          + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))],
-         ["rows"]),
+        (
+            lose_the_secret,
+            [
+                f"+ row {CALLS_DB} callready.test secret "
+                + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))
+            ],
+            ["rows"],
+        ),
         (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows"]),
-        (change_the_environment,
-         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
-          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
-          "! unit app.service: restart, it reads /srv/app/.env"],
-         ["environment", "applied"]),
-        (edit_the_environment,
-         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
-          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
-          "! unit app.service: restart, it reads /srv/app/.env"],
-         ["environment", "applied"]),
-        (open_the_environment,
-         ["~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
-          "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"],
-         ["environment"]),
-        (fail_to_restart_the_app, ["! unit app.service: restart, it reads /srv/app/.env"],
-         ["applied"]),
+        (
+            change_the_environment,
+            [
+                "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+                "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
+                "! unit app.service: restart, it reads /srv/app/.env",
+            ],
+            ["environment", "applied"],
+        ),
+        (
+            edit_the_environment,
+            [
+                "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+                "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
+                "! unit app.service: restart, it reads /srv/app/.env",
+            ],
+            ["environment", "applied"],
+        ),
+        (
+            open_the_environment,
+            [
+                "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
+                "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"
+            ],
+            ["environment"],
+        ),
+        (
+            fail_to_restart_the_app,
+            ["! unit app.service: restart, it reads /srv/app/.env"],
+            ["applied"],
+        ),
         (change_the_table, ["~ firewall table inet callready"], ["firewall"]),
         (lose_the_table, ["+ firewall table inet callready"], ["firewall"]),
-        (serve_the_old_certificate,
-         [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
-         [f"reload {CALLS_UNIT}", "serving"]),
-        (unit(CALLS_UNIT, fingerprint="0" * 16), [f"! unit {CALLS_UNIT}: {OLD}"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
-        (unit(CALLS_UNIT, fingerprint="-"), [f"! unit {CALLS_UNIT}: {OLD}"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
-        (unit(CALLS_UNIT, given=("0" * 64,)),
-         [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
-        (unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
-         [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
-         [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"]),
-        (unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
-         [f"+ unit {SFU_UNIT}: start"],
-         [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"]),
+        (
+            serve_the_old_certificate,
+            [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
+            [f"reload {CALLS_UNIT}", "serving"],
+        ),
+        (
+            unit(CALLS_UNIT, fingerprint="0" * 16),
+            [f"! unit {CALLS_UNIT}: {OLD}"],
+            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+        ),
+        (
+            unit(CALLS_UNIT, fingerprint="-"),
+            [f"! unit {CALLS_UNIT}: {OLD}"],
+            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+        ),
+        (
+            unit(CALLS_UNIT, given=("0" * 64,)),
+            [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
+            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+        ),
+        (
+            unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
+            [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
+            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+        ),
+        (
+            unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
+            [f"+ unit {SFU_UNIT}: start"],
+            [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"],
+        ),
         (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager"]),
     ],
-)  # fmt: skip
+)
 def test_each_difference_is_told_and_mended_and_nothing_else(
     release: Release, edit: Callable[[Facts], None], lines: list[str], steps: list[str]
 ) -> None:
@@ -291,8 +345,11 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
         "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
     ]
     assert functions(plan) == [
-        "pair", f"reload {CALLS_UNIT}", "reload turnserver@avatar.service", *["serving"] * 4,
-    ]  # fmt: skip
+        "pair",
+        f"reload {CALLS_UNIT}",
+        "reload turnserver@avatar.service",
+        *["serving"] * 4,
+    ]
 
 
 def test_a_renewal_is_no_new_release(authority: Authority) -> None:
@@ -313,13 +370,21 @@ def test_a_renewal_is_no_new_release(authority: Authority) -> None:
         ("turn.pools.calls.user_quota", 5, {CALLS}, {CALLS_UNIT}),
         ("livekit.logging.level", "debug", {LIVEKIT}, {SFU_UNIT}),
         ("livekit.keys.APIunit", "secret:livekit/second", {LIVEKIT}, {SFU_UNIT}),
-        ("turn.pools.calls.secrets", ["secret:livekit/second", "secret:turn/calls"],
-         {"/etc/livekit/turn_secret"}, {SFU_UNIT}),
+        (
+            "turn.pools.calls.secrets",
+            ["secret:livekit/second", "secret:turn/calls"],
+            {"/etc/livekit/turn_secret"},
+            {SFU_UNIT},
+        ),
         ("turn.pools.avatar.secrets", ["secret:livekit/second"], set(), set()),
-        ("firewall.extra_ports", ["443/tcp"],
-         {"/etc/sysctl.d/60-callready.conf", f"{ROOT}/nftables.conf"}, set()),
+        (
+            "firewall.extra_ports",
+            ["443/tcp"],
+            {"/etc/sysctl.d/60-callready.conf", f"{ROOT}/nftables.conf"},
+            set(),
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_setting_changes_its_files_and_restarts_what_reads_them_alone(
     path: str, value: object, files: set[str], restarts: set[str]
 ) -> None:
@@ -342,21 +407,27 @@ def test_another_version_of_livekit_is_installed_beside_and_started() -> None:
     assert f"! unit {SFU_UNIT}: {OLD}" in said(plan)
     (step,) = (shlex.split(step) for step in plan.steps if step.startswith("archive "))
     assert step == [
-        "archive", "https://github.com/livekit/livekit/releases/download", "1.13.1",
-        "livekit_1.13.1_linux_amd64.tar.gz", "",
-    ]  # fmt: skip
+        "archive",
+        "https://github.com/livekit/livekit/releases/download",
+        "1.13.1",
+        "livekit_1.13.1_linux_amd64.tar.gz",
+        "",
+    ]
 
 
 def test_what_a_host_no_longer_runs_is_stopped_and_taken_away() -> None:
     facts = deployed(declare(box(), SFU1).release)
     release = declare(
-        box((SFU1, "pools", ["calls"]), (TURN1, "pools", ["calls", "avatar"]),
+        box(
+            (SFU1, "pools", ["calls"]),
+            (TURN1, "pools", ["calls", "avatar"]),
             (TURN1, "turn.pools.calls.max_port", 57343),
             (TURN1, "turn.pools.avatar.min_port", 57344),
             (TURN1, "turn.pools.avatar.listening_port", 3479),
-            (TURN1, "turn.pools.avatar.tls_listening_port", 5350)),
+            (TURN1, "turn.pools.avatar.tls_listening_port", 5350),
+        ),
         SFU1,
-    ).release  # fmt: skip
+    ).release
     plan = release.plan(facts)
     gone = [
         AVATAR,
@@ -385,14 +456,20 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
 
     plan = release.go_back("earlier", earlier(SFU_UNIT, "haproxy.service"), facts, "rollback")
     assert said(plan) == [
-        f"~ release {facts.folder} -> earlier", f"! unit {AVATAR_UNIT}: stop",
+        f"~ release {facts.folder} -> earlier",
+        f"! unit {AVATAR_UNIT}: stop",
         f"! unit {SFU_UNIT}: restart, the earlier release has it otherwise",
         "~ unit haproxy.service: reload, no connection is dropped",
-    ]  # fmt: skip
+    ]
     assert [note for note in plan.notes if "1 media ports in use" in note]
     assert [step.split()[0] for step in plan.steps] == [
-        "take", "drain", "drain", "arm", "return_to", "confirm",
-    ]  # fmt: skip
+        "take",
+        "drain",
+        "drain",
+        "arm",
+        "return_to",
+        "confirm",
+    ]
     same = release.go_back("earlier", facts.manifest, facts, "rollback")
     assert [step.split()[0] for step in same.steps] == ["take", "arm", "return_to", "confirm"]
 
@@ -532,26 +609,40 @@ def database(tmp_path: Path) -> Path:
 
 def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     secret, user = "turn_secret", "turnusers_lt"
-    old = Rows("", (
-        (secret, "r.test", "old"), (secret, "s.test", "s"),
-        (user, "r.test", "ann:aa"), (user, "r.test", "bob:bb"),
-    ))  # fmt: skip
+    old = Rows(
+        "",
+        (
+            (secret, "r.test", "old"),
+            (secret, "s.test", "s"),
+            (user, "r.test", "ann:aa"),
+            (user, "r.test", "bob:bb"),
+        ),
+    )
     apply(database, rows_sql(old))
     assert table(database) == {
-        ("turn_secret", "r.test", "old"), ("turn_secret", "s.test", "s"),
-        ("turnusers_lt", "r.test", "ann", "aa"), ("turnusers_lt", "r.test", "bob", "bb"),
-    }  # fmt: skip
+        ("turn_secret", "r.test", "old"),
+        ("turn_secret", "s.test", "s"),
+        ("turnusers_lt", "r.test", "ann", "aa"),
+        ("turnusers_lt", "r.test", "bob", "bb"),
+    }
     apply(database, rows_sql(old))
     assert len(table(database)) == 4
-    new = Rows("", (
-        (secret, "r.test", "new"), (secret, "r.test", "old"),
-        (user, "r.test", "bob:new"), (user, "s.test", "bob:bb"),
-    ))  # fmt: skip
+    new = Rows(
+        "",
+        (
+            (secret, "r.test", "new"),
+            (secret, "r.test", "old"),
+            (user, "r.test", "bob:new"),
+            (user, "s.test", "bob:bb"),
+        ),
+    )
     apply(database, rows_sql(new))
     assert table(database) == {
-        ("turn_secret", "r.test", "new"), ("turn_secret", "r.test", "old"),
-        ("turnusers_lt", "r.test", "bob", "new"), ("turnusers_lt", "s.test", "bob", "bb"),
-    }  # fmt: skip
+        ("turn_secret", "r.test", "new"),
+        ("turn_secret", "r.test", "old"),
+        ("turnusers_lt", "r.test", "bob", "new"),
+        ("turnusers_lt", "s.test", "bob", "bb"),
+    }
     apply(database, rows_sql(Rows("", ())))
     assert table(database) == set()
 
@@ -574,8 +665,10 @@ def test_a_failing_statement_changes_nothing(database: Path) -> None:
 
 
 def test_fixed_users_are_stored_as_rfc_8489_keys_and_never_as_passwords() -> None:
-    fleet = load(("*", "turn.pools.calls.secrets", ...),
-                 ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}))  # fmt: skip
+    fleet = load(
+        ("*", "turn.pools.calls.secrets", ...),
+        ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}),
+    )
     (row,) = declare(fleet, TURN1).release.databases[CALLS_DB].rows
     # printf %s bob:callready.test:unit-turn-fixed-user-password-0006 | md5sum
     assert row == ("turnusers_lt", "callready.test", f"bob:{BOB}")
@@ -583,10 +676,16 @@ def test_fixed_users_are_stored_as_rfc_8489_keys_and_never_as_passwords() -> Non
     assert f"+ row {CALLS_DB} callready.test user bob {row_hash(row)}" in said(plan)
 
 
-BOB = subprocess.run(
-    ["md5sum"], input=b"bob:callready.test:unit-turn-fixed-user-password-0006",
-    capture_output=True, check=True,
-).stdout[:32].decode()  # fmt: skip
+BOB = (
+    subprocess.run(
+        ["md5sum"],
+        input=b"bob:callready.test:unit-turn-fixed-user-password-0006",
+        capture_output=True,
+        check=True,
+    )
+    .stdout[:32]
+    .decode()
+)
 
 
 def test_an_edge_that_others_started_is_restarted_and_ours_is_reloaded() -> None:

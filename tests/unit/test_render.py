@@ -45,27 +45,49 @@ def full_box() -> Fleet:
         (SFU1, "livekit.keys.APIsecond", "secret:livekit/second"),
         (SFU1, "livekit.rtc", {"stun_servers": ["stun.callready.test:3478"], "turn_ttl": 600}),
         (SFU1, "livekit.logging", {"level": "warn", "pion_level": "info", "json": False}),
-        (SFU1, "livekit.redis", {"address": "10.0.0.5:6379", "username": "sfu", "db": 2,
-                                 "password": "secret:redis/password", "use_tls": True}),
+        (
+            SFU1,
+            "livekit.redis",
+            {
+                "address": "10.0.0.5:6379",
+                "username": "sfu",
+                "db": 2,
+                "password": "secret:redis/password",
+                "use_tls": True,
+            },
+        ),
         (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
         (SFU1, "livekit.webhook", {"urls": ["https://app.callready.test/h"], "api_key": "APIunit"}),
-        (SFU1, "livekit.config", {
-            "room": {"empty_timeout": 300, "max_participants": 20},
-            "rtc": {"congestion_control": {"enabled": True}, "pli_throttle": {"low_quality": "1s"}},
-            "logging": {"component_levels": {"room": "debug"}},
-            "limit": {"num_tracks": -1},
-        }),
-        (SFU1, "turn.pools.calls.extra", {
-            "max-bps": 1_000_000, "verbose": True, "mobility": False,
-            "aux-server": ["192.0.2.11:3480", "192.0.2.11:3481"],
-        }),
+        (
+            SFU1,
+            "livekit.config",
+            {
+                "room": {"empty_timeout": 300, "max_participants": 20},
+                "rtc": {
+                    "congestion_control": {"enabled": True},
+                    "pli_throttle": {"low_quality": "1s"},
+                },
+                "logging": {"component_levels": {"room": "debug"}},
+                "limit": {"num_tracks": -1},
+            },
+        ),
+        (
+            SFU1,
+            "turn.pools.calls.extra",
+            {
+                "max-bps": 1_000_000,
+                "verbose": True,
+                "mobility": False,
+                "aux-server": ["192.0.2.11:3480", "192.0.2.11:3481"],
+            },
+        ),
         ("*", "turn.pools.avatar.secrets", ...),
         ("*", "turn.pools.avatar.users", USERS),
         (SFU1, "turn.pools.avatar.tcp_relay", True),
         (SFU1, "turn.pools.avatar.tls", False),
         (SFU1, "turn.pools.avatar.user_quota", 0),
         (SFU1, "turn.pools.avatar.allowed_peers", ["10.0.0.9", "10.1.0.0-10.1.255.255"]),
-    )  # fmt: skip
+    )
 
 
 def production() -> Fleet:
@@ -102,9 +124,16 @@ def edges() -> Fleet:
         (SFU1, "turn.pools.calls.min_port", 60001),
         (TURN2, "groups", ["app"]),
         (TURN2, "pools", ...),
-        (TURN2, "app", {"env_file": "/srv/app/.env", "url": "https://app.callready.test",
-                        "upstream": "127.0.0.1:8000"}),
-    )  # fmt: skip
+        (
+            TURN2,
+            "app",
+            {
+                "env_file": "/srv/app/.env",
+                "url": "https://app.callready.test",
+                "upstream": "127.0.0.1:8000",
+            },
+        ),
+    )
 
 
 CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
@@ -157,9 +186,15 @@ def test_secrets_in_free_keys_are_written_as_they_are_and_masked() -> None:
     write_store({**SECRETS, **planted})
     fleet = box(
         ("*", "turn.pools.calls.extra", {"cli-password": "secret:cli"}),
-        ("*", "livekit.config", {"trace": {"jaeger_url": "secret:jaeger"},
-                                 "room": {"room_configurations": {"x": {"y": ["secret:jaeger"]}}}}),
-    )  # fmt: skip
+        (
+            "*",
+            "livekit.config",
+            {
+                "trace": {"jaeger_url": "secret:jaeger"},
+                "room": {"room_configurations": {"x": {"y": ["secret:jaeger"]}}},
+            },
+        ),
+    )
     files = declare(fleet, SFU1).release.files
     assert livekit_yaml(fleet)["trace"]["jaeger_url"] == planted["jaeger"]
     assert livekit_yaml(fleet)["room"]["room_configurations"]["x"]["y"] == [planted["jaeger"]]
@@ -200,40 +235,59 @@ def test_livekit_knows_every_key_of_its_configuration(make: Callable[[], Fleet])
 def test_livekit_is_told_of_every_turn_server_over_every_transport() -> None:
     rtc = livekit_yaml(production())["rtc"]
     assert rtc == {
-        "port_range_start": 50000, "port_range_end": 60000, "tcp_port": 7881,
-        "use_external_ip": False, "node_ip": "192.0.2.11", "stun_servers": [f"{TURN1}:3478"],
+        "port_range_start": 50000,
+        "port_range_end": 60000,
+        "tcp_port": 7881,
+        "use_external_ip": False,
+        "node_ip": "192.0.2.11",
+        "stun_servers": [f"{TURN1}:3478"],
         "turn_servers": [
-            {"host": TURN1, "port": port, "protocol": protocol, "ttl": 3600,
-             "secret_file": "/run/credentials/livekit-server.service/turn_secret"}
+            {
+                "host": TURN1,
+                "port": port,
+                "protocol": protocol,
+                "ttl": 3600,
+                "secret_file": "/run/credentials/livekit-server.service/turn_secret",
+            }
             for protocol, port in (("udp", 3478), ("tcp", 3478), ("tls", 5349))
         ],
-    }  # fmt: skip
+    }
 
 
 def test_livekit_has_the_values_and_types_that_were_set() -> None:
     found = livekit_yaml(full_box())
     assert found["keys"] == {
-        "APIunit": SECRETS["livekit/api_secret"], "APIsecond": SECRETS["livekit/second"],
-    }  # fmt: skip
+        "APIunit": SECRETS["livekit/api_secret"],
+        "APIsecond": SECRETS["livekit/second"],
+    }
     assert found["bind_addresses"] == ["127.0.0.1", "::1"]
     assert found["rtc"]["node_ip"] == "192.0.2.11"  # the public one, behind NAT too
     assert found["rtc"]["stun_servers"] == [
-        f"{SFU1}:3478", f"{TURN1}:3478", "stun.callready.test:3478",
-    ]  # fmt: skip
+        f"{SFU1}:3478",
+        f"{TURN1}:3478",
+        "stun.callready.test:3478",
+    ]
     assert {server["ttl"] for server in found["rtc"]["turn_servers"]} == {600}
     assert found["rtc"]["congestion_control"] == {"enabled": True}
     assert found["rtc"]["pli_throttle"] == {"low_quality": "1s"}
     assert found["logging"] == {
-        "level": "warn", "pion_level": "info", "json": False,
+        "level": "warn",
+        "pion_level": "info",
+        "json": False,
         "component_levels": {"room": "debug"},
-    }  # fmt: skip
+    }
     assert found["redis"] == {
-        "address": "10.0.0.5:6379", "username": "sfu", "db": 2, "use_tls": True,
+        "address": "10.0.0.5:6379",
+        "username": "sfu",
+        "db": 2,
+        "use_tls": True,
         "password": SECRETS["redis/password"],
-    }  # fmt: skip
+    }
     assert found["prometheus"] == {
-        "port": 6789, "username": "prometheus", "password": SECRETS["livekit/prometheus"],
-    }  # fmt: skip
+        "port": 6789,
+        "username": "prometheus",
+        "password": SECRETS["livekit/prometheus"],
+    }
     assert found["webhook"] == {"urls": ["https://app.callready.test/h"], "api_key": "APIunit"}
     assert found["room"] == {"empty_timeout": 300, "max_participants": 20}
     assert found["limit"] == {"num_tracks": -1}
@@ -283,8 +337,9 @@ def test_coturn_knows_every_key_and_has_none_deprecated(version: str, edits: lis
 
 
 def test_both_families_are_listened_on_and_relayed_from() -> None:
-    calls = options(declare(production(), TURN1).release.files["/etc/coturn/calls.conf"]
-                    .content.decode())  # fmt: skip
+    calls = options(
+        declare(production(), TURN1).release.files["/etc/coturn/calls.conf"].content.decode()
+    )
     for key in ("listening-ip", "relay-ip"):
         assert [v for k, v in calls if k == key] == ["192.0.2.21", "2001:db8::21"]
     assert not [v for k, v in calls if k == "external-ip"]
@@ -294,13 +349,18 @@ def test_behind_nat_the_private_address_is_used_and_the_public_one_told() -> Non
     conf = declare(full_box(), SFU1).release.files["/etc/coturn/calls.conf"].content.decode()
     found = options(conf)
     assert [v for k, v in found if k in ("listening-ip", "relay-ip")] == [
-        "10.0.0.11", "2001:db8::11", "10.0.0.11", "2001:db8::11",
-    ]  # fmt: skip
+        "10.0.0.11",
+        "2001:db8::11",
+        "10.0.0.11",
+        "2001:db8::11",
+    ]
     assert ("external-ip", "192.0.2.11/10.0.0.11") in found
     # Both ways to the SFU: its public address and the one on the interface.
     assert [v for k, v in found if k == "allowed-peer-ip"] == [
-        "192.0.2.11", "10.0.0.11", "2001:db8::11",
-    ]  # fmt: skip
+        "192.0.2.11",
+        "10.0.0.11",
+        "2001:db8::11",
+    ]
 
 
 def test_extra_keys_are_written_as_coturn_reads_them() -> None:
@@ -308,9 +368,11 @@ def test_extra_keys_are_written_as_coturn_reads_them() -> None:
         declare(full_box(), SFU1).release.files["/etc/coturn/calls.conf"].content.decode()
     )
     assert found[-4:] == [
-        ("max-bps", "1000000"), ("verbose", ""),
-        ("aux-server", "192.0.2.11:3480"), ("aux-server", "192.0.2.11:3481"),
-    ]  # fmt: skip
+        ("max-bps", "1000000"),
+        ("verbose", ""),
+        ("aux-server", "192.0.2.11:3480"),
+        ("aux-server", "192.0.2.11:3481"),
+    ]
 
 
 def between(low: bytes, peer: bytes, high: bytes) -> bool:
@@ -323,19 +385,58 @@ def between(low: bytes, peer: bytes, high: bytes) -> bool:
 @pytest.mark.parametrize(
     ("path", "denied", "allowed"),
     [
-        ("/etc/coturn/calls.conf",
-         ["10.0.0.1", "8.8.8.8", "192.0.2.12", "::1", "::ffff:192.0.2.11", "2001:db8::12",
-          "fd00::1", "ff02::1", "127.0.0.1", "169.254.169.254"],
-         ["192.0.2.11", "2001:db8::11"]),
-        ("/etc/coturn/avatar.conf",
-         ["0.0.0.0", "10.0.0.1", "10.255.255.255", "100.64.0.1", "127.0.0.1", "169.254.169.254",
-          "172.16.0.1", "172.31.255.255", "192.168.0.1", "198.18.0.1", "240.0.0.1",
-          "255.255.255.255", "::1", "::ffff:10.0.0.1", "64:ff9b::a00:1", "fe80::1", "fd00::1",
-          "2002:a00:1::", "2001::1", "100::1"],
-         ["8.8.8.8", "172.15.255.255", "172.32.0.0", "100.128.0.0", "11.0.0.0", "2a00::1",
-          "2606:4700::1111"]),
+        (
+            "/etc/coturn/calls.conf",
+            [
+                "10.0.0.1",
+                "8.8.8.8",
+                "192.0.2.12",
+                "::1",
+                "::ffff:192.0.2.11",
+                "2001:db8::12",
+                "fd00::1",
+                "ff02::1",
+                "127.0.0.1",
+                "169.254.169.254",
+            ],
+            ["192.0.2.11", "2001:db8::11"],
+        ),
+        (
+            "/etc/coturn/avatar.conf",
+            [
+                "0.0.0.0",
+                "10.0.0.1",
+                "10.255.255.255",
+                "100.64.0.1",
+                "127.0.0.1",
+                "169.254.169.254",
+                "172.16.0.1",
+                "172.31.255.255",
+                "192.168.0.1",
+                "198.18.0.1",
+                "240.0.0.1",
+                "255.255.255.255",
+                "::1",
+                "::ffff:10.0.0.1",
+                "64:ff9b::a00:1",
+                "fe80::1",
+                "fd00::1",
+                "2002:a00:1::",
+                "2001::1",
+                "100::1",
+            ],
+            [
+                "8.8.8.8",
+                "172.15.255.255",
+                "172.32.0.0",
+                "100.128.0.0",
+                "11.0.0.0",
+                "2a00::1",
+                "2606:4700::1111",
+            ],
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_peer_policy_as_coturn_4_6_1_reads_it(
     path: str, denied: list[str], allowed: list[str]
 ) -> None:
@@ -402,8 +503,9 @@ def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_pa
     assert run.returncode == 0, run.stderr
     docker, tcp, udp, table = re.split(r"(?m)^(?=table )", run.stdout)[1:]
     assert "chain nat" in docker
-    opened = [re.sub(r"\s+", "", re.findall(r"elements = \{([^}]*)\}", part)[0])
-              for part in (tcp, udp)]  # fmt: skip
+    opened = [
+        re.sub(r"\s+", "", re.findall(r"elements = \{([^}]*)\}", part)[0]) for part in (tcp, udp)
+    ]
     assert opened == [
         "443,2222,3478-3479,5349,7881,62768-65535",
         "3478-3479,40000-40010,50000-65535",
@@ -457,8 +559,9 @@ UNITS = ["livekit-server.service", "turnserver@calls.service", "callready-firewa
 def test_systemd_has_nothing_to_say_about_a_unit(root: Path, unit: str) -> None:
     run = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", f"--root={root}", unit],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     ours = [line for line in run.stderr.splitlines() if re.search("callready|livekit|turnse", line)]
     assert (run.returncode, ours) == (0, [])
 
@@ -467,10 +570,18 @@ def test_systemd_has_nothing_to_say_about_a_unit(root: Path, unit: str) -> None:
 def test_a_units_exposure_is_low(root: Path, unit: str) -> None:
     """The same tool rates Debian's own coturn unit 9.0; 1.1 is what was reached and kept."""
     run = subprocess.run(
-        ["systemd-analyze", "security", "--offline=yes", "--no-pager", "--threshold=12",
-         f"--root={root}", unit],
-        capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=yes",
+            "--no-pager",
+            "--threshold=12",
+            f"--root={root}",
+            unit,
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert run.returncode == 0, run.stdout[-300:] + run.stderr
 
 
@@ -478,15 +589,20 @@ def test_a_units_exposure_is_low(root: Path, unit: str) -> None:
 
 
 def test_uris_of_a_pool_name_every_host_and_transport() -> None:
-    fleet = load((TURN2, "pools", ["calls"]), ("*", "turn.pools.avatar", ...),
-                 (TURN2, "turn.pools.calls.tls", False),
-                 (TURN2, "turn.pools.calls.listening_port", 3480))  # fmt: skip
+    fleet = load(
+        (TURN2, "pools", ["calls"]),
+        ("*", "turn.pools.avatar", ...),
+        (TURN2, "turn.pools.calls.tls", False),
+        (TURN2, "turn.pools.calls.listening_port", 3480),
+    )
     assert stun_uris(fleet, "calls") == [f"stun:{TURN1}:3478", f"stun:{TURN2}:3480"]
     assert turn_uris(fleet, "calls") == [
-        f"turn:{TURN1}:3478?transport=udp", f"turn:{TURN1}:3478?transport=tcp",
+        f"turn:{TURN1}:3478?transport=udp",
+        f"turn:{TURN1}:3478?transport=tcp",
         f"turns:{TURN1}:5349?transport=tcp",
-        f"turn:{TURN2}:3480?transport=udp", f"turn:{TURN2}:3480?transport=tcp",
-    ]  # fmt: skip
+        f"turn:{TURN2}:3480?transport=udp",
+        f"turn:{TURN2}:3480?transport=tcp",
+    ]
     assert (stun_uris(fleet, None), turn_uris(fleet, None)) == ([], [])
 
 

@@ -19,15 +19,20 @@ MORE = ("turn3.callready.test", "turn4.callready.test", "turn5.callready.test")
 def hosts() -> dict[str, Deployment]:
     """Six bare hosts of two roles, deployed two at a time."""
     fleet = box(
-        (SFU1, "groups", ["livekit"]), (SFU1, "pools", []), ("*", "deploy.batch", 2), *[
+        (SFU1, "groups", ["livekit"]),
+        (SFU1, "pools", []),
+        ("*", "deploy.batch", 2),
+        *[
             edit
             for number, name in enumerate(MORE)
             for edit in (
-                (name, "groups", ["turn"]), (name, "address", f"192.0.2.{30 + number}"),
-                (name, "pools", ["calls"]), *inherited(name),
+                (name, "groups", ["turn"]),
+                (name, "address", f"192.0.2.{30 + number}"),
+                (name, "pools", ["calls"]),
+                *inherited(name),
             )
         ],
-    )  # fmt: skip
+    )
     return {name: Deployment(declare(fleet, name), bare()) for name in fleet.hosts}
 
 

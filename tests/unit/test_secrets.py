@@ -68,11 +68,13 @@ def test_a_store_that_others_may_read_is_refused(bits: int) -> None:
         (b"turn/calls: \xff planted-poison", "not valid YAML"),
         (b"- planted-poison\n", "must be a mapping of names to quoted strings"),
         (b"planted-poison", "must be a mapping of names to quoted strings"),
-        (b"turn/calls: 12345678901234567890123456789012\n",
-         "must be a mapping of names to quoted strings"),
+        (
+            b"turn/calls: 12345678901234567890123456789012\n",
+            "must be a mapping of names to quoted strings",
+        ),
         (b"turn/calls: {planted: poison}\n", "must be a mapping of names to quoted strings"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_store_is_named_and_not_quoted(text: bytes, message: str) -> None:
     write_store({}).write_bytes(text)
     with pytest.raises(SecretsError) as error:
@@ -150,13 +152,17 @@ def test_a_livekit_key_keeps_its_name_while_its_secret_is_the_same() -> None:
     other = {"APIother": "secret:livekit/other"}
     first = rotated({"livekit/key.next": "b"})
     assert first["keys"] == {
-        "APIunit": "secret:livekit/key", "APIunit-2": "secret:livekit/key.next", **other
-    }  # fmt: skip
+        "APIunit": "secret:livekit/key",
+        "APIunit-2": "secret:livekit/key.next",
+        **other,
+    }
     assert first["webhook"] == "APIunit"
     second = rotated({"livekit/key.previous": "a", "livekit/key.generation": "2"})
     assert second["keys"] == {
-        "APIunit-2": "secret:livekit/key", "APIunit": "secret:livekit/key.previous", **other
-    }  # fmt: skip
+        "APIunit-2": "secret:livekit/key",
+        "APIunit": "secret:livekit/key.previous",
+        **other,
+    }
     assert next(iter(second["keys"])) == second["webhook"] == "APIunit-2"  # type: ignore[call-overload]
     later = rotated({"livekit/key.next": "c", "livekit/key.generation": "2"})
     assert list(later["keys"])[:2] == ["APIunit-2", "APIunit-3"]  # type: ignore[call-overload]
@@ -221,10 +227,14 @@ def test_secrets_of_free_keys_are_somebody_elses(monkeypatch: pytest.MonkeyPatch
         "livekit": {"config": {"trace": {"jaeger_url": "secret:jaeger"}}},
         "turn": {
             "extra": {"pkey-pwd": "secret:key"},
-            "pools": {"extra": {"secrets": ["secret:turn/extra"],
-                                "extra": {"redis-statsdb": "secret:redis"}}},
+            "pools": {
+                "extra": {
+                    "secrets": ["secret:turn/extra"],
+                    "extra": {"redis-statsdb": "secret:redis"},
+                }
+            },
         },
-    }  # fmt: skip
+    }
     monkeypatch.setattr("callready.settings.fleet.inventory_data", lambda _: {"host": data})
     assert complete(SOURCE) == (["jaeger", "key", "redis"], "")
     assert Store(SOURCE).read().keys() == {"turn/extra"}

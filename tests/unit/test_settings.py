@@ -51,8 +51,11 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         ("turn.min_port", 0, "turn.min_port: 0 is not a port (1-65535)"),
         ("turn.min_port", "49152", "turn.min_port: '49152' is not a port (1-65535)"),
         ("turn.min_port", True, "turn.min_port: True is not a port (1-65535)"),
-        ("turn.pools.calls.listening_port", 65536,
-         "turn.pools.calls.listening_port: 65536 is not a port (1-65535)"),
+        (
+            "turn.pools.calls.listening_port",
+            65536,
+            "turn.pools.calls.listening_port: 65536 is not a port (1-65535)",
+        ),
         ("ssh_port", 0, "ssh_port: 0 is not a port (1-65535)"),
         ("address", "192.0.2", "address: '192.0.2' is not an IPv4 address"),
         ("address", "2001:db8::1", "address: '2001:db8::1' is not an IPv4 address"),
@@ -63,78 +66,184 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         ("pools", "calls", "pools: must be a list in [ ]"),
         ("pools", ["a b"], "pools.0: 'a b' is not a Unix user or group name"),
         ("livekit", 5, "livekit: must be a mapping in { }"),
-        ("livekit.url", "https://x.test",
-         "livekit.url: 'https://x.test' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
-        ("livekit.url", "wss://x.test/rtc",
-         "livekit.url: 'wss://x.test/rtc' is not ws://NAME[:PORT] or wss://NAME[:PORT]"),
-        *(("livekit.url", url, f"livekit.url: {url!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]")
-          for url in ("wss://x.test:99999", "wss://x.test:https", "wss://[::1", "wss://", "x.test",
-                      "wss://x.test:0", "wss://x y.test")),
-        ("livekit.version", "latest",
-         "livekit.version: 'latest' is not a version such as 1.13.5"),
+        (
+            "livekit.url",
+            "https://x.test",
+            "livekit.url: 'https://x.test' is not ws://NAME[:PORT] or wss://NAME[:PORT]",
+        ),
+        (
+            "livekit.url",
+            "wss://x.test/rtc",
+            "livekit.url: 'wss://x.test/rtc' is not ws://NAME[:PORT] or wss://NAME[:PORT]",
+        ),
+        *(
+            (
+                "livekit.url",
+                url,
+                f"livekit.url: {url!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]",
+            )
+            for url in (
+                "wss://x.test:99999",
+                "wss://x.test:https",
+                "wss://[::1",
+                "wss://",
+                "x.test",
+                "wss://x.test:0",
+                "wss://x y.test",
+            )
+        ),
+        ("livekit.version", "latest", "livekit.version: 'latest' is not a version such as 1.13.5"),
         ("livekit.keys", ..., "livekit.keys: is missing"),
         ("livekit.keys", {}, "livekit.keys: is empty"),
         ("livekit.webhook", {"urls": [], "api_key": "APIunit"}, "livekit.webhook.urls: is empty"),
-        ("livekit.webhook", {"urls": ["https://x.test"], "api_key": "other"},
-         "livekit: webhook.api_key 'other' is not one of keys: APIunit"),
-        ("livekit.rtc.port_range_end", 50010,
-         "livekit.rtc: 50000-50010 is less than 100 ports, too few for media: set port_range_start "
-         "and port_range_end"),
-        ("livekit.rtc.turn_ttl", 29,
-         "livekit.rtc.turn_ttl: Input should be greater than or equal to 30"),
-        ("livekit.rtc.turn_ttl", 86401,
-         "livekit.rtc.turn_ttl: Input should be less than or equal to 86400"),
-        ("livekit.logging.level", "loud",
-         "livekit.logging.level: Input should be 'debug', 'info', 'warn' or 'error'"),
+        (
+            "livekit.webhook",
+            {"urls": ["https://x.test"], "api_key": "other"},
+            "livekit: webhook.api_key 'other' is not one of keys: APIunit",
+        ),
+        (
+            "livekit.rtc.port_range_end",
+            50010,
+            "livekit.rtc: 50000-50010 is less than 100 ports, too few for media: set port_range_start "
+            "and port_range_end",
+        ),
+        (
+            "livekit.rtc.turn_ttl",
+            29,
+            "livekit.rtc.turn_ttl: Input should be greater than or equal to 30",
+        ),
+        (
+            "livekit.rtc.turn_ttl",
+            86401,
+            "livekit.rtc.turn_ttl: Input should be less than or equal to 86400",
+        ),
+        (
+            "livekit.logging.level",
+            "loud",
+            "livekit.logging.level: Input should be 'debug', 'info', 'warn' or 'error'",
+        ),
         ("turn.version", "4.6", "turn.version: '4.6' is not a version such as 1.13.5"),
         ("turn.peers", "everyone", "turn.peers: Input should be 'sfu' or 'internet'"),
         ("turn.tls", "perhaps", "turn.tls: must be True or False"),
         ("turn.pools.calls.realm", ..., "turn.pools.calls.realm: is missing"),
-        ("turn.pools.calls.realm", "a realm # comment",
-         "turn.pools.calls.realm: 'a realm # comment' is not a host name"),
-        ("turn.pools.calls.max_port", 1000,
-         "turn.pools.calls: min_port 49152 is above max_port 1000; coturn would start and crash at "
-         "the first allocation"),
-        ("turn.pools.calls.max_port", 49200,
-         "turn.pools.calls: 49152-49200 is less than 100 relay ports: set min_port and max_port"),
-        ("turn.pools.calls.secrets", [],
-         "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
-        ("turn.pools.calls.users", {"bob": "secret:turn/user"},
-         "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)"),
-        ("turn", {"tls": False, "pools": {"calls": {
-            "realm": "x.test", "secrets": ["secret:turn/calls"], "tls_on_443": True}}},
-         "turn.pools.calls: tls_on_443 needs TLS: leave it out, or set tls to True"),
-        ("firewall.extra_ports", ["443"],
-         "firewall.extra_ports.0: '443' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
-        ("firewall.extra_ports", ["443/tcp", "60010-60000/udp"],
-         "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
-        ("host.other_listeners", ["0/tcp"],
-         "host.other_listeners.0: '0/tcp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp"),
-        ("tls.certificate", "/certs/{names}.pem",
-         "tls.certificate: '/certs/{names}.pem': only {host} and {name} may stand in braces"),
-        ("app.env_file", "srv/.env", "app.env_file: 'srv/.env' is not an absolute path without "
-         "spaces"),
-        ("app", {"env_file": "/srv/../etc/passwd"},
-         "app.env_file: '/srv/../etc/passwd' is not an absolute path without spaces"),
-        ("app", {"env_file": "/srv/.env", "owner": "Root"},
-         "app.owner: 'Root' is not a Unix user or group name"),
-        ("app", {"env_file": "/srv/.env", "restart": ["backend"]},
-         "app.restart.0: 'backend' is not a systemd unit name such as backend.service"),
-        ("app", {"env_file": "/srv/.env", "url": "app.test"},
-         "app.url: 'app.test' is not http://NAME[:PORT] or https://NAME[:PORT]"),
-        ("app", {"env_file": "/srv/.env", "health": [{"url": "https://app.test:99999/health"}]},
-         "app.health.0.url: 'https://app.test:99999/health' is not http://NAME[:PORT] or "
-         "https://NAME[:PORT]"),
-        *(("app", {"env_file": "/srv/.env", "commands": ["true", command]},
-           "app.commands.1: must be one line without tabs, which separate commands in a release's "
-           "manifest: write an item for each command, or a script on the host that it calls")
-          for command in ("if true\nthen true\nfi", "a\tb", " ")),
-        *(("app", {"env_file": "/srv/.env", "upstream": upstream},
-           f"app.upstream: {upstream!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
-          for upstream in ("http://127.0.0.1:8000", "127.0.0.1", "8000", "127.0.0.1:99999",
-                           "127.0.0.1:8000 check", "127.0.0.1:8000\n", "app.internal:8000")),
+        (
+            "turn.pools.calls.realm",
+            "a realm # comment",
+            "turn.pools.calls.realm: 'a realm # comment' is not a host name",
+        ),
+        (
+            "turn.pools.calls.max_port",
+            1000,
+            "turn.pools.calls: min_port 49152 is above max_port 1000; coturn would start and crash at "
+            "the first allocation",
+        ),
+        (
+            "turn.pools.calls.max_port",
+            49200,
+            "turn.pools.calls: 49152-49200 is less than 100 relay ports: set min_port and max_port",
+        ),
+        (
+            "turn.pools.calls.secrets",
+            [],
+            "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)",
+        ),
+        (
+            "turn.pools.calls.users",
+            {"bob": "secret:turn/user"},
+            "turn.pools.calls: set either secrets (TURN REST credentials) or users (fixed ones)",
+        ),
+        (
+            "turn",
+            {
+                "tls": False,
+                "pools": {
+                    "calls": {
+                        "realm": "x.test",
+                        "secrets": ["secret:turn/calls"],
+                        "tls_on_443": True,
+                    }
+                },
+            },
+            "turn.pools.calls: tls_on_443 needs TLS: leave it out, or set tls to True",
+        ),
+        (
+            "firewall.extra_ports",
+            ["443"],
+            "firewall.extra_ports.0: '443' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
+        ),
+        (
+            "firewall.extra_ports",
+            ["443/tcp", "60010-60000/udp"],
+            "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
+        ),
+        (
+            "host.other_listeners",
+            ["0/tcp"],
+            "host.other_listeners.0: '0/tcp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
+        ),
+        (
+            "tls.certificate",
+            "/certs/{names}.pem",
+            "tls.certificate: '/certs/{names}.pem': only {host} and {name} may stand in braces",
+        ),
+        (
+            "app.env_file",
+            "srv/.env",
+            "app.env_file: 'srv/.env' is not an absolute path without spaces",
+        ),
+        (
+            "app",
+            {"env_file": "/srv/../etc/passwd"},
+            "app.env_file: '/srv/../etc/passwd' is not an absolute path without spaces",
+        ),
+        (
+            "app",
+            {"env_file": "/srv/.env", "owner": "Root"},
+            "app.owner: 'Root' is not a Unix user or group name",
+        ),
+        (
+            "app",
+            {"env_file": "/srv/.env", "restart": ["backend"]},
+            "app.restart.0: 'backend' is not a systemd unit name such as backend.service",
+        ),
+        (
+            "app",
+            {"env_file": "/srv/.env", "url": "app.test"},
+            "app.url: 'app.test' is not http://NAME[:PORT] or https://NAME[:PORT]",
+        ),
+        (
+            "app",
+            {"env_file": "/srv/.env", "health": [{"url": "https://app.test:99999/health"}]},
+            "app.health.0.url: 'https://app.test:99999/health' is not http://NAME[:PORT] or "
+            "https://NAME[:PORT]",
+        ),
+        *(
+            (
+                "app",
+                {"env_file": "/srv/.env", "commands": ["true", command]},
+                "app.commands.1: must be one line without tabs, which separate commands in a release's "
+                "manifest: write an item for each command, or a script on the host that it calls",
+            )
+            for command in ("if true\nthen true\nfi", "a\tb", " ")
+        ),
+        *(
+            (
+                "app",
+                {"env_file": "/srv/.env", "upstream": upstream},
+                f"app.upstream: {upstream!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000",
+            )
+            for upstream in (
+                "http://127.0.0.1:8000",
+                "127.0.0.1",
+                "8000",
+                "127.0.0.1:99999",
+                "127.0.0.1:8000 check",
+                "127.0.0.1:8000\n",
+                "app.internal:8000",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_value_is_named_with_its_host_and_key(
     path: str, value: object, message: str
 ) -> None:
@@ -164,19 +273,32 @@ def test_a_misspelt_key_gets_a_suggestion(path: str, message: str) -> None:
         ("10.0.0.0/8", f"10.0.0.0/8: {CIDR}: write 10.0.0.0-10.255.255.255"),
         ("10.0.0.0/99", f"10.0.0.0/99: {CIDR}"),
         ("everyone", "everyone is not an IP address or a range first-last"),
-        ("10.0.0.9-10.0.0.1",
-         "10.0.0.9-10.0.0.1 ends before it starts, which coturn takes without a word"),
+        (
+            "10.0.0.9-10.0.0.1",
+            "10.0.0.9-10.0.0.1 ends before it starts, which coturn takes without a word",
+        ),
         ("10.0.0.9-::1", "10.0.0.9-::1 mixes IPv4 and IPv6, which coturn takes without a word"),
-        ("::-2001:db8::ffff", "::-2001:db8::ffff starts at ::, with which coturn matches every "
-         "IPv4 peer too: start at ::1"),
-        *((peers, f"{peers}: coturn before 4.16 compares IPv6 addresses byte by byte "
-           "(CVE-2026-73213) and leaves some inside this range out: use ranges that are whole "
-           "prefixes, one item each")
-          for peers in ("2001:db8::1-2001:db9::2", "2001:db8::5-2001:db8:1::5",
-                        "2001:db8::-2001:db8:1::",
-                        "2001:db8:0:101::-2001:db8:0:2ff:ffff:ffff:ffff:ffff")),
+        (
+            "::-2001:db8::ffff",
+            "::-2001:db8::ffff starts at ::, with which coturn matches every "
+            "IPv4 peer too: start at ::1",
+        ),
+        *(
+            (
+                peers,
+                f"{peers}: coturn before 4.16 compares IPv6 addresses byte by byte "
+                "(CVE-2026-73213) and leaves some inside this range out: use ranges that are whole "
+                "prefixes, one item each",
+            )
+            for peers in (
+                "2001:db8::1-2001:db9::2",
+                "2001:db8::5-2001:db8:1::5",
+                "2001:db8::-2001:db8:1::",
+                "2001:db8:0:101::-2001:db8:0:2ff:ffff:ffff:ffff:ffff",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_peer_range_that_coturn_would_misread_is_refused(peers: str, message: str) -> None:
     assert said((TURN2, "turn.pools.avatar.allowed_peers", [peers])) == [
         f"{TURN2}: turn.pools.avatar.allowed_peers.0: {message}"
@@ -239,18 +361,33 @@ def test_the_names_of_the_examples_are_refused_with_where_to_edit() -> None:
         ("turn.pools.calls.secrets", ["written-here-and-long-enough-to-be-one"], INLINE),
         ("livekit.redis", {"address": "10.0.0.5:6379", "password": "written-here"}, INLINE),
         ("sudo_password", "written-here", INLINE),
-        ("livekit.keys.APIunit", "secret:short",
-         "is shorter than 32 characters; generate one with make secrets ENV=…"),
-        ("livekit.keys.APIunit", "secret:no/such",
-         f"{SOURCE}.secrets.yaml has no entry no/such: run make secrets ENV=test"),
-        ("livekit.keys.APIunit", "secret:empty",
-         f"{SOURCE}.secrets.yaml has no entry empty: run make secrets ENV=test"),
-        ("livekit.keys.APIunit", "secret:broken",
-         "has a line break or a blank at its end; programs differ in reading that"),
-        ("livekit.config", {"trace": {"jaeger_url": "secret:broken"}},
-         "has a line break or a blank at its end; programs differ in reading that"),
+        (
+            "livekit.keys.APIunit",
+            "secret:short",
+            "is shorter than 32 characters; generate one with make secrets ENV=…",
+        ),
+        (
+            "livekit.keys.APIunit",
+            "secret:no/such",
+            f"{SOURCE}.secrets.yaml has no entry no/such: run make secrets ENV=test",
+        ),
+        (
+            "livekit.keys.APIunit",
+            "secret:empty",
+            f"{SOURCE}.secrets.yaml has no entry empty: run make secrets ENV=test",
+        ),
+        (
+            "livekit.keys.APIunit",
+            "secret:broken",
+            "has a line break or a blank at its end; programs differ in reading that",
+        ),
+        (
+            "livekit.config",
+            {"trace": {"jaeger_url": "secret:broken"}},
+            "has a line break or a blank at its end; programs differ in reading that",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_secret_that_cannot_be_used_is_named_and_not_shown(
     path: str, value: object, message: str
 ) -> None:
@@ -265,33 +402,48 @@ def test_a_secret_that_cannot_be_used_is_named_and_not_shown(
 @pytest.mark.parametrize(
     ("edits", "line"),
     [
-        ([("*", "turn.pools.calls.secrets", ["secret:turn/avatar"])],
-         "turn.pools.avatar.secrets.0: is the same secret as turn.pools.calls.secrets.0: "
-         "use different ones"),
-        ([("*", "livekit.keys.APIunit", "secret:turn/calls")],
-         "livekit.keys.APIunit: is the same secret as turn.pools.calls.secrets.0: use different "
-         "ones"),
-        ([("*", "turn.pools.calls.secrets", ["secret:turn/calls", "secret:turn/calls"])],
-         "turn.pools.calls.secrets.0: is the same secret as turn.pools.calls.secrets.1: use "
-         "different ones"),
-        ([("*", "turn.pools.avatar.secrets", ...),
-          ("*", "turn.pools.avatar.users", {"bob": "secret:turn/calls"})],
-         "turn.pools.avatar.users.bob: is the same secret as turn.pools.calls.secrets.0: use "
-         "different ones"),
-        ([("*", "livekit.prometheus", {"password": "secret:livekit/api_secret"})],
-         "livekit.keys.APIunit: is the same secret as livekit.prometheus.password: use different "
-         "ones"),
+        (
+            [("*", "turn.pools.calls.secrets", ["secret:turn/avatar"])],
+            "turn.pools.avatar.secrets.0: is the same secret as turn.pools.calls.secrets.0: "
+            "use different ones",
+        ),
+        (
+            [("*", "livekit.keys.APIunit", "secret:turn/calls")],
+            "livekit.keys.APIunit: is the same secret as turn.pools.calls.secrets.0: use different "
+            "ones",
+        ),
+        (
+            [("*", "turn.pools.calls.secrets", ["secret:turn/calls", "secret:turn/calls"])],
+            "turn.pools.calls.secrets.0: is the same secret as turn.pools.calls.secrets.1: use "
+            "different ones",
+        ),
+        (
+            [
+                ("*", "turn.pools.avatar.secrets", ...),
+                ("*", "turn.pools.avatar.users", {"bob": "secret:turn/calls"}),
+            ],
+            "turn.pools.avatar.users.bob: is the same secret as turn.pools.calls.secrets.0: use "
+            "different ones",
+        ),
+        (
+            [("*", "livekit.prometheus", {"password": "secret:livekit/api_secret"})],
+            "livekit.keys.APIunit: is the same secret as livekit.prometheus.password: use different "
+            "ones",
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> None:
     assert said(*edits) == [line]
 
 
 @pytest.mark.parametrize(
     ("name", "path"),
-    [("livekit/api_secret", "livekit.keys.APIunit"), ("turn/calls", "turn.pools.calls.secrets.0"),
-     ("app/token", "app.api_token")],
-)  # fmt: skip
+    [
+        ("livekit/api_secret", "livekit.keys.APIunit"),
+        ("turn/calls", "turn.pools.calls.secrets.0"),
+        ("app/token", "app.api_token"),
+    ],
+)
 @pytest.mark.parametrize("character", [*"#'\"\\$`, !&;()*~{", "é"])
 def test_a_secret_that_readers_of_the_env_differ_about_is_refused(
     name: str, path: str, character: str
@@ -313,12 +465,27 @@ def test_a_secret_that_readers_of_the_env_differ_about_is_refused(
 @pytest.mark.parametrize(
     "path",
     [
-        "turn.min_port", "turn.pools.calls.realm", "turn.pools.calls.allowed_peers", "address6",
-        "livekit.url", "livekit.bind_addresses", "livekit.version", "firewall.extra_ports", "name",
-        "app.owner", "livekit.config", "turn.pools.calls.extra", "pools", "groups", "xyzzy",
-        "livekit.webhook.api_key", "tls.certificate", "turn.tls", "host.max_clock_skew",
+        "turn.min_port",
+        "turn.pools.calls.realm",
+        "turn.pools.calls.allowed_peers",
+        "address6",
+        "livekit.url",
+        "livekit.bind_addresses",
+        "livekit.version",
+        "firewall.extra_ports",
+        "name",
+        "app.owner",
+        "livekit.config",
+        "turn.pools.calls.extra",
+        "pools",
+        "groups",
+        "xyzzy",
+        "livekit.webhook.api_key",
+        "tls.certificate",
+        "turn.tls",
+        "host.max_clock_skew",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("wrap", [lambda text: text, lambda text: [text], lambda text: {"x": text}])
 def test_a_secret_at_the_wrong_place_is_in_no_message(path: str, wrap: object) -> None:
     assert callable(wrap)
@@ -353,79 +520,180 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
 @pytest.mark.parametrize(
     ("edits", "lines"),
     [
-        ([(TURN1, "address", ...)],
-         [f"{TURN1}: address: IPv6-only hosts are not supported, many callers have no IPv6: give "
-          "the host an IPv4 address too"]),
-        ([(TURN2, "address", ...)],
-         [f"{TURN2}: address: is missing: the host's public IPv4 address"]),
-        *(([(TURN1, "address", address)],
-           [f"{TURN1}: address: {address} is not reachable from the Internet: set the public "
-            "address, and private_address to the one on the interface"])
-          for address in ("10.0.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "127.0.0.1",
-                          "169.254.1.1", "0.0.0.0", "224.0.0.1")),
-        *(([(TURN1, "address6", address)],
-           [f"{TURN1}: address6: {address} is not reachable from the Internet"])
-          for address in ("fd00::1", "fe80::1", "::1", "ff02::1", "::ffff:c000:201")),
-        ([(SFU1, "livekit", ...)],
-         [f"{SFU1}: livekit: is missing: the host is in group livekit"]),
-        ([(TURN1, "pools", ...)],
-         [f"{TURN1}: pools: is missing: which TURN pools this host of group turn runs",
-          "turn.pools.calls: no host of group turn has it in its pools"]),
-        ([(TURN1, "groups", ["livekit"]), (TURN2, "pools", ["avatar", "calls"]),
-          (TURN2, "turn.pools.calls", {"listening_port": 3479, "tls_listening_port": 5350,
-           "realm": "callready.test", "secrets": ["secret:turn/calls"], "max_port": 57343}),
-          (TURN2, "turn.pools.avatar.min_port", 57344)],
-         [f"{TURN1}: pools: needs the host in group turn"]),
-        ([(TURN1, "pools", ["calls", "other"])],
-         [f"{TURN1}: pools: 'other' is not one of turn.pools (calls, avatar)"]),
-        ([("*", "livekit.turn_pool", "other")],
-         [f"{SFU1}: livekit.turn_pool: 'other' is not one of turn.pools"]),
-        ([("*", "livekit.version", "1.12.9")],
-         [f"{SFU1}: livekit.version: 1.12.9 does not know rtc.turn_servers[].secret_file, which it "
-          "would read the secret of pool calls from: set 1.13.0 or later"]),
-        ([("*", "livekit.turn_pool", None)],
-         [f"{SFU1}: livekit.rtc.stun_servers: is empty and there is no turn_pool: LiveKit would "
-          "send its clients to public STUN servers; name one"]),
-        ([("*", "turn.pools.spare", {"realm": "x.test", "secrets": ["secret:livekit/second"]})],
-         ["turn.pools.spare: no host of group turn has it in its pools"]),
-        ([(TURN2, "pools", ["calls"]), (TURN2, "turn.pools.calls.realm", "other.test"),
-          ("*", "turn.pools.avatar", ...)],
-         [f"{TURN1}, {TURN2}: turn.pools.calls: realm, secrets or users differ between its hosts; "
-          "callers are sent to any of them: set them once for the group"]),
-        ([(TURN1, "groups", ["turn", "app"]), (TURN1, "app.env_file", "/srv/.env"),
-          (TURN1, "livekit.keys.APIunit", "secret:livekit/second")],
-         ["livekit.keys: differ between hosts; the app's tokens would be refused with 401: set "
-          "them once"]),
-        ([(TURN1, "groups", ["turn", "app"])],
-         [f"{TURN1}: app: is missing: the host is in group app"]),
-        ([(TURN1, "groups", ["turn", "app"]), (TURN1, "app.env_file", "/srv/.env"),
-          (TURN1, "livekit", ...)],
-         [f"{TURN1}: livekit: is missing: the app's .env needs the key and the URL"]),
-        ([("*", "tls", ...)],
-         [f"{name}: tls: is missing: {name} needs certificate and key (without TURN over TLS, "
-          "turn.tls = False, callers behind strict firewalls are shut out)"
-          for name in (TURN1, TURN2)]),
-        ([("*", "tls.key", "certificates/{host}.key")],
-         [f"{name}: tls: key certificates/{name}.key: No such file or directory"
-          for name in (TURN1, TURN2)]),
-        ([("*", "livekit.config", {"rooms": {}})],
-         [f"{SFU1}: livekit.config.rooms: {NO_LIVEKIT}; did you mean room?"]),
-        ([("*", "livekit.config", {"rtc": {"port_range_start": 5}})],
-         [f"{SFU1}: livekit.config.rtc.port_range_start: callready writes it: set "
-          "livekit.rtc.port_range_start instead"]),
-        ([("*", "turn.pools.calls.extra", {"no-udp-relay-bandwidth-limit": True})],
-         [f"{TURN1}: turn.pools.calls.extra.no-udp-relay-bandwidth-limit: not a coturn key in any "
-          "version: bandwidth is unlimited by default; to limit it use max-bps (bytes/s per "
-          "session) or bps-capacity (bytes/s for the server)"]),
-        ([("*", "deploy", {"gate_from": TURN1})],
-         [f"{TURN1}: deploy.gate_from: is {TURN1} itself; it is probed from another host"]),
-        ([(SFU1, "deploy", {"gate_from": "nobody"})],
-         [f"{SFU1}: deploy.gate_from: 'nobody' is not one of the hosts: {ALL}"]),
-        ([(name, "groups", []) for name in (SFU1, TURN1, TURN2)]
-         + [(name, "pools", ...) for name in (TURN1, TURN2)] + [("*", "turn", ...)],
-         ["no host in group livekit or turn: nothing to deploy"]),
+        (
+            [(TURN1, "address", ...)],
+            [
+                f"{TURN1}: address: IPv6-only hosts are not supported, many callers have no IPv6: give "
+                "the host an IPv4 address too"
+            ],
+        ),
+        (
+            [(TURN2, "address", ...)],
+            [f"{TURN2}: address: is missing: the host's public IPv4 address"],
+        ),
+        *(
+            (
+                [(TURN1, "address", address)],
+                [
+                    f"{TURN1}: address: {address} is not reachable from the Internet: set the public "
+                    "address, and private_address to the one on the interface"
+                ],
+            )
+            for address in (
+                "10.0.0.1",
+                "172.31.255.255",
+                "192.168.1.1",
+                "100.64.0.1",
+                "127.0.0.1",
+                "169.254.1.1",
+                "0.0.0.0",
+                "224.0.0.1",
+            )
+        ),
+        *(
+            (
+                [(TURN1, "address6", address)],
+                [f"{TURN1}: address6: {address} is not reachable from the Internet"],
+            )
+            for address in ("fd00::1", "fe80::1", "::1", "ff02::1", "::ffff:c000:201")
+        ),
+        ([(SFU1, "livekit", ...)], [f"{SFU1}: livekit: is missing: the host is in group livekit"]),
+        (
+            [(TURN1, "pools", ...)],
+            [
+                f"{TURN1}: pools: is missing: which TURN pools this host of group turn runs",
+                "turn.pools.calls: no host of group turn has it in its pools",
+            ],
+        ),
+        (
+            [
+                (TURN1, "groups", ["livekit"]),
+                (TURN2, "pools", ["avatar", "calls"]),
+                (
+                    TURN2,
+                    "turn.pools.calls",
+                    {
+                        "listening_port": 3479,
+                        "tls_listening_port": 5350,
+                        "realm": "callready.test",
+                        "secrets": ["secret:turn/calls"],
+                        "max_port": 57343,
+                    },
+                ),
+                (TURN2, "turn.pools.avatar.min_port", 57344),
+            ],
+            [f"{TURN1}: pools: needs the host in group turn"],
+        ),
+        (
+            [(TURN1, "pools", ["calls", "other"])],
+            [f"{TURN1}: pools: 'other' is not one of turn.pools (calls, avatar)"],
+        ),
+        (
+            [("*", "livekit.turn_pool", "other")],
+            [f"{SFU1}: livekit.turn_pool: 'other' is not one of turn.pools"],
+        ),
+        (
+            [("*", "livekit.version", "1.12.9")],
+            [
+                f"{SFU1}: livekit.version: 1.12.9 does not know rtc.turn_servers[].secret_file, which it "
+                "would read the secret of pool calls from: set 1.13.0 or later"
+            ],
+        ),
+        (
+            [("*", "livekit.turn_pool", None)],
+            [
+                f"{SFU1}: livekit.rtc.stun_servers: is empty and there is no turn_pool: LiveKit would "
+                "send its clients to public STUN servers; name one"
+            ],
+        ),
+        (
+            [("*", "turn.pools.spare", {"realm": "x.test", "secrets": ["secret:livekit/second"]})],
+            ["turn.pools.spare: no host of group turn has it in its pools"],
+        ),
+        (
+            [
+                (TURN2, "pools", ["calls"]),
+                (TURN2, "turn.pools.calls.realm", "other.test"),
+                ("*", "turn.pools.avatar", ...),
+            ],
+            [
+                f"{TURN1}, {TURN2}: turn.pools.calls: realm, secrets or users differ between its hosts; "
+                "callers are sent to any of them: set them once for the group"
+            ],
+        ),
+        (
+            [
+                (TURN1, "groups", ["turn", "app"]),
+                (TURN1, "app.env_file", "/srv/.env"),
+                (TURN1, "livekit.keys.APIunit", "secret:livekit/second"),
+            ],
+            [
+                "livekit.keys: differ between hosts; the app's tokens would be refused with 401: set "
+                "them once"
+            ],
+        ),
+        (
+            [(TURN1, "groups", ["turn", "app"])],
+            [f"{TURN1}: app: is missing: the host is in group app"],
+        ),
+        (
+            [
+                (TURN1, "groups", ["turn", "app"]),
+                (TURN1, "app.env_file", "/srv/.env"),
+                (TURN1, "livekit", ...),
+            ],
+            [f"{TURN1}: livekit: is missing: the app's .env needs the key and the URL"],
+        ),
+        (
+            [("*", "tls", ...)],
+            [
+                f"{name}: tls: is missing: {name} needs certificate and key (without TURN over TLS, "
+                "turn.tls = False, callers behind strict firewalls are shut out)"
+                for name in (TURN1, TURN2)
+            ],
+        ),
+        (
+            [("*", "tls.key", "certificates/{host}.key")],
+            [
+                f"{name}: tls: key certificates/{name}.key: No such file or directory"
+                for name in (TURN1, TURN2)
+            ],
+        ),
+        (
+            [("*", "livekit.config", {"rooms": {}})],
+            [f"{SFU1}: livekit.config.rooms: {NO_LIVEKIT}; did you mean room?"],
+        ),
+        (
+            [("*", "livekit.config", {"rtc": {"port_range_start": 5}})],
+            [
+                f"{SFU1}: livekit.config.rtc.port_range_start: callready writes it: set "
+                "livekit.rtc.port_range_start instead"
+            ],
+        ),
+        (
+            [("*", "turn.pools.calls.extra", {"no-udp-relay-bandwidth-limit": True})],
+            [
+                f"{TURN1}: turn.pools.calls.extra.no-udp-relay-bandwidth-limit: not a coturn key in any "
+                "version: bandwidth is unlimited by default; to limit it use max-bps (bytes/s per "
+                "session) or bps-capacity (bytes/s for the server)"
+            ],
+        ),
+        (
+            [("*", "deploy", {"gate_from": TURN1})],
+            [f"{TURN1}: deploy.gate_from: is {TURN1} itself; it is probed from another host"],
+        ),
+        (
+            [(SFU1, "deploy", {"gate_from": "nobody"})],
+            [f"{SFU1}: deploy.gate_from: 'nobody' is not one of the hosts: {ALL}"],
+        ),
+        (
+            [(name, "groups", []) for name in (SFU1, TURN1, TURN2)]
+            + [(name, "pools", ...) for name in (TURN1, TURN2)]
+            + [("*", "turn", ...)],
+            ["no host in group livekit or turn: nothing to deploy"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_together_is_refused(edits: list[Edit], lines: list[str]) -> None:
     assert said(*edits) == lines
 
@@ -452,21 +720,31 @@ def test_the_app_needs_a_name_of_its_own_beside_livekit() -> None:
 @pytest.mark.parametrize(
     ("edits", "line"),
     [
-        ([(SFU1, "edge", {"port": 8443}), (SFU1, "app.url", "https://app.callready.test:8443")],
-         "livekit.url: leads to port 443, the edge listens on edge.port: write "
-         "wss://livekit.callready.test:8443, or set edge.port to 443"),
-        ([(SFU1, "edge", {}), ("*", "livekit.url", "wss://livekit.callready.test:7443")],
-         "livekit.url: leads to port 7443, the edge listens on edge.port: write "
-         "wss://livekit.callready.test, or set edge.port to 7443"),
-        ([(SFU1, "edge", {}), ("*", "livekit.url", "ws://livekit.callready.test:443")],
-         "livekit.url: must be wss:// with an edge, which takes TLS only"),
-        ([(SFU1, "edge", {}), (SFU1, "app.url", "https://app.callready.test:8443/v1")],
-         "app.url: leads to port 8443, the edge listens on edge.port: write "
-         "https://app.callready.test, or set edge.port to 8443"),
-        ([(SFU1, "edge", {}), (SFU1, "app.url", "http://app.callready.test:443")],
-         "app.url: must be https:// with an edge, which takes TLS only"),
+        (
+            [(SFU1, "edge", {"port": 8443}), (SFU1, "app.url", "https://app.callready.test:8443")],
+            "livekit.url: leads to port 443, the edge listens on edge.port: write "
+            "wss://livekit.callready.test:8443, or set edge.port to 443",
+        ),
+        (
+            [(SFU1, "edge", {}), ("*", "livekit.url", "wss://livekit.callready.test:7443")],
+            "livekit.url: leads to port 7443, the edge listens on edge.port: write "
+            "wss://livekit.callready.test, or set edge.port to 7443",
+        ),
+        (
+            [(SFU1, "edge", {}), ("*", "livekit.url", "ws://livekit.callready.test:443")],
+            "livekit.url: must be wss:// with an edge, which takes TLS only",
+        ),
+        (
+            [(SFU1, "edge", {}), (SFU1, "app.url", "https://app.callready.test:8443/v1")],
+            "app.url: leads to port 8443, the edge listens on edge.port: write "
+            "https://app.callready.test, or set edge.port to 8443",
+        ),
+        (
+            [(SFU1, "edge", {}), (SFU1, "app.url", "http://app.callready.test:443")],
+            "app.url: must be https:// with an edge, which takes TLS only",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_url_that_does_not_lead_to_the_edge_is_refused(edits: list[Edit], line: str) -> None:
     app = {"env_file": "/srv/.env", "url": "https://app.callready.test", "upstream": "[::1]:8000"}
     host: list[Edit] = [(SFU1, "groups", ["livekit", "app"]), (SFU1, "app", app)]
@@ -475,11 +753,14 @@ def test_a_url_that_does_not_lead_to_the_edge_is_refused(edits: list[Edit], line
 
 def test_turn_on_443_needs_the_edge_of_its_host_there() -> None:
     edits: list[Edit] = [
-        (SFU1, "groups", ["livekit", "turn"]), (SFU1, "name", "turn.callready.test"),
-        (SFU1, "pools", ["calls"]), (SFU1, "turn.pools.calls.tls_on_443", True),
-        (SFU1, "turn.pools.calls.min_port", 60001), (SFU1, "edge", {"port": 8443}),
+        (SFU1, "groups", ["livekit", "turn"]),
+        (SFU1, "name", "turn.callready.test"),
+        (SFU1, "pools", ["calls"]),
+        (SFU1, "turn.pools.calls.tls_on_443", True),
+        (SFU1, "turn.pools.calls.min_port", 60001),
+        (SFU1, "edge", {"port": 8443}),
         ("*", "livekit.url", "wss://livekit.callready.test:8443"),
-    ]  # fmt: skip
+    ]
     assert said(*edits) == [
         f"{SFU1}: edge.port: must be 443 for turn.tls_on_443, which this host has"
     ]
@@ -489,10 +770,15 @@ def test_the_edge_serves_no_address_even_with_a_certificate_for_it(authority: Au
     chain, key = authority.issue(IPAddress(ip_address("192.0.2.11")), DNSName(SFU1))
     tls: Edit = ("*", "tls", {"certificate": chain, "key": key})
     turn: list[Edit] = [
-        ("*", "turn.pools.avatar", ...), (TURN1, "groups", []), (TURN1, "pools", ...),
-        (TURN2, "groups", []), (TURN2, "pools", ...), (SFU1, "groups", ["livekit", "turn"]),
-        (SFU1, "pools", ["calls"]), (SFU1, "turn.pools.calls.min_port", 60001),
-    ]  # fmt: skip
+        ("*", "turn.pools.avatar", ...),
+        (TURN1, "groups", []),
+        (TURN1, "pools", ...),
+        (TURN2, "groups", []),
+        (TURN2, "pools", ...),
+        (SFU1, "groups", ["livekit", "turn"]),
+        (SFU1, "pools", ["calls"]),
+        (SFU1, "turn.pools.calls.min_port", 60001),
+    ]
     why = (
         "is an address, which clients do not send in the TLS handshake (RFC 6066, section 3), and "
         "the edge chooses the certificate by what they send: use a host name"
@@ -586,8 +872,10 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     (folder / "turn.py").write_text('host = {"udp_buffer": 7000000}\n')
     fleet = Fleet.load(SOURCE)
     assert {name: here.host.udp_buffer for name, here in fleet.hosts.items()} == {
-        SFU1: 6000000, TURN1: 7000000, TURN2: 9000000,
-    }  # fmt: skip
+        SFU1: 6000000,
+        TURN1: 7000000,
+        TURN2: 9000000,
+    }
     assert fleet[TURN1].ssh_port == 2222
     assert fleet[SFU1].groups == {"livekit", "test"}
     livekit = fleet[SFU1].livekit
@@ -596,8 +884,10 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     # What pyinfra prints, and verification reads, has the references and no values.
     printed = subprocess.run(
         [sys.executable, "-m", "pyinfra", SOURCE, "debug-inventory", "--json"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     assert {host["name"] for host in json.loads(printed)} == {SFU1, TURN1, TURN2}
     assert "secret:livekit/api_secret" in printed
     assert not [value for value in SECRETS.values() if value in printed]

@@ -319,9 +319,10 @@ def test_journal(server: Server, check: Check) -> None:
             known = (text for pattern, text in patterns.items() if re.search(pattern, line))
             if suffers := next(known, None):
                 check.expect(
-                    False, f"{suffers}: {unit} said at its start: {line[:160]}",
+                    False,
+                    f"{suffers}: {unit} said at its start: {line[:160]}",
                     f"journalctl -u {unit}, and the setting it names",
-                )  # fmt: skip
+                )
 
 
 @each(having(lambda server: server.planned.databases))

@@ -32,9 +32,13 @@ def test_sweep(server: Server, site: Site, check: Check) -> None:
 
 
 def _judge(
-    address: str, served: dict[int, Use], open_: frozenset[int], missing: frozenset[int],
-    again: ports.Sweep, check: Check,
-) -> None:  # fmt: skip
+    address: str,
+    served: dict[int, Use],
+    open_: frozenset[int],
+    missing: frozenset[int],
+    again: ports.Sweep,
+    check: Check,
+) -> None:
     """Note every port that is open and should not be, and the other way round."""
     check.expect(
         not open_,
