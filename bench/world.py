@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from callready.here import Here
-from callready.settings.fleet import Fleet
+from callready.release.node import Here
+from callready.secrets.loading import load_fleet
 from lab import Host, Lab, ca, find_host, hosts
 from lab.plan import STATE
 from tasks import declare
@@ -123,7 +123,7 @@ class World:
                 line.inventory.write_text(f"turn = {names!r}\n")
                 ansible = "".join(f"{host.fqdn}\n" for host in line.hosts)
                 line.inventory.with_suffix(".ini").write_text(ansible)
-        fleet = Fleet.load(str(Line(self, max(counts), self.rtts[0]).inventory))
+        fleet = load_fleet(str(Line(self, max(counts), self.rtts[0]).inventory))
         self.declared = {name: declare(fleet, name, (22,)) for name in fleet.hosts}
         for here in self.declared.values():
             (self.folder / "files" / here.name).mkdir(parents=True)

@@ -27,10 +27,11 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from callready.secrets.loading import load_fleet
 from callready.settings import models
-from callready.settings.fleet import Fleet, SettingsError
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
+from callready.settings.problem import SettingsError
 
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by `make docs` from the code: change callready/, not this page. -->\n"
@@ -369,7 +370,7 @@ def main(arguments: list[str]) -> int:
             print(f"wrote {path.relative_to(ROOT)}")
         return 0
     try:
-        fleet = Fleet.load(arguments[0]).hosts
+        fleet = load_fleet(arguments[0]).hosts
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1

@@ -27,12 +27,15 @@ from pyinfra.api.operation import operation
 from pyinfra.connectors.util import CommandOutput
 from pyinfra.context import state
 
-from callready import facts, gate, refusals
-from callready.here import Here
-from callready.masking import mask
-from callready.release import NONE, Plan, content_name, media_ports
-from callready.rollout import Rollout
-from callready.settings.fleet import Fleet, SettingsError
+from callready.release import facts, refusals
+from callready.release.declaration import NONE, Plan, content_name, media_ports
+from callready.release.node import Here
+from callready.rollout import gate
+from callready.rollout.rollout import Rollout
+from callready.secrets.loading import validate
+from callready.secrets.masking import mask
+from callready.settings.fleet import Fleet
+from callready.settings.problem import SettingsError
 
 PASSWORD_END = "--end-of-password--"
 Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
@@ -223,7 +226,7 @@ def load_fleet(inventory: Inventory) -> Fleet:
             for option in OPTIONS:
                 values.pop(option, None)
         try:
-            fleet = _fleets[id(inventory.state)] = Fleet.from_data(inventory_path(), data)
+            fleet = _fleets[id(inventory.state)] = validate(inventory_path(), data)
         except SettingsError as error:
             raise Refused(f"nothing was connected to\n{error}") from None
         for warning in fleet.warnings:

@@ -28,9 +28,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from callready.secrets import GENERATION, NEXT, PREVIOUS, SecretsError, Store, variable
-from callready.secrets import references as references_in
-from callready.settings.fleet import Fleet, SettingsError, inventory_data
+from callready.secrets.loading import validate
+from callready.secrets.store import GENERATION, NEXT, PREVIOUS, Store, variable
+from callready.secrets.store import references as references_in
+from callready.settings.fleet import Fleet
+from callready.settings.inventory import inventory_data
+from callready.settings.problem import SettingsError
 
 RETIRED, UNTIL = ".retired", ".until"
 PHASES = ("", NEXT, PREVIOUS, RETIRED)
@@ -82,7 +85,7 @@ class Rotation:
     def load(cls, inventory: str, what: str) -> Rotation:
         """Read the inventory and its store; raises RotationError, SettingsError, SecretsError."""
         data, store = inventory_data(inventory), Store(inventory)
-        fleet = Fleet.from_data(inventory, data)
+        fleet = validate(inventory, data)
         kind, names = _names(fleet, data, what)
         entries = store.read()
         for name in names:
@@ -346,7 +349,7 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         print(rotate(options.inventory, options.what, options.phase, options.end_calls))
-    except (RotationError, SettingsError, SecretsError) as error:
+    except (RotationError, SettingsError) as error:
         print(f"callready: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

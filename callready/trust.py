@@ -22,8 +22,9 @@ from paramiko.auth_strategy import AuthResult, AuthStrategy
 from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 
-from callready.secrets import replace_file
-from callready.settings.fleet import SettingsError, inventory_data
+from callready.secrets.store import replace_file
+from callready.settings.inventory import inventory_data
+from callready.settings.problem import SettingsError
 
 TIMEOUT = 10  # seconds, as pyinfra's default for a deploy
 
@@ -197,8 +198,8 @@ def accepted(unrecorded: Sequence[Seen], fingerprints: Sequence[str]) -> list[Se
         if (
             seen.changed
             and input(
-                f"The key of {seen.host} has changed. If it was installed anew and this is its key, "
-                "type the host's name: "
+                f"The key of {seen.host} has changed. If it was installed anew and this is its "
+                "key, type the host's name: "
             ).strip()
             == seen.host
         ):

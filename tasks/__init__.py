@@ -1,7 +1,7 @@
 """The roles, in the order in which they are read: each declares what must be true on a host."""
 
-from callready.gate import promises
-from callready.here import Here
+from callready.release.node import Here
+from callready.rollout.gate import promises
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
 from tasks.coturn import coturn

@@ -5,10 +5,10 @@ from urllib.parse import urlsplit
 from pyinfra import logger
 from pyinfra.api.host import Host
 
-from callready import android as nsc
 from callready.operations import checkout, read_checkout, rolled_out
+from callready.release import android as nsc
 from callready.settings.fleet import Fleet
-from callready.uris import stun_uris, turn_uris
+from callready.settings.uris import stun_uris, turn_uris
 
 
 def android(fleet: Fleet, host: Host) -> None:

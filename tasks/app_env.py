@@ -1,7 +1,7 @@
 """The application's environment file: the same keys and URIs as LiveKit and coturn have."""
 
-from callready.here import Here
-from callready.uris import stun_uris, turn_uris
+from callready.release.node import Here
+from callready.settings.uris import stun_uris, turn_uris
 
 
 def app_env(here: Here) -> None:

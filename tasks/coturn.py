@@ -5,7 +5,7 @@ from ipaddress import IPv6Address
 
 from pydantic import SecretStr
 
-from callready.here import Here
+from callready.release.node import Here
 from callready.settings import coturn_keys
 from callready.settings.models import Pool
 

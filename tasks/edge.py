@@ -1,7 +1,7 @@
 """The edge: HAProxy terminates TLS on 443 for LiveKit, the application and, where they share the
 host, TURN."""
 
-from callready.here import Here
+from callready.release.node import Here
 
 UNIT = "haproxy.service"
 CONFIG = "/etc/haproxy/haproxy.cfg"

@@ -2,8 +2,8 @@
 
 from importlib.resources import files
 
-from callready.here import Here
-from callready.release import ROOT
+from callready.release.declaration import ROOT
+from callready.release.node import Here
 
 UNIT = "callready-firewall.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
@@ -26,7 +26,7 @@ def firewall(here: Here) -> None:
         relays=(relays := [use for use in here.ports if use.service.startswith("coturn")]),
         media=[use for use in public if use.proto == "udp" and (use.relay or use in relays)],
     )
-    loader = files("callready").joinpath("host/load-firewall.sh").read_bytes()
+    loader = files("callready.release").joinpath("host/load-firewall.sh").read_bytes()
     here.release.file(LOADER, content=loader, mode=0o755)
     here.release.file(UNIT_FILE, UNIT + ".j2", loader=LOADER)
     here.release.enable(UNIT, UNIT_FILE, target="sysinit.target")

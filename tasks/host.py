@@ -1,6 +1,6 @@
 """The host base: what every role needs."""
 
-from callready.here import Here
+from callready.release.node import Here
 from callready.settings.ports import Use
 
 # What the roles' steps on the host call; a minimal Debian has none of them.

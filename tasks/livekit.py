@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from callready.here import Here
+from callready.release.node import Here
 
 UNIT = "livekit-server.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from callready.here import Here
-from callready.release import HOST, ROOT, Certificate
+from callready.release.declaration import HOST, ROOT, Certificate
+from callready.release.node import Here
 from callready.settings.certificates import read_pair
 from callready.settings.models import Acme
 

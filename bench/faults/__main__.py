@@ -24,7 +24,7 @@ from fleet import PYINFRA, Run, eventually  # noqa: E402
 from place import Place  # noqa: E402
 
 from bench.faults.report import write  # noqa: E402
-from callready.release import rows_sql  # noqa: E402
+from callready.release.declaration import rows_sql  # noqa: E402
 from lab import Lab  # noqa: E402
 from lab.run import say  # noqa: E402
 

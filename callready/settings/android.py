@@ -13,7 +13,7 @@ import binascii
 import ipaddress
 import re
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, timedelta
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -352,6 +352,36 @@ def _url_problems(android: Android, livekit_url: str) -> Iterator[str]:
                 f"android.domains[{index}].scheme: livekit.url reaches {own.host} over wss://; "
                 "NSC has no port scope, so this would permit cleartext to it. Remove the entry"
             )
+
+
+def warnings(android: Android, today: date | None = None) -> list[str]:
+    """What is allowed and still worth a look, each as `android.<setting>: what`."""
+    return list(_warnings(android, today or date.today()))
+
+
+def _warnings(android: Android, today: date) -> Iterator[str]:
+    if android.debug_cleartext == "all":
+        yield "android.debug_cleartext: debug builds may send cleartext to every unlisted host"
+    if android.user_certificates:
+        yield "android.user_certificates: debug builds trust every CA that a user installed"
+    if android.private_ca:
+        yield (
+            f"android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore "
+            f"{android.private_ca}; only a publicly trusted certificate works there"
+        )
+    if android.private_ca and android.release_private_ca:
+        yield f"android.release_private_ca: release builds trust {android.private_ca}"
+    for index, domain in enumerate(android.domains):
+        at = f"android.domains[{index}]"
+        # Android lint (PinSetExpiry) warns from 10 days before.
+        if (
+            domain.pins
+            and domain.pin_expiration
+            and (domain.pin_expiration <= today + timedelta(days=10))
+        ):
+            yield f"{at}.pin_expiration: the pins expire on {domain.pin_expiration}"
+        if domain.include_subdomains and (address(domain.host) or network(domain.host)):
+            yield f"{at}.include_subdomains: ignored; {domain.host} is an address"
 
 
 def governs(domains: tuple[Domain, ...], host: str) -> Domain | None:

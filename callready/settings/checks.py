@@ -10,14 +10,13 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from callready import android as nsc
 from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Problem
-from callready.uris import place
+from callready.settings.uris import place
 
 Finding = tuple[list[str], Problem]
 
@@ -161,7 +160,7 @@ def _roles(here: HostSettings) -> Iterator[Problem]:
         for text in android.problems(here.android, here.livekit.url):
             key, _, message = text.partition(": ")
             yield _error(key, message)
-        for text in nsc.warnings(here.android):
+        for text in android.warnings(here.android):
             key, _, message = text.partition(": ")
             yield Problem("warning", key, message)
 

@@ -9,3 +9,7 @@ class Problem(NamedTuple):
     level: Literal["error", "warning"]
     key: str
     message: str
+
+
+class SettingsError(Exception):
+    """Everything that is wrong with an inventory, one line each."""

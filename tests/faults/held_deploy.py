@@ -14,7 +14,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from callready import reach, release, rollout
+from callready.release import declaration as release
+from callready.rollout import rollout
+from callready.rollout import ssh as reach
 
 FOLDER, HOLD = Path(os.environ["FAULTS_FOLDER"]), os.environ.get("FAULTS_HOLD", "")
 PATCH: dict[str, tuple[str, str]] = json.loads(os.environ.get("FAULTS_PATCH", "{}"))

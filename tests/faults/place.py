@@ -15,9 +15,9 @@ from typing import Any
 
 from fleet import Fleet, Host, Run, eventually, stop
 
-from callready import gate
-from callready.here import Here
-from callready.settings.fleet import Fleet as Settings
+from callready.release.node import Here
+from callready.rollout import gate
+from callready.secrets.loading import validate
 from lab import Lab, ca, hosts, plan
 from tasks import declare
 
@@ -279,7 +279,7 @@ class Place(Fleet):
         self.write()
         (name, values), groups = next(iter(self.groups.values()))[0], list(self.groups)
         data = {name: {**self.data, **values, "groups": groups}}
-        return declare(Settings.from_data(str(self.inventory), data), name)
+        return declare(validate(str(self.inventory), data), name)
 
     def ready(self, start: str = "", timer: int = TIMER) -> None:
         """Have the host in a good state (`start`, or A or B as it is), whatever was before."""

@@ -22,7 +22,7 @@ from conftest import Places
 from fleet import eventually
 from place import LONG_TIMER, TIMER, EndedBefore, Place
 
-from callready import release
+from callready.release import declaration as release
 from lab import Lab
 from lab.run import say
 

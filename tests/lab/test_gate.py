@@ -18,11 +18,12 @@ from pyinfra.api.host import Host as Connection
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
-from callready import gate, reach
-from callready.here import Here
-from callready.settings.fleet import Fleet as Settings
-from callready.settings.fleet import inventory_data
-from callready.via import via
+from callready.release.node import Here
+from callready.rollout import gate
+from callready.rollout import ssh as reach
+from callready.rollout.tunnel import via
+from callready.secrets.loading import validate
+from callready.settings.inventory import inventory_data
 from lab import Lab, ca, hosts, plan
 
 TURN, SFU = Host("h13"), Host("h14")
@@ -35,7 +36,7 @@ class Site:
     def __init__(self, fleet: Fleet, **more: str) -> None:
         self.fleet = fleet
         data = inventory_data(str(fleet.inventory))
-        self.settings = Settings.from_data(str(fleet.inventory), data)
+        self.settings = validate(str(fleet.inventory), data)
         strict = {"ssh_strict_host_key_checking": "yes", **more}
         known = Inventory(([(name, {**item, **strict}) for name, item in data.items()], {}))
         State(known, Config())

@@ -252,7 +252,11 @@ def test_a_deploy_reads_the_encrypted_store_and_names_what_it_lacks(keys: Path) 
     complete(age_key(keys))
     subprocess.run(["sops", "unset", FILE, '["turn/calls"]'], check=True)
     done = subprocess.run(
-        [sys.executable, "-c", f"from callready.settings.fleet import Fleet; Fleet.load({ENV!r})"],
+        [
+            sys.executable,
+            "-c",
+            f"from callready.secrets.loading import load_fleet; load_fleet({ENV!r})",
+        ],
         text=True,
         capture_output=True,
     )

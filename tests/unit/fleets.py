@@ -12,8 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from callready.facts import EnvironmentFact, Facts, FileFact, UnitFact
-from callready.release import ROOT, Release, row_hash
+from callready.release.declaration import ROOT, Release, row_hash
+from callready.release.facts import EnvironmentFact, Facts, FileFact, UnitFact
+from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 
 SOURCE = "inventories/test"
@@ -82,7 +83,7 @@ def merged(*edits: Edit) -> dict[str, dict[str, Any]]:
 
 def load(*edits: Edit) -> Fleet:
     """The fleet of the three hosts after `edits`; raises SettingsError."""
-    return Fleet.from_data(SOURCE, merged(*edits))
+    return validate(SOURCE, merged(*edits))
 
 
 def write_store(entries: dict[str, str]) -> Path:

@@ -23,13 +23,14 @@ from fleets import (
     write_store,
 )
 
-from callready import refusals
-from callready.facts import Facts, UnitFact
-from callready.here import Here
-from callready.release import HOST, Release
-from callready.secrets import complete
-from callready.settings.fleet import Fleet, SettingsError
+from callready.release import refusals
+from callready.release.declaration import HOST, Release
+from callready.release.facts import Facts, UnitFact
+from callready.release.node import Here
+from callready.secrets.__main__ import complete
+from callready.settings.fleet import Fleet
 from callready.settings.ports import port_plan
+from callready.settings.problem import SettingsError
 from tasks import declare
 from tasks.tls import TIMER, UNIT
 
@@ -227,7 +228,7 @@ def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
 
 def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     data = {TURN1: {"tls": {"acme": {"dns": OVH}}}}
-    monkeypatch.setattr("callready.settings.fleet.inventory_data", lambda _: data)
+    monkeypatch.setattr("callready.secrets.__main__.inventory_data", lambda _: data)
     assert sorted(complete("inventories/test")[0]) == sorted(f"ovh/{name}" for name in OVH)
 
 

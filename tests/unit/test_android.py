@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from callready import android as files
-from callready.settings.android import Android, problems
+from callready.release import android as files
+from callready.settings.android import Android, problems, warnings
 
 DATA = Path(__file__).parent / "data" / "android"
 FRAMEWORK = "/usr/share/android-framework-res/framework-res.apk"
@@ -414,7 +414,7 @@ def test_warnings() -> None:
         private_ca="@raw/lab_ca",
         release_private_ca=True,
     )
-    assert files.warnings(android, TODAY) == [
+    assert warnings(android, TODAY) == [
         "android.debug_cleartext: debug builds may send cleartext to every unlisted host",
         "android.user_certificates: debug builds trust every CA that a user installed",
         "android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore @raw/lab_ca; only a "
@@ -423,7 +423,7 @@ def test_warnings() -> None:
         "android.domains[0].pin_expiration: the pins expire on 2030-06-25",
         "android.domains[2].include_subdomains: ignored; 10.0.0.1 is an address",
     ]
-    assert files.warnings(settings(), TODAY) == []
+    assert warnings(settings(), TODAY) == []
 
 
 # --- the files

@@ -13,7 +13,7 @@ import dns.rrset
 import pytest
 from fleets import TURN1, bare, load
 
-from callready import caa, refusals
+from callready.release import caa, refusals
 from callready.settings.models import Acme
 from tasks import declare
 

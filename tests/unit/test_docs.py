@@ -18,8 +18,9 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
-from callready import docs, secrets
-from callready.settings.fleet import inventory_data
+from callready import docs
+from callready.secrets import store as secrets
+from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, port_plan
 

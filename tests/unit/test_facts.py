@@ -21,9 +21,9 @@ from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, Edit, bare, box
 from test_release import SCHEMA
 
-from callready import facts
-from callready.facts import Facts, FileFact, Listener, SurveyError, UnitFact
-from callready.release import ROOT, Release
+from callready.release import facts
+from callready.release.declaration import ROOT, Release
+from callready.release.facts import Facts, FileFact, Listener, SurveyError, UnitFact
 from tasks import declare
 
 HOST = Path(facts.__file__).parent / "host"
@@ -475,7 +475,7 @@ def test_neither_the_way_nor_the_survey_is_taken_for_skew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sent at 1000, answered at 1010, one second each way."""
-    monkeypatch.setattr("callready.facts.time.time", lambda: 1010.0)
+    monkeypatch.setattr("callready.release.facts.time.time", lambda: 1010.0)
     for skew in (0.0, 60.0, -60.0):
         clocks = [f"clock\t{1001 + skew}", f"clock\t{1009 + skew}"]
         assert facts.parse([*clocks, "end"], 1000.0).skew == skew

@@ -14,9 +14,9 @@ import pytest
 from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, deployed, load
 from pydantic import SecretStr
 
-from callready import gate
-from callready.here import Here
 from callready.operations import Back, Deployment
+from callready.release.node import Here
+from callready.rollout import gate
 from callready.settings.fleet import Fleet
 from tasks import declare
 
@@ -283,7 +283,7 @@ def test_the_probes_import_no_more_than_they_need(name: str, needless: str) -> N
     found = [{**spec, "port": 9, "address": "127.0.0.1"} for spec in specs(load(), name).values()]
     request = {"within": 0, "specs": found}
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "callready.gate"],
+        [sys.executable, "-X", "importtime", "-m", "callready.rollout.gate"],
         cwd=REPOSITORY,
         text=True,
         input=json.dumps(request, default=str),

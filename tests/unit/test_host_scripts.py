@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from callready.release import HOST
+from callready.release.declaration import HOST
 
 SCRIPTS = {"apply.sh": "apply.sh", "release.sh": "release"}
 ME = pwd.getpwuid(os.geteuid()).pw_name

@@ -3,7 +3,7 @@
 import pytest
 from fleets import SECRETS, SFU1, TURN1, load, write_store
 
-from callready.masking import HIDDEN, mask
+from callready.secrets.masking import HIDDEN, mask
 from tasks import declare
 
 PLANTED = "planted poison, not to be seen"

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import DNSName
 from fleets import SFU1, SOURCE, Authority, load
 
-from callready.settings.fleet import Fleet, SettingsError
+from callready.settings.fleet import Fleet
+from callready.settings.problem import SettingsError
 
 pytestmark = pytest.mark.usefixtures("project")
 

@@ -6,8 +6,8 @@ from itertools import product
 import pytest
 from fleets import SFU1, TURN1, Edit, load
 
-from callready.settings.fleet import SettingsError
 from callready.settings.ports import Use, overlaps, parse_port, port_plan
+from callready.settings.problem import SettingsError
 from tasks.host import reserved
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from fleets import SFU1, Edit, bare, box, load
 
-from callready import refusals
-from callready.facts import Facts, Listener, UnitFact
+from callready.release import refusals
+from callready.release.facts import Facts, Listener, UnitFact
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -16,8 +16,17 @@ import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 
-from callready.facts import EnvironmentFact, Facts, Listener
-from callready.release import NONE, ROOT, Plan, Release, Rows, content_name, row_hash, rows_sql
+from callready.release.declaration import (
+    NONE,
+    ROOT,
+    Plan,
+    Release,
+    Rows,
+    content_name,
+    row_hash,
+    rows_sql,
+)
+from callready.release.facts import EnvironmentFact, Facts, Listener
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -569,7 +578,7 @@ def test_secrets_are_in_the_bundles_files_and_nowhere_else(release: Release) -> 
 
 
 def test_every_step_is_a_function_of_the_script(release: Release) -> None:
-    folder = Path(__file__).parents[2] / "callready/host"
+    folder = Path(__file__).parents[2] / "callready/release/host"
     script = "".join((folder / name).read_text() for name in ("release.sh", "apply.sh"))
     defined = set(re.findall(r"(?m)^(\w+)\(\) *\{", script))
     for facts in (bare(), deployed(release)):

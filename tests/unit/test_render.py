@@ -17,12 +17,12 @@ import pytest
 import yaml
 from fleets import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
 
-from callready import render
-from callready.masking import mask
-from callready.release import Release
+from callready.release import render
+from callready.release.declaration import Release
+from callready.secrets.masking import mask
 from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
-from callready.uris import stun_uris, turn_uris
+from callready.settings.uris import stun_uris, turn_uris
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -6,8 +6,8 @@ import pytest
 from fleets import SFU1, TURN1, TURN2, bare, box, deployed
 
 from callready.operations import Deployment
-from callready.release import NONE
-from callready.rollout import Rollout
+from callready.release.declaration import NONE
+from callready.rollout.rollout import Rollout
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")

@@ -10,8 +10,8 @@ import yaml
 from fleets import GROUP, HOSTS, SECRETS, SOURCE, write_store
 from pydantic import SecretStr
 
-from callready import secrets
-from callready.secrets import SecretsError, Store, complete, references, resolve
+from callready.secrets import __main__ as command
+from callready.secrets.store import SecretsError, Store, references, resolve, rotating
 
 FILE = Path(f"{SOURCE}.secrets.yaml")
 WANTED = {"livekit/api_secret", "turn/calls", "turn/avatar", "redis/password", "sudo/prod"}
@@ -130,7 +130,7 @@ def rotated(entries: dict[str, str]) -> dict[str, object]:
         },
         "turn": {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}},
     }
-    found = secrets.rotating(data, entries)
+    found = rotating(data, entries)
     assert data["turn"] == {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}}
     return {
         "turn": found["turn"]["pools"]["calls"]["secrets"],
@@ -211,7 +211,7 @@ def test_make_secrets_generates_what_is_missing_and_keeps_what_is_there(
 ) -> None:
     write_inventory()
     write_store({"turn/calls": "kept as it is", "of/no/use": "kept too"})
-    assert complete(SOURCE) == (["redis/password", "sudo/prod"], "")
+    assert command.complete(SOURCE) == (["redis/password", "sudo/prod"], "")
     entries = Store(SOURCE).read()
     assert entries.keys() == {"turn/calls", "of/no/use", "livekit/api_secret", "turn/avatar"}
     assert (entries["turn/calls"], entries["of/no/use"]) == ("kept as it is", "kept too")
@@ -235,8 +235,8 @@ def test_secrets_of_free_keys_are_somebody_elses(monkeypatch: pytest.MonkeyPatch
             },
         },
     }
-    monkeypatch.setattr("callready.settings.fleet.inventory_data", lambda _: {"host": data})
-    assert complete(SOURCE) == (["jaeger", "key", "redis"], "")
+    monkeypatch.setattr("callready.secrets.__main__.inventory_data", lambda _: {"host": data})
+    assert command.complete(SOURCE) == (["jaeger", "key", "redis"], "")
     assert Store(SOURCE).read().keys() == {"turn/extra"}
 
 
@@ -245,7 +245,7 @@ def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPat
     for name in WANTED - {"turn/avatar"}:
         variable = "CALLREADY_SECRET_" + name.upper().replace("/", "_")
         monkeypatch.setenv(variable, "a value of the environment's own")
-    assert complete(SOURCE) == ([], "")
+    assert command.complete(SOURCE) == ([], "")
     assert Store(SOURCE).read().keys() == {"turn/avatar"}
 
 
@@ -256,7 +256,7 @@ def run(
     def run(*arguments: str) -> tuple[int, str, str]:
         """Exit status, standard output and standard error of the command."""
         monkeypatch.setattr("sys.argv", ["callready.secrets", *arguments])
-        return (secrets.main(), *capsys.readouterr())
+        return (command.main(), *capsys.readouterr())
 
     return run
 

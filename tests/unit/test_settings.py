@@ -13,8 +13,10 @@ from cryptography.x509 import DNSName, IPAddress
 from fleets import SECRETS, SFU1, SOURCE, TURN1, TURN2, Authority, Edit, load, merged, write_store
 from pydantic import ValidationError
 
-from callready.settings.fleet import Fleet, SettingsError, inventory_data
+from callready.secrets.loading import load_fleet, validate
+from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
+from callready.settings.problem import SettingsError
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -846,7 +848,7 @@ def test_pyinfras_own_host_data_is_no_setting() -> None:
 
 def test_an_empty_inventory_is_refused() -> None:
     with pytest.raises(SettingsError, match=f"^{SOURCE}: no hosts: is it the right file"):
-        Fleet.from_data(SOURCE, {})
+        validate(SOURCE, {})
 
 
 # Through pyinfra
@@ -870,7 +872,7 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     (folder / "all.py").write_text(f'{common}host = {{"udp_buffer": 6000000}}\nssh_port = 22\n')
     (folder / "test.py").write_text(f"livekit = {data[SFU1]['livekit']!r}\n")
     (folder / "turn.py").write_text('host = {"udp_buffer": 7000000}\n')
-    fleet = Fleet.load(SOURCE)
+    fleet = load_fleet(SOURCE)
     assert {name: here.host.udp_buffer for name, here in fleet.hosts.items()} == {
         SFU1: 6000000,
         TURN1: 7000000,

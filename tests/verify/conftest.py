@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from callready.settings.fleet import SettingsError
+from callready.settings.problem import SettingsError
 from verify.check import CHECK, Check, params_of
 from verify.report import Report
 from verify.targets import Site

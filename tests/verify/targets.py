@@ -19,14 +19,17 @@ from pyinfra.api.state import State
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from callready.facts import Facts, SurveyError
-from callready.here import Here
 from callready.operations import as_root, survey
 from callready.probes import ProbeError, local_address
 from callready.probes.turn import Credentials, TurnServer, mint
-from callready.release import Plan, Release
-from callready.settings.fleet import Fleet, SettingsError, inventory_data
+from callready.release.declaration import Plan, Release
+from callready.release.facts import Facts, SurveyError
+from callready.release.node import Here
+from callready.secrets.loading import validate
+from callready.settings.fleet import Fleet
+from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings, LiveKit, Pool
+from callready.settings.problem import SettingsError
 from tasks import declare
 
 Family = Literal[4, 6]
@@ -260,7 +263,7 @@ class Site:
     def load(cls, inventory: str) -> Site:
         """Read the settings as the deploy reads them; raises SettingsError."""
         data = inventory_data(inventory)
-        fleet = Fleet.from_data(inventory, data)
+        fleet = validate(inventory, data)
         declared = [declare(fleet, name) for name in fleet.hosts]
         managed = [here for here in declared if here.release.files or here.release.environments]
         if not managed:

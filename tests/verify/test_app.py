@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from callready.probes import ProbeError, app, livekit, webrtc
 from callready.settings.models import App, HttpCheck, WebSocketCheck
-from callready.uris import stun_uris, turn_uris
+from callready.settings.uris import stun_uris, turn_uris
 from verify.check import Check, each, ms
 from verify.targets import Server, Site
 

@@ -5,9 +5,9 @@ import re
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from callready.facts import Listener
-from callready.refusals import is_version
-from callready.release import ROOT
+from callready.release.declaration import ROOT
+from callready.release.facts import Listener
+from callready.release.refusals import is_version
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
 from tasks.firewall import UNIT as FIREWALL

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from callready.probes import ProbeError, livekit, stun, webrtc
-from callready.uris import stun_uris, turn_uris
+from callready.settings.uris import stun_uris, turn_uris
 from verify.check import Check, each, ms
 from verify.targets import Sfu, Site
 

@@ -7,10 +7,10 @@ import socket
 from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
-from callready import caa
-from callready.facts import Facts
-from callready.here import Here
-from callready.release import ROOT
+from callready.release import caa
+from callready.release.declaration import ROOT
+from callready.release.facts import Facts
+from callready.release.node import Here
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from callready.masking import HIDDEN
 from callready.probes import ProbeError, endpoint, local_address, reason
-from callready.uris import place
+from callready.secrets.masking import HIDDEN
+from callready.settings.uris import place
 
 if TYPE_CHECKING:
-    from callready.here import Here
+    from callready.release.node import Here
     from callready.settings.models import HostSettings, Pool
 
 Spec = dict[str, Any]
@@ -39,7 +39,7 @@ and `port` to send to, and what that probe needs. JSON but for secrets, which ar
 WITHIN = 10.0
 """Seconds in which each probe must have passed once; a service that just started may need some."""
 
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 _HEALTH = "health of the app at {}"
 
 
@@ -200,7 +200,7 @@ def run(specs: list[Spec], within: float = WITHIN) -> list[str]:
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "callready.gate"],
+            [sys.executable, "-m", "callready.rollout.gate"],
             input=request,
             text=True,
             check=False,

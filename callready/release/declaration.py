@@ -14,12 +14,12 @@ from datetime import UTC, datetime
 from importlib.resources import files as package_files
 from typing import Any, NamedTuple
 
-from callready.facts import EnvironmentFact, Facts, FileFact
-from callready.render import render
+from callready.release.facts import EnvironmentFact, Facts, FileFact
+from callready.release.render import render
 
 ROOT = "/etc/callready"
 NONE = "none"  # the release that a host has before its first one
-HOST = package_files("callready").joinpath("host")
+HOST = package_files("callready.release").joinpath("host")
 # By which the history tells what was deployed together.
 RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
 # What apply.sh finds beside itself.

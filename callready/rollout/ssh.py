@@ -17,8 +17,8 @@ from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient.client import SSHClient, get_ssh_config
 
-from callready.here import Here
 from callready.probes import reason
+from callready.release.node import Here
 
 TIMEOUT = 5.0
 """Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""

@@ -12,7 +12,7 @@ import jinja2
 import yaml
 from pydantic import SecretStr
 
-TEMPLATES = Path(__file__).parent.parent / "templates"
+TEMPLATES = Path(__file__).parents[2] / "templates"
 
 
 @cache

@@ -1,17 +1,11 @@
 """Secret references (`"secret:turn/calls"`) to values, from the environment, a file encrypted with
-sops, or a private file.
-
-python -m callready.secrets inventories/ENV    complete ENV.secrets.yaml with strong secrets
-"""
+sops, or a private file."""
 
 from __future__ import annotations
 
 import copy
 import os
-import re
-import secrets
 import stat
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,17 +14,13 @@ from typing import Any
 import yaml
 from pydantic import SecretStr
 
-from callready import sops
-from callready.sops import SecretsError as SecretsError
+from callready.secrets import sops
+from callready.secrets.sops import SecretsError as SecretsError
 
 PREFIX = "secret:"
 # What stands beside a secret while it is rotated (callready/rotate.py) and is accepted too.
 NEXT, PREVIOUS = ".next", ".previous"
 GENERATION = ".generation"
-# Where secrets belong to something that exists already.
-_BY_HAND = re.compile(
-    r"sudo_password$|livekit\.(redis|config)\.|tls\.acme\.dns\.|turn\.(pools\.[^.]+\.)?extra\."
-)
 
 
 class Store:
@@ -186,60 +176,3 @@ def _beside(item: Any, beside: str, entries: Mapping[str, str]) -> bool:
 
 def _mapping(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
-    """Generate every secret that the inventory refers to and the store does not have; with
-    `recipients` (public keys), make a `.sops.yaml` first, which has the store encrypted.
-
-    Secrets that belong to something else (sudo, Redis, OVH, free keys) cannot be generated and are
-    returned as names to be filled in by hand. Nothing that exists is overwritten. Also returns how
-    the store is encrypted. Raises SecretsError, SettingsError.
-    """
-    from callready.settings.fleet import inventory_data
-
-    store = Store(inventory)
-    entries = store.read()
-    by_hand: list[str] = []
-    wanted = {
-        name: path for data in inventory_data(inventory).values() for path, name in references(data)
-    }
-    if recipients:
-        print(f"wrote {sops.create_config(store.path, recipients)}")
-    for name, path in sorted(wanted.items()):
-        if store.lookup(entries, name):
-            continue
-        if _BY_HAND.match(path):
-            by_hand.append(name)
-        else:
-            entries[name] = secrets.token_urlsafe(32)
-            print(f"generated {name}")
-    return by_hand, store.write(entries)
-
-
-def main() -> int:
-    """The `make secrets` command."""
-    if len(sys.argv) != 2:
-        print("usage: python -m callready.secrets inventories/ENV", file=sys.stderr)
-        return 2
-    from callready.settings.fleet import SettingsError
-
-    inventory = sys.argv[1]
-    try:
-        by_hand, encrypted = complete(inventory, os.environ.get("RECIPIENTS", ""))
-    except (SecretsError, SettingsError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    path = f"{inventory}.secrets.yaml"
-    how = f"with: sops {path}" if encrypted else "by hand"
-    for name in by_hand:
-        print(f"{path}: add {name} {how}, it belongs to something that exists")
-    if by_hand:
-        print("not complete yet")
-    else:
-        print(f"{path} is complete" + (f", {encrypted}" if encrypted else ""))
-    return 1 if by_hand else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import ipaddress
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -41,7 +41,7 @@ LOCAL_NETWORKS = [
 NAME = "{http://schemas.android.com/apk/res/android}"
 
 TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parents[1] / "templates"),
+    loader=FileSystemLoader(Path(__file__).parents[2] / "templates"),
     undefined=StrictUndefined,
     autoescape=True,
     trim_blocks=True,
@@ -164,36 +164,6 @@ def client_settings(
         "turn_ttl": ttl,
     }
     return (json.dumps(settings, indent=2) + "\n").encode()
-
-
-def warnings(android: Android, today: date | None = None) -> list[str]:
-    """What is allowed and still worth a look, each as `android.<setting>: what`."""
-    return list(_warnings(android, today or date.today()))
-
-
-def _warnings(android: Android, today: date) -> Iterator[str]:
-    if android.debug_cleartext == "all":
-        yield "android.debug_cleartext: debug builds may send cleartext to every unlisted host"
-    if android.user_certificates:
-        yield "android.user_certificates: debug builds trust every CA that a user installed"
-    if android.private_ca:
-        yield (
-            f"android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore "
-            f"{android.private_ca}; only a publicly trusted certificate works there"
-        )
-    if android.private_ca and android.release_private_ca:
-        yield f"android.release_private_ca: release builds trust {android.private_ca}"
-    for index, domain in enumerate(android.domains):
-        at = f"android.domains[{index}]"
-        # Android lint (PinSetExpiry) warns from 10 days before.
-        if (
-            domain.pins
-            and domain.pin_expiration
-            and (domain.pin_expiration <= today + timedelta(days=10))
-        ):
-            yield f"{at}.pin_expiration: the pins expire on {domain.pin_expiration}"
-        if domain.include_subdomains and (address(domain.host) or network(domain.host)):
-            yield f"{at}.include_subdomains: ignored; {domain.host} is an address"
 
 
 def manifest_advice(

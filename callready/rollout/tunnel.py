@@ -19,8 +19,8 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
 
-from callready.gate import Spec
-from callready.reach import TIMEOUT, client
+from callready.rollout.gate import Spec
+from callready.rollout.ssh import TIMEOUT, client
 
 Target = tuple[str, int]
 LOOPBACK = "127.0.0.1"

@@ -12,13 +12,15 @@ from typing import Any
 
 import yaml
 
+from callready.settings.problem import SettingsError
+
 CONFIG = ".sops.yaml"
 # sops's exit statuses (its cmd/sops/codes).
 TAMPERED = (25, 51, 52)  # a value or the MAC does not fit
 NO_KEY = 128
 
 
-class SecretsError(Exception):
+class SecretsError(SettingsError):
     """The store itself cannot be used; the message says what to do."""
 
 

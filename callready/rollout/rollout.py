@@ -14,8 +14,9 @@ from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 
-from callready import gate, reach
-from callready.via import via
+from callready.rollout import gate
+from callready.rollout import ssh as reach
+from callready.rollout.tunnel import via
 
 if TYPE_CHECKING:
     from callready.operations import Deployment

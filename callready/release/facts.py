@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from statistics import mean
 
-SURVEY = files("callready").joinpath("host/survey.sh")
+SURVEY = files("callready.release").joinpath("host/survey.sh")
 
 
 @dataclass(frozen=True)

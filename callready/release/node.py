@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from callready.release import Release
+from callready.release.declaration import Release
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, port_plan

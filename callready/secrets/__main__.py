@@ -1,0 +1,71 @@
+"""Complete the secrets of an inventory: python -m callready.secrets inventories/ENV"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sys
+
+from callready.secrets import sops
+from callready.secrets.store import Store, references
+from callready.settings.inventory import inventory_data
+from callready.settings.problem import SettingsError
+
+# Where secrets belong to something that exists already.
+_BY_HAND = re.compile(
+    r"sudo_password$|livekit\.(redis|config)\.|tls\.acme\.dns\.|turn\.(pools\.[^.]+\.)?extra\."
+)
+
+
+def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
+    """Generate every secret that the inventory refers to and the store does not have; with
+    `recipients` (public keys), make a `.sops.yaml` first, which has the store encrypted.
+
+    Secrets that belong to something else (sudo, Redis, OVH, free keys) cannot be generated and are
+    returned as names to be filled in by hand. Nothing that exists is overwritten. Also returns how
+    the store is encrypted. Raises SettingsError.
+    """
+    store = Store(inventory)
+    entries = store.read()
+    by_hand: list[str] = []
+    wanted = {
+        name: path for data in inventory_data(inventory).values() for path, name in references(data)
+    }
+    if recipients:
+        print(f"wrote {sops.create_config(store.path, recipients)}")
+    for name, path in sorted(wanted.items()):
+        if store.lookup(entries, name):
+            continue
+        if _BY_HAND.match(path):
+            by_hand.append(name)
+        else:
+            entries[name] = secrets.token_urlsafe(32)
+            print(f"generated {name}")
+    return by_hand, store.write(entries)
+
+
+def main() -> int:
+    """The `make secrets` command."""
+    if len(sys.argv) != 2:
+        print("usage: python -m callready.secrets inventories/ENV", file=sys.stderr)
+        return 2
+    inventory = sys.argv[1]
+    try:
+        by_hand, encrypted = complete(inventory, os.environ.get("RECIPIENTS", ""))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 1
+    path = f"{inventory}.secrets.yaml"
+    how = f"with: sops {path}" if encrypted else "by hand"
+    for name in by_hand:
+        print(f"{path}: add {name} {how}, it belongs to something that exists")
+    if by_hand:
+        print("not complete yet")
+    else:
+        print(f"{path} is complete" + (f", {encrypted}" if encrypted else ""))
+    return 1 if by_hand else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""From an inventory to the validated settings of every host: all errors of all hosts at once,
+before any connection."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from callready.secrets.store import Store, references, resolve, rotating
+from callready.settings import android, models
+from callready.settings.checks import check
+from callready.settings.fleet import Fleet
+from callready.settings.inventory import inventory_data
+from callready.settings.models import HostSettings
+from callready.settings.problem import Problem, SettingsError
+
+# pyinfra's own host data: connector settings and global arguments.
+PYINFRA_DATA = ("ssh_", "_")
+
+
+def load_fleet(inventory: str) -> Fleet:
+    """Read an inventory file as pyinfra merges it; raises SettingsError."""
+    return validate(inventory, inventory_data(inventory))
+
+
+def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
+    """The fleet of merged host data (`groups` among its keys); raises SettingsError."""
+    report = Report(source)
+    store = Store(source)
+    entries = store.read()
+    if not data:
+        raise SettingsError(f"{source}: no hosts: is it the right file?")
+    report.placeholders(data)
+    hosts: dict[str, HostSettings] = {}
+    known: set[str] = set()
+    for name, plain in data.items():
+        raw = rotating(plain, entries)
+        values: dict[str, str] = {}
+        for path, reference in references(raw):
+            value = store.lookup(entries, reference)
+            if not value:
+                report.error(
+                    [name],
+                    path,
+                    f"{store.path} has no entry {reference}: "
+                    f"run make secrets ENV={Path(source).name}",
+                )
+            elif not value.isprintable() or value != value.strip():
+                report.error(
+                    [name],
+                    path,
+                    "has a line break or a blank at its end; programs differ in reading that",
+                )
+            values[reference] = value or "-" * 32
+        known.update(values.values())
+        own = {
+            key: value
+            for key, value in raw.items()
+            if key == "ssh_port" or not key.startswith(PYINFRA_DATA)
+        }
+        own.setdefault("name", name.rpartition("/")[2].lstrip("@"))
+        try:
+            hosts[name] = HostSettings.model_validate(resolve(own, values))
+        except ValidationError as error:
+            report.invalid(name, error)
+    if not report.errors:
+        fleet = Fleet(source, hosts)
+        for host_names, problem in check(fleet):
+            report.add(host_names, problem)
+    if report.errors:
+        raise SettingsError("\n".join(report.lines("error")))
+    return Fleet(source, hosts, list(report.lines("warning")), frozenset(known))
+
+
+# pydantic's types of errors in words that an operator needs no Python for.
+_WORDS = {
+    "missing": "is missing",
+    "too_short": "is empty",
+    "string_type": "must be text in quotes",
+    "bool_parsing": "must be True or False",
+    "int_type": "must be a whole number",
+    "list_type": "must be a list in [ ]",
+    "dict_type": "must be a mapping in { }",
+    "model_type": "must be a mapping in { }",
+}
+
+
+class Report:
+    """Findings, merged over the hosts that share them."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.found: dict[Problem, list[str]] = {}
+
+    @property
+    def errors(self) -> bool:
+        """Whether any finding is an error."""
+        return any(problem.level == "error" for problem in self.found)
+
+    def add(self, hosts: Iterable[str], problem: Problem) -> None:
+        """Note a finding about one or more hosts."""
+        known = self.found.setdefault(problem, [])
+        known.extend(host for host in hosts if host not in known)
+
+    def error(self, hosts: Iterable[str], key: str, message: str) -> None:
+        """Note an error."""
+        self.add(hosts, Problem("error", key, message))
+
+    def invalid(self, host: str, error: ValidationError) -> None:
+        """Note what pydantic found, without the values and in our words."""
+        found: list[tuple[str, str]] = []
+        for item in error.errors(include_input=False, include_url=False, include_context=False):
+            key = ".".join(str(part) for part in item["loc"] if part != "[key]")
+            message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+            if item["type"] == "extra_forbidden":
+                message = "is not a setting" + _suggestion(item["loc"])
+            found.append((key, message))
+        for key, message in found:
+            # A default of all pools is validated again in each pool: say it once.
+            parts = key.split(".")
+            common = ".".join(["turn", *parts[3:]]) if parts[:2] == ["turn", "pools"] else key
+            if common == key or (common, message) not in found:
+                self.error([host], key, message)
+
+    def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """Note names that the shipped examples use and nobody can own (RFC 2606)."""
+        text = sorted(
+            {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
+        )
+        if text:
+            env = Path(self.source).name
+            self.found[
+                Problem(
+                    "error",
+                    "",
+                    f"still has the example's {', '.join(text)}: edit {self.source} and "
+                    f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",
+                )
+            ] = []
+
+    def lines(self, level: str) -> Iterable[str]:
+        """One line a finding: `inventories/prod: turn1.example.com: turn.min_port: …`."""
+        for problem, hosts in self.found.items():
+            if problem.level == level:
+                where = [self.source, ", ".join(hosts), problem.key, problem.message]
+                yield ": ".join(part for part in where if part)
+
+
+def _words(data: Any) -> Iterable[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            yield from _words(key)
+            yield from _words(value)
+    elif isinstance(data, list | tuple | set | frozenset):
+        for value in data:
+            yield from _words(value)
+
+
+def _suggestion(loc: tuple[int | str, ...]) -> str:
+    sections: dict[str, Any] = {
+        "livekit": models.LiveKit,
+        "rtc": models.Rtc,
+        "turn": models.Turn,
+        "pools": models.Pool,
+        "firewall": models.Firewall,
+        "app": models.App,
+        "host": models.Host,
+        "tls": models.Tls,
+        "logging": models.Logging,
+        "redis": models.Redis,
+        "prometheus": models.Prometheus,
+        "webhook": models.Webhook,
+        "android": android.Android,
+        "edge": models.Edge,
+    }
+    model = next(
+        (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings
+    )
+    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
