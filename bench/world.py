@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.secrets.loading import load_fleet
 from lab import Host, Lab, ca, find_host, hosts
 from lab.plan import STATE
@@ -100,7 +100,7 @@ class World:
     hosts: list[Host]
     rtts: Sequence[int]
     quotas: dict[str, int] = field(default_factory=lambda: {"callready": 100, "bench": 100})
-    declared: dict[str, Here] = field(default_factory=dict)
+    declared: dict[str, Node] = field(default_factory=dict)
 
     def prepare(self, counts: Sequence[int]) -> None:
         """Write inventories and files."""
@@ -213,7 +213,7 @@ def packages(wanted: dict[str, str]) -> list[str]:
     return [names.partition(" | ")[0] for names in wanted]
 
 
-def bench_files(here: Here, quota: int) -> dict[str, bytes]:
+def bench_files(here: Node, quota: int) -> dict[str, bytes]:
     """The files of callready's release under other names; coturn listens on loopback only, on
     other ports, so that both can run on one host."""
     own = {

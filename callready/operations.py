@@ -29,7 +29,7 @@ from pyinfra.context import state
 
 from callready.release import facts, refusals
 from callready.release.declaration import NONE, Plan, content_name, media_ports
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.rollout import gate
 from callready.rollout.rollout import Rollout
 from callready.secrets.loading import validate
@@ -38,7 +38,7 @@ from callready.settings.fleet import Fleet
 from callready.settings.problem import SettingsError
 
 PASSWORD_END = "--end-of-password--"
-Declare = Callable[[Fleet, str, tuple[int, ...]], Here]
+Declare = Callable[[Fleet, str, tuple[int, ...]], Node]
 
 # What `--data do=…` asks for instead of a deploy.
 VERBS = ("deploy", "rollback", "remove", "history")
@@ -70,18 +70,18 @@ class Deployment:
     """One host's declared state, what it is now, and the way from here to there."""
 
     def __init__(
-        self, here: Here, found: facts.Facts, plan: Plan | None = None, back: Back | None = None
+        self, node: Node, found: facts.Facts, plan: Plan | None = None, back: Back | None = None
     ) -> None:
-        self.here = here
+        self.node = node
         self.facts = found
         self.back = back
-        self.plan: Plan = here.release.plan(found) if plan is None else plan
+        self.plan: Plan = node.release.plan(found) if plan is None else plan
 
     @cached_property
     def probes(self) -> list[gate.Spec]:
         """What callers need of this host, after the change; on the way back, as far as the earlier
         release has it."""
-        specs = gate.probes(self.here, certificates=not self.here.release.unissued(self.facts))
+        specs = gate.probes(self.node, certificates=not self.node.release.unissued(self.facts))
         if self.back is None:
             return specs
         promised = {line[1] for line in self.back.manifest if line[0] == "promise"}
@@ -90,7 +90,7 @@ class Deployment:
     @property
     def busy(self) -> dict[str, int]:
         """Media ports that each of our units has open now."""
-        services = self.here.release.services.values()
+        services = self.node.release.services.values()
         return {service.unit: media_ports(self.facts, service) for service in services}
 
 
@@ -169,9 +169,9 @@ def verb(inventory: Inventory) -> str:
     return _option(inventory, "do") or "deploy"
 
 
-def _is_ours(here: Here) -> bool:
+def _is_ours(node: Node) -> bool:
     """Whether a host has something of ours, or may have it still after its last role has gone."""
-    return bool(here.release.manifest) or "android" not in here.settings.groups
+    return bool(node.release.manifest) or "android" not in node.settings.groups
 
 
 def _option(inventory: Inventory, name: str) -> str:
@@ -179,28 +179,28 @@ def _option(inventory: Inventory, name: str) -> str:
     return str(inventory.state.inventory.get_override_data().get(name) or "")
 
 
-def _look(host: Host, fleet: Fleet, declare: Declare, here: Here, verb: str) -> Deployment:
+def _look(host: Host, fleet: Fleet, declare: Declare, node: Node, verb: str) -> Deployment:
     if verb == "history":
-        _, output = as_root(host, here, "cat /var/lib/callready/history 2>/dev/null")
+        _, output = as_root(host, node, "cat /var/lib/callready/history 2>/dev/null")
         for line in output.stdout_lines:
             logger.info(f"{host.print_prefix}{line}")
-        return Deployment(here, facts.Facts(), Plan())
-    found = survey(host, here)
+        return Deployment(node, facts.Facts(), Plan())
+    found = survey(host, node)
     if found.is_stuck and "--dry" not in sys.argv:
-        as_root(host, here, "systemctl start callready-revert.service")
-        found = survey(host, here)
-    here = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
+        as_root(host, node, "systemctl start callready-revert.service")
+        found = survey(host, node)
+    node = declare(fleet, host.name, tuple(sorted(found.ssh_ports)))
     if verb == "deploy":
-        return Deployment(here, found)
+        return Deployment(node, found)
     back = Back(NONE, "", [])
     if verb == "rollback" and not found.folder:
-        return Deployment(here, found, Plan())
+        return Deployment(node, found, Plan())
     if verb == "rollback":
-        _, output = as_root(host, here, "sh /usr/local/lib/callready/release previous")
+        _, output = as_root(host, node, "sh /usr/local/lib/callready/release previous")
         release, run, *manifest = output.stdout_lines
         back = Back(release, run, [tuple(line.split("\t")) for line in manifest])
-    plan = here.release.go_back(back.release, back.manifest, found, verb)
-    return Deployment(here, found, plan, back)
+    plan = node.release.go_back(back.release, back.manifest, found, verb)
+    return Deployment(node, found, plan, back)
 
 
 def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
@@ -208,13 +208,13 @@ def _reasons(deployment: Deployment, verb: str) -> Iterable[str]:
     if deployment.facts.pending:
         release, _, who = deployment.facts.pending.split(" ", 2)
         yield (
-            f"another deploy waits for its confirmation here (release {release} by {who}): it is "
+            f"another deploy waits for its confirmation node (release {release} by {who}): it is "
             "confirmed or taken back within a minute or so; then try again"
         )
-    if verb == "deploy" and (deployment.plan.steps or deployment.here.release.manifest):
-        yield from refusals.of(deployment.here, deployment.facts)
+    if verb == "deploy" and (deployment.plan.steps or deployment.node.release.manifest):
+        yield from refusals.of(deployment.node, deployment.facts)
     if deployment.back:
-        yield from refusals.of_rollback(deployment.here, deployment.back.manifest)
+        yield from refusals.of_rollback(deployment.node, deployment.back.manifest)
 
 
 def load_fleet(inventory: Inventory) -> Fleet:
@@ -239,10 +239,10 @@ def inventory_path() -> str:
     return str(click.get_current_context().params["inventory"])
 
 
-def survey(host: Host, here: Here) -> facts.Facts:
+def survey(host: Host, node: Node) -> facts.Facts:
     """Read everything a deploy of this host needs to know, in one round trip."""
     sent_at = time.time()
-    ok, output = as_root(host, here, facts.script(here.release.survey_variables()))
+    ok, output = as_root(host, node, facts.script(node.release.survey_variables()))
     if not ok:
         words = output.stderr.strip().splitlines()
         raise SettingsError(
@@ -252,11 +252,11 @@ def survey(host: Host, here: Here) -> facts.Facts:
 
 
 def as_root(
-    host: Host, here: Here, stdin: str, command: str = "sh -s", print_output: bool = False
+    host: Host, node: Node, stdin: str, command: str = "sh -s", print_output: bool = False
 ) -> tuple[bool, CommandOutput]:
     """Run a root shell on the host. Script, data and sudo's password all travel over stdin: an
     argument would be in the process list."""
-    password = here.settings.sudo_password
+    password = node.settings.sudo_password
     sudo = "sudo -n"
     if password is not None:
         # sudo takes its line only if it asks; whatever is left of it must not reach the shell.
@@ -280,7 +280,7 @@ def show(host: Host, deployment: Deployment) -> None:
         logger.info(f"{host.print_prefix}  {change.mark} {change.kind:<11} {change.what}")
     for note in plan.notes:
         logger.info(f"{host.print_prefix}    {note}")
-    release, found = deployment.here.release, deployment.facts.files
+    release, found = deployment.node.release, deployment.facts.files
     paths = plan.drifted  # what somebody wrote there is shown before it is gone
     if state.config.DIFF and plan.changes:
         paths = [
@@ -294,9 +294,9 @@ def diff(host: Host, deployment: Deployment, paths: list[str]) -> Iterable[str]:
     """Unified differences of files that would change, secrets masked on both sides."""
     if not paths:
         return
-    release = deployment.here.release
+    release = deployment.node.release
     script = 'for f in %s; do printf \'\\0%%s\\n\' "$f"; cat "$f" 2>/dev/null; done'
-    _, output = as_root(host, deployment.here, script % shlex.join(paths))
+    _, output = as_root(host, deployment.node, script % shlex.join(paths))
     old = {
         path: text
         for path, _, text in (part.partition("\n") for part in output.stdout.split("\0")[1:])
@@ -304,7 +304,7 @@ def diff(host: Host, deployment: Deployment, paths: list[str]) -> Iterable[str]:
     for path in paths:
         content = release.files[path].content.decode(errors="replace")
         before, after = (
-            mask(text, deployment.here.fleet.secrets) for text in (old.get(path, ""), content)
+            mask(text, deployment.node.fleet.secrets) for text in (old.get(path, ""), content)
         )
         lines = difflib.unified_diff(
             before.splitlines(), after.splitlines(), path, path, lineterm="", n=2

@@ -1,6 +1,6 @@
 """The roles, in the order in which they are read: each declares what must be true on a host."""
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.rollout.gate import promises
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
@@ -12,17 +12,17 @@ from tasks.livekit import livekit
 from tasks.tls import tls
 
 
-def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Here:
+def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Node:
     """Everything that must be true on the host `name` of the fleet."""
-    here = Here(name, fleet, ssh_ports)
-    here.release.confirm_timeout = here.settings.deploy.confirm_timeout
-    here.release.drain = here.settings.deploy.drain
-    base(here)
-    tls(here)
-    coturn(here)
-    livekit(here)
-    edge(here)
-    app_env(here)
-    firewall(here)
-    here.release.promises = promises(here)
-    return here
+    node = Node(name, fleet, ssh_ports)
+    node.release.confirm_timeout = node.settings.deploy.confirm_timeout
+    node.release.drain = node.settings.deploy.drain
+    base(node)
+    tls(node)
+    coturn(node)
+    livekit(node)
+    edge(node)
+    app_env(node)
+    firewall(node)
+    node.release.promises = promises(node)
+    return node

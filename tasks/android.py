@@ -25,7 +25,7 @@ def android(fleet: Fleet, host: Host) -> None:
         livekit.rtc.turn_ttl,
     )
     found = read_checkout(host, settings.checkout, files, settings.manifest)
-    media = [here.address for here in fleet.hosts.values() if here.address]
+    media = [node.address for node in fleet.hosts.values() if node.address]
     for advice in nsc.manifest_advice(
         settings, livekit.url, found.manifest, [urlsplit(livekit.url).hostname or "", *media]
     ):

@@ -1,13 +1,13 @@
 """The application's environment file: the same keys and URIs as LiveKit and coturn have."""
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.settings.uris import stun_uris, turn_uris
 
 
-def app_env(here: Here) -> None:
+def app_env(node: Node) -> None:
     """LIVEKIT_* and TURN_* in the app's .env; this is what ends the 401 of differing keys."""
-    app, livekit = here.settings.app, here.settings.livekit
-    if "app" not in here.settings.groups or app is None or livekit is None:
+    app, livekit = node.settings.app, node.settings.livekit
+    if "app" not in node.settings.groups or app is None or livekit is None:
         return
     key, secret = next(iter(livekit.keys.items()))
     values = {
@@ -15,15 +15,15 @@ def app_env(here: Here) -> None:
         "LIVEKIT_API_KEY": key,
         "LIVEKIT_API_SECRET": secret.get_secret_value(),
     }
-    hosts = here.fleet.pool(livekit.turn_pool) if livekit.turn_pool else {}
+    hosts = node.fleet.pool(livekit.turn_pool) if livekit.turn_pool else {}
     pool = next((turn.turn_pools[livekit.turn_pool or ""] for turn in hosts.values()), None)
     if pool and pool.secrets:
         values |= {
-            "STUN_URIS": ",".join(stun_uris(here.fleet, livekit.turn_pool)),
-            "TURN_URIS": ",".join(turn_uris(here.fleet, livekit.turn_pool)),
+            "STUN_URIS": ",".join(stun_uris(node.fleet, livekit.turn_pool)),
+            "TURN_URIS": ",".join(turn_uris(node.fleet, livekit.turn_pool)),
             "TURN_SECRET": pool.secrets[0].get_secret_value(),
             "TURN_TTL": str(livekit.rtc.turn_ttl),
         }
     if app.api_token:
         values["APP_TOKEN"] = ",".join(token.get_secret_value() for token in app.api_token)
-    here.release.environment(app.env_file, app.owner, values, app.restart, app.commands)
+    node.release.environment(app.env_file, app.owner, values, app.restart, app.commands)

@@ -5,67 +5,67 @@ from ipaddress import IPv6Address
 
 from pydantic import SecretStr
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.settings import coturn_keys
 from callready.settings.models import Pool
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
 
 
-def coturn(here: Here) -> None:
+def coturn(node: Node) -> None:
     """The TURN pools of this host."""
-    pools = here.settings.turn_pools
+    pools = node.settings.turn_pools
     if not pools:
         return
-    version = here.settings.turn.version
+    version = node.settings.turn.version
     # Debian's package starts coturn when it is installed, as an open relay.
-    here.release.mask("coturn.service")
-    here.release.package("coturn", version)
-    here.release.package("sqlite3")
-    here.release.file(UNIT_FILE, "turnserver@.service.j2")
+    node.release.mask("coturn.service")
+    node.release.package("coturn", version)
+    node.release.package("sqlite3")
+    node.release.file(UNIT_FILE, "turnserver@.service.j2")
     for name, pool in pools.items():
         config = f"/etc/coturn/{name}.conf"
         userdb = f"/var/lib/turn/{name}.db"
-        here.release.file(
+        node.release.file(
             config,
             "turnserver.conf.j2",
             mode=0o640,
             group="turnserver",
-            here=here.settings,
+            here=node.settings,
             name=name,
             pool=pool,
             userdb=userdb,
-            certificate=here.release.certificates.get(here.settings.name),
-            allowed=allowed_peers(here, pool),
+            certificate=node.release.certificates.get(node.settings.name),
+            allowed=allowed_peers(node, pool),
             denied=DENIED,
             knows=lambda key: coturn_keys.knows(version, key),
         )
-        here.release.secret_rows(userdb, rows(pool))
-        here.release.enable(f"turnserver@{name}.service", UNIT_FILE)
-        here.release.service(
+        node.release.secret_rows(userdb, rows(pool))
+        node.release.enable(f"turnserver@{name}.service", UNIT_FILE)
+        node.release.service(
             f"turnserver@{name}.service",
             inputs=[UNIT_FILE],
             credentials=[config],
-            listens=listens(here, name, pool),
-            restart_means="every call relayed here breaks off until its client connects anew",
-            drain="USR1" if coturn_keys.drains(here.settings.turn.version) else "",
+            listens=listens(node, name, pool),
+            restart_means="every call relayed node breaks off until its client connects anew",
+            drain="USR1" if coturn_keys.drains(node.settings.turn.version) else "",
         )
 
 
-def listens(here: Here, name: str, pool: Pool) -> list[str]:
+def listens(node: Node, name: str, pool: Pool) -> list[str]:
     """What coturn itself opens; on a host with an edge, TCP and TLS come through that."""
-    if pool.tls_on_443 and here.settings.has_edge:
+    if pool.tls_on_443 and node.settings.has_edge:
         return [f"udp/{pool.listening_port}", f"tcp/{pool.proxy_port}"]
     return [
         f"{use.proto}/{use.first}"
-        for use in here.ports
+        for use in node.ports
         if use.service == f"coturn {name}" and not use.relay and use.first != 443
     ]
 
 
-def allowed_peers(here: Here, pool: Pool) -> list[str]:
+def allowed_peers(node: Node, pool: Pool) -> list[str]:
     """Whom a relay may reach in spite of the deny-list."""
-    sfus = here.fleet.group("livekit").values() if pool.peers == "sfu" else ()
+    sfus = node.fleet.group("livekit").values() if pool.peers == "sfu" else ()
     addresses = [
         address
         for sfu in sfus

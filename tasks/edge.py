@@ -1,24 +1,24 @@
 """The edge: HAProxy terminates TLS on 443 for LiveKit, the application and, where they share the
 host, TURN."""
 
-from callready.release.node import Here
+from callready.release.node import Node
 
 UNIT = "haproxy.service"
 CONFIG = "/etc/haproxy/haproxy.cfg"
 HARDENING = f"/etc/systemd/system/{UNIT}.d/callready-hardening.conf"
 
 
-def edge(here: Here) -> None:
+def edge(node: Node) -> None:
     """One HAProxy: names in front, loopback behind. A reload drops no connection, so a changed
     configuration costs no call."""
-    settings = here.settings
+    settings = node.settings
     if settings.edge is None or not settings.has_edge:
         return
     shared = {
         name: pool for name, pool in settings.turn_pools.items() if pool.tls_on_443
     }  # TURN over TLS that meets HTTPS on 443
-    here.release.package("haproxy")
-    here.release.file(
+    node.release.package("haproxy")
+    node.release.file(
         CONFIG,
         "haproxy.cfg.j2",
         mode=0o640,
@@ -29,16 +29,16 @@ def edge(here: Here) -> None:
         backends=settings.edge_backends,
         turn_name=settings.name,
         names=settings.tls_names,
-        certificates=[c.path("both.pem") for c in here.release.certificates.values()],
+        certificates=[c.path("both.pem") for c in node.release.certificates.values()],
     )
-    here.release.file(HARDENING, "haproxy-hardening.conf.j2")
-    here.release.service(
+    node.release.file(HARDENING, "haproxy-hardening.conf.j2")
+    node.release.service(
         UNIT,
         inputs=[CONFIG],
         reloads=True,
         listens=[
             f"tcp/{use.first}"
-            for use in here.ports
+            for use in node.ports
             if use.service == "edge"
             or (
                 shared

@@ -1,27 +1,27 @@
 """The host base: what every role needs."""
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.settings.ports import Use
 
 # What the roles' steps on the host call; a minimal Debian has none of them.
 PACKAGES = ("ca-certificates", "curl", "nftables", "openssl")
 
 
-def base(here: Here) -> None:
+def base(node: Node) -> None:
     """Packages, time synchronisation and kernel settings of hosts that carry media."""
-    if not here.settings.serves:
+    if not node.settings.serves:
         return
     for package in PACKAGES:
-        here.release.package(package)
-    here.release.package("systemd-timesyncd | chrony | ntpsec | openntpd")
-    buffer = here.settings.host.udp_buffer
-    here.release.sysctl("net.core.rmem_max", buffer)
-    here.release.sysctl("net.core.wmem_max", buffer)
+        node.release.package(package)
+    node.release.package("systemd-timesyncd | chrony | ntpsec | openntpd")
+    buffer = node.settings.host.udp_buffer
+    node.release.sysctl("net.core.rmem_max", buffer)
+    node.release.sysctl("net.core.wmem_max", buffer)
     # Debian's ephemeral range 32768-60999 overlaps the media ranges: without this an outgoing
     # connection can take a port that a call was promised.
-    here.release.sysctl("net.ipv4.ip_local_reserved_ports", reserved(here.ports))
-    here.release.file(
-        "/etc/sysctl.d/60-callready.conf", "60-callready.conf.j2", sysctls=here.release.sysctls
+    node.release.sysctl("net.ipv4.ip_local_reserved_ports", reserved(node.ports))
+    node.release.file(
+        "/etc/sysctl.d/60-callready.conf", "60-callready.conf.j2", sysctls=node.release.sysctls
     )
 
 

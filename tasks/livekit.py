@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from callready.release.node import Here
+from callready.release.node import Node
 
 UNIT = "livekit-server.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
@@ -12,35 +12,35 @@ CONFIG = "/etc/livekit/livekit.yaml"
 TURN_SECRET = "/etc/livekit/turn_secret"
 
 
-def livekit(here: Here) -> None:
+def livekit(node: Node) -> None:
     """The SFU with a pinned release, its configuration as a credential only it can read."""
-    settings = here.settings.livekit
-    if not here.settings.is_sfu or settings is None:
+    settings = node.settings.livekit
+    if not node.settings.is_sfu or settings is None:
         return
-    servers, secret = turn_servers(here)
-    here.release.user("livekit")
-    binary = here.release.install(settings.base_url, settings.version, settings.archive_sha256)
-    here.release.links["/usr/local/bin/livekit-server"] = binary
+    servers, secret = turn_servers(node)
+    node.release.user("livekit")
+    binary = node.release.install(settings.base_url, settings.version, settings.archive_sha256)
+    node.release.links["/usr/local/bin/livekit-server"] = binary
     credentials = [CONFIG]
-    here.release.file(
+    node.release.file(
         CONFIG,
         "livekit.yaml.j2",
         mode=0o600,
         secret=True,
-        here=here.settings,
+        here=node.settings,
         lk=settings,
         turn_servers=servers,
-        stun_servers=stun_servers(here),
+        stun_servers=stun_servers(node),
         secret_file=f"/run/credentials/{UNIT}/turn_secret" if secret else None,
     )
     if secret:
-        here.release.file(
+        node.release.file(
             TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600, secret=True
         )
         credentials.append(TURN_SECRET)
-    here.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
-    here.release.enable(UNIT, UNIT_FILE)
-    here.release.service(
+    node.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
+    node.release.enable(UNIT, UNIT_FILE)
+    node.release.service(
         UNIT,
         inputs=[UNIT_FILE],
         credentials=credentials,
@@ -52,15 +52,15 @@ def livekit(here: Here) -> None:
     )
 
 
-def turn_servers(here: Here) -> tuple[list[dict[str, Any]], SecretStr | None]:
+def turn_servers(node: Node) -> tuple[list[dict[str, Any]], SecretStr | None]:
     """livekit.yaml's `rtc.turn_servers`: every coturn of the pool over every transport, and the
     shared secret LiveKit mints credentials with (none where the pool has fixed users)."""
-    settings = here.settings.livekit
+    settings = node.settings.livekit
     if settings is None or settings.turn_pool is None:
         return [], None
     servers: list[dict[str, Any]] = []
     secret = None
-    for turn in here.fleet.pool(settings.turn_pool).values():
+    for turn in node.fleet.pool(settings.turn_pool).values():
         pool = turn.turn_pools[settings.turn_pool]
         secret = pool.secrets[0] if pool.secrets else None
         fixed = next(iter(pool.users.items()), None)
@@ -75,16 +75,16 @@ def turn_servers(here: Here) -> tuple[list[dict[str, Any]], SecretStr | None]:
     return servers, secret
 
 
-def stun_servers(here: Here) -> list[str]:
+def stun_servers(node: Node) -> list[str]:
     """livekit.yaml's `rtc.stun_servers`: ours first, so that none of LiveKit's public defaults
     is ever told to a client."""
-    settings = here.settings.livekit
+    settings = node.settings.livekit
     if settings is None:
         return []
     pool = settings.turn_pool
     own = [
         f"{turn.name}:{turn.turn_pools[pool].listening_port}"
-        for turn in (here.fleet.pool(pool).values() if pool else ())
+        for turn in (node.fleet.pool(pool).values() if pool else ())
         if pool
     ]
     return own + settings.rtc.stun_servers

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from callready.release.declaration import HOST, ROOT, Certificate
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.settings.certificates import read_pair
 from callready.settings.models import Acme
 
@@ -13,32 +13,32 @@ CREDENTIALS = f"{ROOT}/ovh.ini"
 CA = f"{ROOT}/acme-ca.pem"
 
 
-def tls(here: Here) -> None:
+def tls(node: Node) -> None:
     """Plain files that their readers take again on reload (a systemd credential would be a copy
     taken at start). They are state, not release: a renewal is no new release."""
-    settings = here.settings
+    settings = node.settings
     if settings.tls is None or not settings.tls_names:
         return
     group = "turnserver" if settings.turn_pools else "root"
     for name in settings.tls_names:
-        served = tuple(endpoints(here, name))
+        served = tuple(endpoints(node, name))
         if settings.tls.acme:
-            asked = certbot_arguments(here, settings.tls.acme, name)
+            asked = certbot_arguments(node, settings.tls.acme, name)
             certificate = Certificate(name, "", b"", b"", "", group, served, asked)
         else:
-            pair = read_pair(*settings.tls.files(here.name, name), name)
+            pair = read_pair(*settings.tls.files(node.name, name), name)
             certificate = Certificate(
                 name, pair.digest, pair.chain, pair.key_bytes, f"{pair.serial:x}", group, served
             )
-        here.release.certificates[name] = certificate
+        node.release.certificates[name] = certificate
     if settings.tls.acme:
-        renewal(here, settings.tls.acme)
+        renewal(node, settings.tls.acme)
 
 
-def renewal(here: Here, acme: Acme) -> None:
+def renewal(node: Node, acme: Acme) -> None:
     """certbot's own timer renews; a unit of our own, after it, at boot and hourly, installs what
     it renewed, reloads those who serve it, and fails if callers do not get it."""
-    release = here.release
+    release = node.release
     release.package("certbot")
     if acme.dns:
         release.package("python3-certbot-dns-ovh")
@@ -62,7 +62,7 @@ def renewal(here: Here, acme: Acme) -> None:
     release.timers |= {TIMER: UNIT, "certbot.timer": "certbot.service"}
 
 
-def certbot_arguments(here: Here, acme: Acme, name: str) -> tuple[str, ...]:
+def certbot_arguments(node: Node, acme: Acme, name: str) -> tuple[str, ...]:
     """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
     if acme.dns:
         proof = [
@@ -73,15 +73,15 @@ def certbot_arguments(here: Here, acme: Acme, name: str) -> tuple[str, ...]:
             str(acme.dns.propagation),
         ]
     else:
-        proof = ["--standalone", "--http-01-port", str(here.settings.challenge_port)]
-        if here.settings.has_edge:
+        proof = ["--standalone", "--http-01-port", str(node.settings.challenge_port)]
+        if node.settings.has_edge:
             proof += ["--http-01-address", "127.0.0.1"]
     return ("--server", acme.server, "--email", acme.email, *proof, "--cert-name", name, "-d", name)
 
 
-def endpoints(here: Here, name: str) -> list[tuple[str, str]]:
+def endpoints(node: Node, name: str) -> list[tuple[str, str]]:
     """Where a name's certificate is served, and by which unit."""
-    settings = here.settings
+    settings = node.settings
     found: list[tuple[str, str]] = []
     for address in (settings.local_address, f"[{settings.address6}]" if settings.address6 else ""):
         if not address:

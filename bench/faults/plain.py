@@ -36,7 +36,7 @@ for path, database in work["databases"].items():
 changed = []
 for number, (path, (source, user, group, mode)) in enumerate(work["files"].items()):
     if number == len(work["files"]) // 2:
-        python.call(name="Here the faults strike", function=stand_still)
+        python.call(name="Node the faults strike", function=stand_still)
     changed.append(files.put(name=path, src=source, dest=path, user=user, group=group, mode=mode))
 changed += [files.link(name=p, path=p, target=target) for p, target in work["links"].items()]
 server.sysctl(

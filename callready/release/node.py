@@ -11,7 +11,7 @@ from callready.settings.ports import Use, port_plan
 
 
 @dataclass
-class Here:
+class Node:
     """A host: its inventory name, the fleet it belongs to, sshd's real ports, and the release
     that the roles declare."""
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from callready.release import caa
 from callready.release.declaration import ROOT
 from callready.release.facts import Facts
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
@@ -19,7 +19,7 @@ RULES = f"{ROOT}/nftables.conf"
 DISABLE = {"ufw": "ufw disable", "firewalld": "systemctl disable --now firewalld"}
 
 
-def of(here: Here, facts: Facts) -> Iterator[str]:
+def of(node: Node, facts: Facts) -> Iterator[str]:
     """Every reason not to deploy this host, each with what to do."""
     if (facts.os, facts.os_version) not in SUPPORTED or facts.arch not in ARCHITECTURES:
         yield (
@@ -27,20 +27,20 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             "on amd64 and arm64"
         )
         return
-    limit = here.settings.host.max_clock_skew
+    limit = node.settings.host.max_clock_skew
     if abs(facts.skew) > limit:
         side = "ahead of" if facts.skew > 0 else "behind"
         yield (
             f"its clock is {abs(facts.skew):.0f} s {side} this machine's (limit {limit:.0f} s, "
             "host.max_clock_skew): TURN credentials carry an expiry time; check timedatectl on both"
         )
-    for name in sorted(facts.firewalls) if RULES in here.release.files else ():
+    for name in sorted(facts.firewalls) if RULES in node.release.files else ():
         yield (
             f"{name} is active and would drop what callready opens: disable it "
             f"({DISABLE[name]}) or set firewall.enabled to False"
         )
     nat = sorted(facts.nat_tables - {"inet callready"})
-    if here.settings.firewall.notrack and nat:
+    if node.settings.firewall.notrack and nat:
         yield (
             f"firewall.notrack would break the NAT of {', '.join(nat)}: "
             "replies to untracked source ports are lost; leave it off"
@@ -50,21 +50,21 @@ def of(here: Here, facts: Facts) -> Iterator[str]:
             f"{path} is a symbolic link: name the file that it leads to (app.env_file), or make it "
             "a plain file"
         )
-    yield from _versions(here, facts)
-    yield from _taken_ports(here, facts)
-    yield from _app(here, facts)
-    yield from _challenges(here, facts)
-    for key, message in overlaps(here.ports):
+    yield from _versions(node, facts)
+    yield from _taken_ports(node, facts)
+    yield from _app(node, facts)
+    yield from _challenges(node, facts)
+    for key, message in overlaps(node.ports):
         yield f"{key}: {message}"
 
 
-def of_rollback(here: Here, manifest: Iterable[tuple[str, ...]]) -> Iterator[str]:
+def of_rollback(node: Node, manifest: Iterable[tuple[str, ...]]) -> Iterator[str]:
     """Why an earlier release would not work any more: its secret may have been rotated away since,
     and secrets do not roll back."""
-    pool = here.settings.livekit.turn_pool if here.settings.livekit else None
+    pool = node.settings.livekit.turn_pool if node.settings.livekit else None
     accepted = {
         sha256(secret.get_secret_value().encode()).hexdigest()
-        for turn in (here.fleet.pool(pool).values() if pool else ())
+        for turn in (node.fleet.pool(pool).values() if pool else ())
         for secret in turn.turn_pools[pool or ""].secrets
     }
     for line in manifest:
@@ -75,8 +75,8 @@ def of_rollback(here: Here, manifest: Iterable[tuple[str, ...]]) -> Iterator[str
             )
 
 
-def _versions(here: Here, facts: Facts) -> Iterator[str]:
-    for name, wanted in here.release.packages.items():
+def _versions(node: Node, facts: Facts) -> Iterator[str]:
+    for name, wanted in node.release.packages.items():
         installed = facts.packages.get(name, "")
         found = installed or facts.candidates.get(name, "")
         # An empty candidate means package lists were never fetched; apply.sh looks again.
@@ -94,12 +94,12 @@ def is_version(package_version: str, upstream: str) -> bool:
     return version == upstream or (version.startswith(upstream) and version[len(upstream)] in "-+~")
 
 
-def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
+def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
     ours = {line[1] for line in facts.manifest if line[0] == "unit"}
-    ours |= set(here.release.timers.values())  # certbot, while it renews
+    ours |= set(node.release.timers.values())  # certbot, while it renews
     # A unit of the same name by hand is taken over; a package's own is in use for something else.
-    ours |= {u for u in here.release.services if _unit_file(u) in here.release.files}
-    others = [parse_port(value) for value in here.settings.host.other_listeners]
+    ours |= {u for u in node.release.services if _unit_file(u) in node.release.files}
+    others = [parse_port(value) for value in node.settings.host.other_listeners]
     seen: set[tuple[str, int]] = set()
     for item in facts.listeners:
         if (
@@ -111,7 +111,7 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
             continue
         if any(p == item.proto and a <= item.port <= b for p, a, b in others):
             continue
-        for use in here.ports:
+        for use in node.ports:
             if use.proto == item.proto and item.port in use and use.service != "extra":
                 who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
                 what = "program (a container?)"
@@ -124,7 +124,7 @@ def _taken_ports(here: Here, facts: Facts) -> Iterator[str]:
                 seen.add((item.proto, item.port))
                 break
         else:
-            if item.unit in here.release.services:
+            if item.unit in node.release.services:
                 yield (
                     f"{item.unit} is in use for port {item.port}/{item.proto}, and its "
                     "configuration would be replaced: move that elsewhere, or leave edge out"
@@ -136,25 +136,25 @@ def _unit_file(unit: str) -> str:
     return "/etc/systemd/system/" + re.sub("@.*[.]", "@.", unit)
 
 
-def _app(here: Here, facts: Facts) -> Iterator[str]:
+def _app(node: Node, facts: Facts) -> Iterator[str]:
     """What the application's developer has to have installed before."""
     until = "first, or take the host out of group app until then"
-    for env in here.release.environments.values():
-        if env.owner not in facts.users | set(here.release.users):
+    for env in node.release.environments.values():
+        if env.owner not in facts.users | set(node.release.users):
             yield f"user {env.owner} (app.owner) does not exist on this host: create it {until}"
         for unit in env.units:
             found = facts.units.get(unit)
-            if found and found.load != "loaded" and unit not in here.release.services:
+            if found and found.load != "loaded" and unit not in node.release.services:
                 yield (
                     f"unit {unit} (app.restart) cannot be restarted on this host, systemctl says "
                     f"{found.load}: install it {until}"
                 )
 
 
-def _challenges(here: Here, facts: Facts) -> Iterator[str]:
+def _challenges(node: Node, facts: Facts) -> Iterator[str]:
     """What would make the authority refuse, before it is asked: it counts failures."""
-    settings, unissued = here.settings, here.release.unissued(facts)
-    if "python3-certbot-dns-ovh" in here.release.packages and facts.os_version == "13":
+    settings, unissued = node.settings, node.release.unissued(facts)
+    if "python3-certbot-dns-ovh" in node.release.packages and facts.os_version == "13":
         yield (
             "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
             "challenge http-01 for this host, or certificate and key"

@@ -29,7 +29,7 @@ from callready.secrets.masking import HIDDEN
 from callready.settings.uris import place
 
 if TYPE_CHECKING:
-    from callready.release.node import Here
+    from callready.release.node import Node
     from callready.settings.models import HostSettings, Pool
 
 Spec = dict[str, Any]
@@ -43,21 +43,21 @@ _ROOT = Path(__file__).parents[2]
 _HEALTH = "health of the app at {}"
 
 
-def probes(here: Here, certificates: bool = True) -> list[Spec]:
+def probes(node: Node, certificates: bool = True) -> list[Spec]:
     """What callers need of this host.
 
     Args:
-        here: the host; with `deploy.gate_from` that host's addresses decide about IPv6.
+        node: the host; with `deploy.gate_from` that host's addresses decide about IPv6.
         certificates: False takes any certificate: a host that waits for its authority shows one
             of its own making.
     """
-    ca = here.settings.tls.ca if here.settings.tls else None
+    ca = node.settings.tls.ca if node.settings.tls else None
     trust = {"ca": str(Path(ca).expanduser().absolute()) if ca else None, "verify": certificates}
     found: list[Spec] = []
-    for family, address in _addresses(here).items():
-        on = f"on {here.name} (IPv{family})"
+    for family, address in _addresses(node).items():
+        on = f"on {node.name} (IPv{family})"
         for kind in (_turn, _livekit, _edge, *([_certificates] if certificates else [])):
-            for what, spec in kind(here.settings, address):
+            for what, spec in kind(node.settings, address):
                 found.append(
                     {
                         "transport": "tcp",
@@ -68,8 +68,8 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
                         "promise": _promise(what, spec),
                     }
                 )
-    if "app" in here.settings.groups and here.settings.app:
-        for check in here.settings.app.health:
+    if "app" in node.settings.groups and node.settings.app:
+        for check in node.settings.app.health:
             host, port = place(check.url)
             name = _HEALTH.format(check.url)
             found.append(
@@ -89,10 +89,10 @@ def probes(here: Here, certificates: bool = True) -> list[Spec]:
     return found
 
 
-def promises(here: Here) -> list[str]:
+def promises(node: Node) -> list[str]:
     """What this host's release has for callers, wherever they are: by that an earlier release is
     judged when the host returns to it, whatever the inventory says by then."""
-    settings = here.settings
+    settings = node.settings
     address = settings.address or settings.address6 or ""
     found = [
         _promise(what, spec)
@@ -109,12 +109,12 @@ def _promise(what: str, spec: Spec) -> str:
     return " ".join(filter(None, (what, port, spec.get("server_name"))))
 
 
-def _addresses(here: Here) -> dict[int, str]:
+def _addresses(node: Node) -> dict[int, str]:
     """The public addresses of the host, IPv6 only if the prober has it too."""
-    settings, prober = here.settings, here.settings.deploy.gate_from
+    settings, prober = node.settings, node.settings.deploy.gate_from
     found = {4: settings.address} if settings.address else {}
     if settings.address6 and (
-        here.fleet[prober].address6 if prober else local_address(settings.address6)
+        node.fleet[prober].address6 if prober else local_address(settings.address6)
     ):
         found[6] = settings.address6
     return found

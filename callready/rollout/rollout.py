@@ -68,14 +68,14 @@ class Rollout:
         on the way back."""
         left, groups = dict(self.changing), []
         for role in ROLES:
-            groups.append([n for n, d in left.items() if role in d.here.settings.groups])
+            groups.append([n for n, d in left.items() if role in d.node.settings.groups])
             left = {name: d for name, d in left.items() if name not in groups[-1]}
         groups.append(list(left))  # whose last role has gone
         if any(deployment.plan.verb != "deploy" for deployment in self.changing.values()):
             groups.reverse()
         for names in filter(None, groups):
             yield names[:1]
-            size = min(self.changing[name].here.settings.deploy.batch for name in names)
+            size = min(self.changing[name].node.settings.deploy.batch for name in names)
             for start in range(1, len(names), size):
                 yield names[start : start + size]
 
@@ -127,7 +127,7 @@ class Rollout:
     def _script(self, name: str, steps: list[str]) -> None:
         """Run steps on a host; raises Stopped, empty if the host has said why."""
         deployment, host = self.deployments[name], self.hosts[name]
-        bundle = deployment.here.release.bundle(steps)
+        bundle = deployment.node.release.bundle(steps)
         try:
             ok, output = _as_root(host, deployment, bundle, f"sh -c {shlex.quote(UNPACK)}")
         except (OSError, EOFError, SSHException):
@@ -141,7 +141,7 @@ class Rollout:
         deployment = self.deployments[name]
         if not deployment.plan.release:
             return "the connection broke; run the deploy again"
-        seconds = deployment.here.settings.deploy.confirm_timeout
+        seconds = deployment.node.settings.deploy.confirm_timeout
         return (
             f"the connection broke; within {seconds} s of its switch the host returns to release "
             f"{deployment.facts.folder or 'none'} by itself; then run the deploy again"
@@ -150,7 +150,7 @@ class Rollout:
     def _look_ahead(self, name: str) -> None:
         """Choose what will be probed; raises Stopped if it cannot be seen from here anyway."""
         deployment = self.deployments[name]
-        facts, settings = deployment.facts, deployment.here.settings
+        facts, settings = deployment.facts, deployment.node.settings
         # An app that is not well before, or not there yet, says nothing about the release.
         specs = [
             spec
@@ -173,7 +173,7 @@ class Rollout:
 
     def _probe(self, name: str, specs: list[gate.Spec], within: float | None = None) -> list[str]:
         """What callers would suffer now, seen from here or from `deploy.gate_from`."""
-        deploy = self.deployments[name].here.settings.deploy
+        deploy = self.deployments[name].node.settings.deploy
         if within is None:
             within = min(gate.WITHIN, deploy.confirm_timeout / 2)
         if not deploy.gate_from or not specs:
@@ -193,10 +193,10 @@ class Rollout:
     def _change(self, name: str) -> None:
         """Switch one host and have it keep that, or not."""
         deployment, host = self.deployments[name], self.hosts[name]
-        plan, here = deployment.plan, deployment.here
+        plan, node = deployment.plan, deployment.node
         if not plan.prepare and not plan.switch and not plan.keep:
             return
-        families = reach.families(host, here) if plan.release else {}
+        families = reach.families(host, node) if plan.release else {}
         if plan.release and not families:
             raise Stopped(
                 "takes no new SSH connection now, only the one that is open: mend that first"
@@ -219,7 +219,7 @@ class Rollout:
         for problem in problems:
             logger.error(f"{host.print_prefix}{problem}")
         script = ". /usr/local/lib/callready/release\n"
-        for unit in deployment.here.release.services:
+        for unit in deployment.node.release.services:
             script += f'say "last words of {unit}:"; last_words {unit}\n'
         if deployment.plan.release:
             script += (
@@ -246,5 +246,5 @@ def _as_root(
 ) -> tuple[bool, str]:
     from callready.operations import as_root
 
-    ok, output = as_root(host, deployment.here, stdin, command, print_output=True)
+    ok, output = as_root(host, deployment.node, stdin, command, print_output=True)
     return ok, output.stderr

@@ -18,7 +18,7 @@ from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient.client import SSHClient, get_ssh_config
 
 from callready.probes import reason
-from callready.release.node import Here
+from callready.release.node import Node
 
 TIMEOUT = 5.0
 """Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""
@@ -32,18 +32,18 @@ THE_DEPLOYS_WAY = 0
 """In place of an address family, where a jump host or a local connector leaves no choice."""
 
 
-def families(host: Host, here: Here) -> dict[int, str]:
+def families(host: Host, node: Node) -> dict[int, str]:
     """The address families by which this machine can open a new, authenticated SSH connection to
     the host now, with the address of each.
 
     Args:
         host: as pyinfra connects to it; its own connection is not touched.
-        here: its settings, for a public address of a family that its SSH name does not have.
+        node: its settings, for a public address of a family that its SSH name does not have.
 
     Returns:
         4 and 6 with an address; behind a jump host only `THE_DEPLOYS_WAY`. Empty: none works.
     """
-    candidates = _addresses(host, here)
+    candidates = _addresses(host, node)
     jobs = {key: gevent.spawn(_works, host, at) for key, at in candidates.items()}
     gevent.joinall(list(jobs.values()))
     return {key: candidates[key] or host.name for key, job in sorted(jobs.items()) if job.value}
@@ -116,7 +116,7 @@ def _works(host: Host, address: str | None) -> bool:
     return True
 
 
-def _addresses(host: Host, here: Here) -> dict[int, str | None]:
+def _addresses(host: Host, node: Node) -> dict[int, str | None]:
     config = _ssh_config(host)
     if not isinstance(host.connector, SSHConnector) or config.keys() & {
         "proxyjump",
@@ -128,7 +128,7 @@ def _addresses(host: Host, here: Here) -> dict[int, str | None]:
         for *_, target in socket.getaddrinfo(config.get("hostname", _name(host)), None):
             address = str(target[0])
             found.setdefault(6 if ":" in address else 4, address)
-    for family, public in ((4, here.settings.address), (6, here.settings.address6)):
+    for family, public in ((4, node.settings.address), (6, node.settings.address6)):
         if public:
             found.setdefault(family, public)
     return found

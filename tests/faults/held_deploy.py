@@ -68,7 +68,7 @@ def note_steps(self: Any, _hosts: Any, deployments: dict[str, Any], *_: Any) -> 
         names = [step.split()[0] for phase in steps for step in phase]
         places = [n for n, step in enumerate(names) if step == held]
         if places:
-            deployment.here.release.__dict__["hold"] = places[: int(which) + 1][-1]
+            deployment.node.release.__dict__["hold"] = places[: int(which) + 1][-1]
 
 
 def patched_bundle(bundle: Callable[..., str]) -> Callable[..., str]:

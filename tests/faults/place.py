@@ -15,7 +15,7 @@ from typing import Any
 
 from fleet import Fleet, Host, Run, eventually, stop
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.rollout import gate
 from callready.secrets.loading import validate
 from lab import Lab, ca, hosts, plan
@@ -273,7 +273,7 @@ class Place(Fleet):
         """What callers need of the host in a state, by the gate's own reckoning."""
         return gate.probes(self.declared(state)) if state != "none" else []
 
-    def declared(self, state: str) -> Here:
+    def declared(self, state: str) -> Node:
         """What the inventory says in a state."""
         self.use(state)
         self.write()

@@ -18,7 +18,7 @@ from pyinfra.api.host import Host as Connection
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.rollout import gate
 from callready.rollout import ssh as reach
 from callready.rollout.tunnel import via
@@ -42,8 +42,8 @@ class Site:
         State(known, Config())
         self.connections: dict[str, Connection] = {host.name: host for host in known}
 
-    def here(self, host: Host) -> Here:
-        return Here(host.fqdn, self.settings)
+    def here(self, host: Host) -> Node:
+        return Node(host.fqdn, self.settings)
 
     def specs(self, host: Host) -> list[gate.Spec]:
         return gate.probes(self.here(host))

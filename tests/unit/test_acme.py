@@ -26,7 +26,7 @@ from fleets import (
 from callready.release import refusals
 from callready.release.declaration import HOST, Release
 from callready.release.facts import Facts, UnitFact
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.secrets.__main__ import complete
 from callready.settings.fleet import Fleet
 from callready.settings.ports import port_plan
@@ -121,7 +121,7 @@ def test_ovh_credentials_are_a_file_of_root_alone() -> None:
 
 def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
     write_store_with_ovh()
-    here: Here = declare(load(tls(BY_DNS)), TURN1)
+    here: Node = declare(load(tls(BY_DNS)), TURN1)
     facts = bare()
     assert [why for why in refusals.of(here, facts) if "Debian 13 has no python3-certbot" in why]
     facts.os_version = "12"
@@ -218,7 +218,7 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here: Here = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
+    here: Node = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
     monkeypatch.setattr(refusals.socket, "create_connection", lambda *a, **k: pytest.fail("asked"))
     facts = bare()
     facts.tables = {"inet callready"}

@@ -15,7 +15,7 @@ from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, deployed, load
 from pydantic import SecretStr
 
 from callready.operations import Back, Deployment
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.rollout import gate
 from callready.settings.fleet import Fleet
 from tasks import declare
@@ -40,7 +40,7 @@ EVERYTHING = (SFU1, "groups", ["livekit", "turn", "app"])
 
 
 def specs(fleet: Fleet, name: str, certificates: bool = True) -> dict[str, gate.Spec]:
-    found = gate.probes(Here(name, fleet), certificates)
+    found = gate.probes(Node(name, fleet), certificates)
     named = {spec["name"]: spec for spec in found}
     assert len(named) == len(found)
     return named
@@ -129,7 +129,7 @@ def test_an_earlier_release_is_asked_for_what_it_promised(monkeypatch: pytest.Mo
         return Deployment(here, deployed(here.release))
 
     before = deployment()
-    promised = [("promise", line) for line in before.here.release.promises]
+    promised = [("promise", line) for line in before.node.release.promises]
     monkeypatch.setattr(gate, "local_address", lambda _: "2001:db8::1")
     assert {s["promise"] for s in before.probes} == {line for _, line in promised}
     now = deployment(

@@ -52,13 +52,13 @@ def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deplo
 
 def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:
     for deployment in hosts.values():
-        release = deployment.here.release
+        release = deployment.node.release
         deployment.plan = release.go_back(NONE, [], deployed(release), "rollback")
     assert waves(hosts)[0] == [SFU1]
     assert waves(hosts)[1] == [TURN1]
 
 
 def test_a_host_that_needs_nothing_is_no_canary(hosts: dict[str, Deployment]) -> None:
-    here = hosts[TURN1].here
+    here = hosts[TURN1].node
     hosts[TURN1] = Deployment(here, deployed(here.release))
     assert waves(hosts)[0] == [TURN2]

@@ -24,7 +24,7 @@ from callready.probes import ProbeError, local_address
 from callready.probes.turn import Credentials, TurnServer, mint
 from callready.release.declaration import Plan, Release
 from callready.release.facts import Facts, SurveyError
-from callready.release.node import Here
+from callready.release.node import Node
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
@@ -41,7 +41,7 @@ class RootShell(BaseBackend):
 
     NAME = "callready"
 
-    def __init__(self, connection: Connection, here: Here) -> None:
+    def __init__(self, connection: Connection, here: Node) -> None:
         super().__init__(here.name)
         self._connection, self._here = connection, here
 
@@ -61,18 +61,18 @@ class RootShell(BaseBackend):
 class Server:
     """A host of the inventory. What it is now is read in one survey, when first asked for."""
 
-    def __init__(self, planned: Here, connection: Connection) -> None:
+    def __init__(self, planned: Node, connection: Connection) -> None:
         self.name = planned.name
         self.settings: HostSettings = planned.settings
         self.planned: Release = planned.release  # before the survey told sshd's ports
         self._fleet, self._connection = planned.fleet, connection
         self._lock = Lock()
-        self._seen: tuple[Here, Facts] | ProbeError | None = None
+        self._seen: tuple[Node, Facts] | ProbeError | None = None
 
     def __str__(self) -> str:
         return self.name
 
-    def _look(self) -> tuple[Here, Facts]:
+    def _look(self) -> tuple[Node, Facts]:
         with self._lock:
             if self._seen is None:
                 try:
@@ -91,7 +91,7 @@ class Server:
         return self._seen
 
     @property
-    def here(self) -> Here:
+    def here(self) -> Node:
         """The host as the settings want it."""
         return self._look()[0]
 
