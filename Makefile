@@ -80,7 +80,7 @@ rotate: install
 
 rollback remove history: install
 	$(if $(HOST)$(filter-out remove,$@),,$(error make remove needs HOST=…))
-	$(PYINFRA) $(INVENTORY) deploy.py --data do=$@ $(if $(HOST),--limit $(HOST))
+	$(PYINFRA) $(INVENTORY) $@.py $(if $(HOST),--limit $(HOST))
 
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)

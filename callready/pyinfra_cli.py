@@ -18,7 +18,7 @@ from pyinfra.connectors import ssh
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
-from callready.operations import Refused, inventory_path, load_fleet
+from callready.rollout.run import Refused, given, load_fleet
 from callready.trust import Client, shown
 
 
@@ -63,12 +63,12 @@ def install() -> None:
     defaults["ssh_strict_host_key_checking"].default = "yes"
     ssh.SSHClient = Client  # type: ignore[attr-defined]
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
-    if not any(argument.endswith("deploy.py") for argument in sys.argv):
-        return
+    if not any(str(name).endswith(".py") for name in given("operations")):
+        return  # a look at the inventory, a fact, a command
     connect_all, disconnect_all, run_ops = cli.connect_all, cli.disconnect_all, cli.run_ops
 
     def validate_and_connect(state: State) -> None:
-        Client.environment = Path(inventory_path()).name
+        Client.environment = Path(str(given("inventory"))).name
         load_fleet(state.inventory)
         try:
             connect_all(state)

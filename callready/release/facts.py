@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from statistics import mean
 
+from callready.release.manifest import Manifest
+
 SURVEY = files("callready.release").joinpath("host/survey.sh")
 
 
@@ -88,7 +90,9 @@ class Facts:
     is_stuck: bool = False
     has_state: bool = False
     ruleset: str = ""
-    manifest: list[tuple[str, ...]] = field(default_factory=list)
+    manifest: Manifest = field(default_factory=Manifest)
+    templates: dict[str, str] = field(default_factory=dict)
+    format: int = 0
     packages: dict[str, str] = field(default_factory=dict)
     candidates: dict[str, str] = field(default_factory=dict)
     users: set[str] = field(default_factory=set)
@@ -138,6 +142,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
     raw: dict[str, dict[str, str]] = defaultdict(dict)
     whole = False
     clocks: list[float] = []
+    lines_of_manifest: list[list[str]] = []
     for line in lines:
         kind, *f = line.split("\t")
         match kind:
@@ -152,7 +157,11 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             case "clock":  # when it begins and when it ends
                 clocks.append(float(f[0]))
             case "manifest":
-                facts.manifest.append(tuple(f))
+                lines_of_manifest.append(f)
+            case "template":
+                facts.templates[f[0]] = f[1]
+            case "format":
+                facts.format = int(f[0])
             case "package":
                 facts.packages[f[0]] = f[1]
             case "candidate":
@@ -206,6 +215,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
                 whole = True
     if not whole:
         raise SurveyError("the survey was cut short")
+    facts.manifest = Manifest.read(lines_of_manifest)
     if clocks:
         facts.skew = mean(clocks) - mean((sent_at or received_at, received_at))
     for path, item in raw.items():

@@ -22,7 +22,7 @@ from conftest import Places
 from fleet import eventually
 from place import LONG_TIMER, TIMER, EndedBefore, Place
 
-from callready.release import declaration as release
+from callready.release import plan
 from lab import Lab
 from lab.run import say
 
@@ -77,10 +77,6 @@ class Trip:
     def inventory(self) -> str:
         return "A" if self.end == "none" else self.end
 
-    @property
-    def arguments(self) -> list[str]:
-        return [] if self.verb == "deploy" else ["--data", f"do={self.verb}"]
-
 
 SEEN: set[str] = set()  # the steps of all trips
 TRIPS = (
@@ -119,7 +115,7 @@ class Sweep:
     def cells(self, place: Place, trip: Trip, long: bool) -> list[Cell]:
         """Every step of a trip with every cut in the long sweep; else those that no trip had
         before, with one kind of cut each."""
-        phases = place.steps(trip.inventory, *trip.arguments)
+        phases = place.steps(trip.inventory, trip.verb)
         steps = [line.split()[0] for phase in phases for line in phase]
         confirmed = steps.index("confirm")
         names = [(f"{name}#{steps[:n].count(name)}", name) for n, name in enumerate(steps)]
@@ -178,7 +174,7 @@ def cut(place: Place, trip: Trip, cell: Cell) -> str:
     for timer in (TIMER, LONG_TIMER):
         place.use(trip.inventory, timer)
         try:
-            with place.deploying(*trip.arguments, hold=cell.point) as process:
+            with place.deploying(verb=trip.verb, hold=cell.point) as process:
                 CUTS[cell.cut](place, process)
             break
         except EndedBefore as early:  # this machine was too slow for the timer, so it went back
@@ -190,7 +186,7 @@ def cut(place: Place, trip: Trip, cell: Cell) -> str:
     elif not cell.may_be_kept:
         assert left == trip.start, "the host kept what nobody confirmed"
     if trip.verb == "rollback" and left != trip.end:  # which leaves certificate and rows alone
-        place.reach_state(trip.end, *trip.arguments)
+        place.reach_state(trip.end, trip.verb)
     place.converges(trip.end)
     return left
 
@@ -209,8 +205,8 @@ def test_every_step_may_be_the_last(
 
 
 def test_no_step_was_forgotten() -> None:
-    """Every function of apply.sh that release.py calls was among the steps."""
+    """Every function of apply.sh that the plan calls was among the steps."""
     if not all(sweep.left for sweep in SWEEPS):
         pytest.skip("nothing was swept")
-    calls = re.findall(r"""\bstep\(\s*"(\w+)\"""", Path(release.__file__).read_text())
+    calls = re.findall(r"""\bstep\(\s*"(\w+)\"""", Path(plan.__file__).read_text())
     assert set(calls) - SEEN == set(" ".join(ELSEWHERE).split())

@@ -163,7 +163,7 @@ def test_pins(at: Pinned, check: Check) -> None:
 @edges
 def test_behind(server: Server, check: Check) -> None:
     """What is behind the edge is reached through it only"""
-    behind = {use.first: use.purpose for use in server.here.ports if not use.public}
+    behind = {use.first: use.purpose for use in server.node.ports if not use.public}
     for name, upstream in server.settings.edge_backends.items():
         host, _, port = upstream.rpartition(":")
         if host in ("127.0.0.1", "localhost"):

@@ -205,7 +205,7 @@ def test_listening(server: Server, check: Check) -> None:
 def test_listeners(server: Server, check: Check) -> None:
     """No unplanned listener"""
     others = [parse_port(value) for value in server.settings.host.other_listeners]
-    allowed = [(use.proto, use.first, use.last) for use in server.here.ports] + others + DHCP_CLIENT
+    allowed = [(use.proto, use.first, use.last) for use in server.node.ports] + others + DHCP_CLIENT
     unplanned = {
         f"{item.port}/{item.proto} ({_who(item)})"
         for item in server.facts.listeners
@@ -329,7 +329,7 @@ def test_journal(server: Server, check: Check) -> None:
 def test_secrets(server: Server, check: Check) -> None:
     """TURN secrets as in the inventory"""
     wrong = server.changes("row")
-    count = sum(len(item.rows) for item in server.release.databases.values())
+    count = sum(len(rows) for rows in server.release.databases.values())
     check.figure(f"{count} rows")
     check.expect(
         not wrong,

@@ -9,7 +9,7 @@ from verify.targets import Server, Site
 @each(having(lambda server: server.planned.packages))
 def test_sweep(server: Server, site: Site, check: Check) -> None:
     """Open TCP ports are the planned ones"""
-    plan = [use for use in server.here.ports if use.public and use.proto == "tcp"]
+    plan = [use for use in server.node.ports if use.public and use.proto == "tcp"]
     expected = [
         use for use in plan if not use.relay and use.service not in ("sshd", "extra", "ACME")
     ]
