@@ -150,7 +150,7 @@ def test_a_name_that_nobody_serves_any_more_is_not_renewed() -> None:
     assert [tuple(c) for c in made.changes] == [
         ("-", "certificate", "old.callready.test is not renewed any more")
     ]
-    assert made.steps == ["lock_host", "unask old.callready.test"]
+    assert [step.line for step in made.steps] == ["lock_host", "unask old.callready.test"]
     by_files = declare(load(), TURN1).release
     assert "unask " + TURN1 in [step.line for step in plan(by_files, issued(release)).after]
 
