@@ -112,7 +112,7 @@ class Archive:
 
     base_url: str
     version: str
-    sha256: Mapping[str, str]
+    sha256: Mapping[Any, str]
 
     @property
     def binary(self) -> str:
@@ -174,7 +174,7 @@ class Release:
         """A kernel setting; where a host cannot set it, the plan says so."""
         self.sysctls[key] = str(value)
 
-    def install(self, base_url: str, version: str, sha256: Mapping[str, str]) -> str:
+    def install(self, base_url: str, version: str, sha256: Mapping[Any, str]) -> str:
         """A livekit-server release; returns the path of its binary."""
         self.archive = Archive(base_url, version, sha256)
         return self.archive.binary

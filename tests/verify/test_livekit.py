@@ -81,9 +81,9 @@ def test_candidates(sfu: Sfu, check: Check) -> None:
     for result in webrtc.gather(joined.ice_servers, sfu.ca).values():
         with check.probing():
             if isinstance(result, ProbeError):
-                found = result.finding
-                suffers = f"with LiveKit's credentials {found.suffers}"
-                raise ProbeError(suffers, found.look_at, found.evidence)
+                why = result.finding
+                suffers = f"with LiveKit's credentials {why.suffers}"
+                raise ProbeError(suffers, why.look_at, why.evidence)
             found["srflx" if isinstance(result, stun.Binding) else "relay"] += 1
     check.figure(", ".join(f"{kind} {count}" for kind, count in found.items()))
     host = urlsplit(sfu.url).hostname
