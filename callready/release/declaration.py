@@ -168,15 +168,15 @@ class Plan:
         """Each script takes the host's lock; the one that switches, if the host still has the
         release that the plan was made for. The one after the confirmation begins with that."""
         if self.base:
-            self.base.insert(0, step("take"))
+            self.base.insert(0, step("lock_host"))
         if self.prepare or self.switch:
-            self.prepare.insert(0, step("take", folder))
+            self.prepare.insert(0, step("lock_host", folder))
         if self.release:
             self.keep.insert(0, step("confirm", self.release, self.verb, RUN))
         elif self.keep:
-            self.keep.insert(0, step("take"))
+            self.keep.insert(0, step("lock_host"))
         if self.prune:
-            self.prune.insert(0, step("take"))
+            self.prune.insert(0, step("lock_host"))
 
 
 def step(function: str, *arguments: str) -> str:
@@ -318,7 +318,7 @@ class Release:
             ]
         if verb == "remove" and facts.has_state:
             plan.add("-", "callready", "and the packages and users it added")
-            plan.keep.append(step("forget", *self.masks))
+            plan.keep.append(step("uninstall", *self.masks))
         plan.take(facts.folder)
         return plan
 
@@ -423,7 +423,7 @@ class Release:
         }
         if missing:
             plan.base.append(
-                step("candidates", *(f"{n}={v}" if v else n for n, v in missing.items()))
+                step("check_candidates", *(f"{n}={v}" if v else n for n, v in missing.items()))
             )
         for unit in self.masks:
             if unit not in facts.units or facts.units[unit].load != "masked":
@@ -432,17 +432,17 @@ class Release:
         for name, version in missing.items():
             plan.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
         if missing:
-            plan.base.append(step("packages", *missing))
+            plan.base.append(step("install_packages", *missing))
         for user in self.users:
             if user not in facts.users:
                 plan.add("+", "user", user)
-                plan.base.append(step("users", user))
+                plan.base.append(step("create_users", user))
         if self.archive and self.archive.binary not in facts.binaries:
             name = f"livekit_{self.archive.version}_linux_{facts.arch}.tar.gz"
             plan.add("+", "binary", self.archive.binary)
             plan.base.append(
                 step(
-                    "archive",
+                    "install_livekit",
                     self.archive.base_url,
                     self.archive.version,
                     name,
@@ -517,18 +517,20 @@ class Release:
             for digest in sorted(have - wanted):
                 plan.add("-", "row", f"{path} {digest}")
             if wanted - have or path not in facts.databases:
-                plan.prepare.append(step("rows", path, content_name(rows_sql(item, prune=False))))
+                plan.prepare.append(
+                    step("write_rows", path, content_name(rows_sql(item, prune=False)))
+                )
             if have - wanted:
-                plan.prune.append(step("rows", path, content_name(rows_sql(item))))
+                plan.prune.append(step("write_rows", path, content_name(rows_sql(item))))
         for name, c in self.certificates.items():
             if c.asked:
                 if name not in facts.pairs:
-                    plan.prepare.append(step("placeholder", name, c.group))
+                    plan.prepare.append(step("install_placeholder", name, c.group))
             elif c.digest != facts.pairs.get(name):
                 mark = "~" if name in facts.pairs else "+"
                 plan.add(mark, "certificate", f"{name} serial {c.serial}")
                 plan.prepare.append(
-                    step("pair", name, content_name(c.chain), content_name(c.key), c.group)
+                    step("install_pair", name, content_name(c.chain), content_name(c.key), c.group)
                 )
 
     def _plan_kernel(self, plan: Plan, facts: Facts) -> None:
@@ -536,7 +538,7 @@ class Release:
         for key in wrong:
             plan.add("~", "sysctl", f"{key} = {self.sysctls[key]}")
         if wrong:
-            plan.switch.append(step("sysctls"))
+            plan.switch.append(step("set_sysctls"))
         for key in self.sysctls:
             if facts.sysctls.get(key) == "-":
                 plan.notes.append(f"sysctl {key}: not applicable, this container cannot set it")
@@ -547,7 +549,7 @@ class Release:
             found = facts.environments.get(path)
             if found is None or (found.mode, found.owner, found.sha256) != mode_of(mode):
                 plan.add("~" if found else "+", "environment", f"{path}: {', '.join(env.keys)}")
-                plan.switch.append(step("environment", path, env.owner))
+                plan.switch.append(step("write_environment", path, env.owner))
 
     def _plan_units(self, plan: Plan, facts: Facts, changed: bool) -> None:
         stale = [
@@ -560,7 +562,7 @@ class Release:
         firewall = self.files.get(f"{ROOT}/nftables.conf")
         if firewall and facts.ruleset != f"{firewall.sha256}":
             plan.add("~" if facts.ruleset else "+", "firewall", "table inet callready")
-            plan.switch.append(step("firewall"))
+            plan.switch.append(step("load_firewall"))
         for unit, service in self.services.items():
             found = facts.units.get(unit)
             if found is None or not found.is_running:
@@ -585,12 +587,12 @@ class Release:
                 continue
             if plan.changes[-1].mark == "!":
                 self._interrupt(plan, facts, service)
-            plan.switch.append(step("listening", unit, *service.listens))
+            plan.switch.append(step("wait_for_ports", unit, *service.listens))
         self._plan_acme(plan, facts)
         for c in self.certificates.values():
             for endpoint, _unit in c.endpoints:
                 if not c.asked and facts.served.get((endpoint, c.name)) != c.serial:
-                    plan.switch.append(step("serving", endpoint, c.name, c.serial))
+                    plan.switch.append(step("wait_for_certificate", endpoint, c.name, c.serial))
         for path, env in self.environments.items():
             found_env = facts.environments.get(path)
             # A restart since the last deploy may have read what somebody wrote in between.
@@ -601,7 +603,13 @@ class Release:
                 for command in env.commands:
                     plan.add("!", "command", f"{command}: run, {path} changed")
                 plan.switch.append(
-                    step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
+                    step(
+                        "apply_environment",
+                        path,
+                        env.sha256,
+                        " ".join(env.units),
+                        "\n".join(env.commands),
+                    )
                 )
 
     def _interrupt(self, plan: Plan, facts: Facts, service: Service) -> None:
@@ -640,7 +648,7 @@ class Release:
                 plan.add(
                     "~" if c.name in facts.pairs else "+", "certificate", f"{c.name} from ACME"
                 )
-            plan.keep.append(step("acme", c.name, c.request, *c.asked))
+            plan.keep.append(step("request_certificate", c.name, c.request, *c.asked))
         if unissued or any(
             facts.served.get((endpoint, c.name)) != facts.serials.get(c.name)
             for c in self.certificates.values()
@@ -658,7 +666,7 @@ class Release:
             is_right = found and found.is_running and found.enabled == "enabled"
             if not is_right or (file and on_host and on_host.sha256 != file.sha256):
                 plan.add("+", "unit", f"{timer}: start")
-                plan.keep.append(step("timer", timer))
+                plan.keep.append(step("start_timer", timer))
 
     def _plan_reload(self, plan: Plan, facts: Facts, unit: str) -> None:
         if any(

@@ -149,7 +149,7 @@ def test_a_name_that_nobody_serves_any_more_is_not_renewed() -> None:
     assert [tuple(c) for c in plan.changes] == [
         ("-", "certificate", "old.callready.test is not renewed any more")
     ]
-    assert plan.steps == ["take", "unask old.callready.test"]
+    assert plan.steps == ["lock_host", "unask old.callready.test"]
     by_files = declare(load(), TURN1).release
     assert "unask " + TURN1 in by_files.plan(issued(release)).keep
 
@@ -179,9 +179,17 @@ def test_a_bare_host_gets_a_placeholder_before_its_services_and_a_certificate_af
     plan = release.plan(bare())
     assert ("+", "certificate", f"{TURN1} from ACME") in plan.changes
     names = [step.split()[0] for step in plan.steps]
-    order = ["placeholder", "firewall", "restart", "listening", "acme", "take_up", "timer"]
+    order = [
+        "install_placeholder",
+        "load_firewall",
+        "restart",
+        "wait_for_ports",
+        "request_certificate",
+        "take_up",
+        "start_timer",
+    ]
     assert [name for name in dict.fromkeys(names) if name in order] == order
-    asked = next(step for step in plan.steps if step.startswith("acme"))
+    asked = next(step for step in plan.steps if step.startswith("request_certificate"))
     assert "--standalone --http-01-port 80" in asked
     assert f"--cert-name {TURN1} -d {TURN1}" in asked
 
@@ -196,7 +204,7 @@ def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() ->
         acme_release(),
         acme_release(load(tls({**ACME, "server": "https://acme.callready.test/directory"}))),
     )
-    assert steps(staging, issued(release)) == ["take", "acme", "take_up"]
+    assert steps(staging, issued(release)) == ["lock_host", "request_certificate", "take_up"]
     facts = issued(release)
     facts.units[UNIT] = UnitFact("loaded", "failed", "static", 0, False, "-", "-")
     plan = release.plan(facts)
@@ -209,10 +217,10 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
     release = acme_release()
     facts = issued(release)
     facts.served = dict.fromkeys(facts.served, "29")
-    assert steps(release, facts) == ["take", "reload", "take", "take_up"]
+    assert steps(release, facts) == ["lock_host", "reload", "lock_host", "take_up"]
     facts = issued(release)
     facts.units[TIMER] = UnitFact("loaded", "inactive", "enabled", 0, False, "-", "-")
-    assert steps(release, facts) == ["take", "timer"]
+    assert steps(release, facts) == ["lock_host", "start_timer"]
 
 
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(

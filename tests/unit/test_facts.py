@@ -36,14 +36,14 @@ AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and netwo
 ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
 # The steps that need no packages, and of systemd no answer.
 FILE_STEPS = {
-    "take",
+    "lock_host",
     "stage",
     "arm",
     "activate",
     "withdraw",
-    "rows",
-    "pair",
-    "environment",
+    "write_rows",
+    "install_pair",
+    "write_environment",
     "confirm",
 }
 
@@ -396,7 +396,7 @@ def test_a_cut_leaves_no_readable_secret_behind(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
     host.run("sed -i /^turnserver:/d /etc/passwd")
     with pytest.raises(AssertionError, match="invalid user"):
-        host.apply(release, bare(), only={"rows"})
+        host.apply(release, bare(), only={"write_rows"})
     (database,) = (host.folder / "upper/var/lib/turn").iterdir()
     assert SECRETS["turn/calls"].encode() in database.read_bytes()
     assert database.stat().st_mode & 0o077 == 0

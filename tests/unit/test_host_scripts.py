@@ -242,7 +242,7 @@ def test_a_download_that_is_sent_on_is_followed(
 ) -> None:
     url, packed = downloads
     pin = hashlib.sha256(packed).hexdigest() if pinned else "''"
-    said = machine.apply(f"archive {url} 1.0.0 {ARCHIVE} {pin}")
+    said = machine.apply(f"install_livekit {url} 1.0.0 {ARCHIVE} {pin}")
     assert said == "downloading livekit-server 1.0.0\n"
     assert (machine.root / "opt/livekit/1.0.0/livekit-server").exists()
 
@@ -253,6 +253,6 @@ def test_a_folder_of_somebody_else_is_not_replaced(
     mine = machine.root / "opt/livekit/1.0.0/notes"
     mine.parent.mkdir(parents=True)
     mine.touch()
-    said = machine.apply(f"archive {downloads[0]} 1.0.0 {ARCHIVE}")
+    said = machine.apply(f"install_livekit {downloads[0]} 1.0.0 {ARCHIVE}")
     assert "is not callready's and has no livekit-server: move it out of the way" in said
     assert mine.exists()

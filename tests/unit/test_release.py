@@ -51,9 +51,11 @@ def said(plan: Plan) -> list[str]:
 def functions(plan: Plan) -> list[str]:
     """The steps by function, `restart livekit-server.service` with its unit; without the locks."""
     calls = [shlex.split(step) for step in plan.steps]
-    named = ("restart", "reload", "listening", "stop", "withdraw", "mask")
+    named = ("restart", "reload", "wait_for_ports", "stop", "withdraw", "mask")
     return [
-        " ".join(call[:2]) if call[0] in named else call[0] for call in calls if call[0] != "take"
+        " ".join(call[:2]) if call[0] in named else call[0]
+        for call in calls
+        if call[0] != "lock_host"
     ]
 
 
@@ -103,29 +105,29 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         assert text in lines
     # coturn must not start as an open relay, and nothing may listen before the packet filter.
     assert functions(plan) == [
-        "candidates",
+        "check_candidates",
         "mask coturn.service",
-        "packages",
-        "users",
-        "archive",
-        "rows",
-        "rows",
-        "pair",
+        "install_packages",
+        "create_users",
+        "install_livekit",
+        "write_rows",
+        "write_rows",
+        "install_pair",
         "stage",
         "arm",
         "activate",
         "reload_manager",
-        "sysctls",
-        "environment",
-        "firewall",
+        "set_sysctls",
+        "write_environment",
+        "load_firewall",
         "restart turnserver@calls.service",
-        "listening turnserver@calls.service",
+        "wait_for_ports turnserver@calls.service",
         "restart turnserver@avatar.service",
-        "listening turnserver@avatar.service",
+        "wait_for_ports turnserver@avatar.service",
         "restart livekit-server.service",
-        "listening livekit-server.service",
-        *["serving"] * 4,
-        "applied",
+        "wait_for_ports livekit-server.service",
+        *["wait_for_certificate"] * 4,
+        "apply_environment",
         "confirm",
     ]
 
@@ -251,21 +253,21 @@ OLD = "restart, its process is older than its configuration"
         (remove_a_file, [f"+ file {AVATAR}"], FILES),
         (retarget_a_link, ["~ link /usr/local/bin/livekit-server"], FILES),
         (be_another_release, [], FILES),
-        (drop_a_package, ["+ package nftables"], ["candidates", "packages"]),
+        (drop_a_package, ["+ package nftables"], ["check_candidates", "install_packages"]),
         (use_chrony, [], []),
-        (drop_the_user, ["+ user livekit"], ["users"]),
-        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["archive"]),
+        (drop_the_user, ["+ user livekit"], ["create_users"]),
+        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["install_livekit"]),
         (unmask, ["+ mask coturn.service"], ["mask coturn.service"]),
-        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls"]),
+        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["set_sysctls"]),
         (
             lose_the_secret,
             [
                 f"+ row {CALLS_DB} callready.test secret "
                 + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))
             ],
-            ["rows"],
+            ["write_rows"],
         ),
-        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows"]),
+        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["write_rows"]),
         (
             change_the_environment,
             [
@@ -273,7 +275,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             edit_the_environment,
@@ -282,7 +284,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             open_the_environment,
@@ -290,44 +292,44 @@ OLD = "restart, its process is older than its configuration"
                 "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"
             ],
-            ["environment"],
+            ["write_environment"],
         ),
         (
             fail_to_restart_the_app,
             ["! unit app.service: restart, it reads /srv/app/.env"],
-            ["applied"],
+            ["apply_environment"],
         ),
-        (change_the_table, ["~ firewall table inet callready"], ["firewall"]),
-        (lose_the_table, ["+ firewall table inet callready"], ["firewall"]),
+        (change_the_table, ["~ firewall table inet callready"], ["load_firewall"]),
+        (lose_the_table, ["+ firewall table inet callready"], ["load_firewall"]),
         (
             serve_the_old_certificate,
             [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
-            [f"reload {CALLS_UNIT}", "serving"],
+            [f"reload {CALLS_UNIT}", "wait_for_certificate"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="0" * 16),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="-"),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, given=("0" * 64,)),
             [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
             [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
             [f"+ unit {SFU_UNIT}: start"],
-            [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"],
+            [f"restart {SFU_UNIT}", f"wait_for_ports {SFU_UNIT}"],
         ),
         (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager"]),
     ],
@@ -354,10 +356,10 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
         "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
     ]
     assert functions(plan) == [
-        "pair",
+        "install_pair",
         f"reload {CALLS_UNIT}",
         "reload turnserver@avatar.service",
-        *["serving"] * 4,
+        *["wait_for_certificate"] * 4,
     ]
 
 
@@ -414,9 +416,9 @@ def test_another_version_of_livekit_is_installed_beside_and_started() -> None:
     assert "+ binary /opt/livekit/1.13.1/livekit-server" in said(plan)
     assert "~ link /usr/local/bin/livekit-server" in said(plan)
     assert f"! unit {SFU_UNIT}: {OLD}" in said(plan)
-    (step,) = (shlex.split(step) for step in plan.steps if step.startswith("archive "))
+    (step,) = (shlex.split(step) for step in plan.steps if step.startswith("install_livekit "))
     assert step == [
-        "archive",
+        "install_livekit",
         "https://github.com/livekit/livekit/releases/download",
         "1.13.1",
         "livekit_1.13.1_linux_amd64.tar.gz",
@@ -472,7 +474,7 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
     ]
     assert [note for note in plan.notes if "1 media ports in use" in note]
     assert [step.split()[0] for step in plan.steps] == [
-        "take",
+        "lock_host",
         "drain",
         "drain",
         "arm",
@@ -480,7 +482,7 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
         "confirm",
     ]
     same = release.go_back("earlier", facts.manifest, facts, "rollback")
-    assert [step.split()[0] for step in same.steps] == ["take", "arm", "return_to", "confirm"]
+    assert [step.split()[0] for step in same.steps] == ["lock_host", "arm", "return_to", "confirm"]
 
 
 def test_what_a_removal_left_when_it_was_cut_short_is_removed_by_the_next() -> None:
@@ -488,7 +490,7 @@ def test_what_a_removal_left_when_it_was_cut_short_is_removed_by_the_next() -> N
     assert release.go_back(NONE, [], facts, "remove").steps == []
     facts.has_state = True
     plan = release.go_back(NONE, [], facts, "remove")
-    assert [step.split()[0] for step in plan.steps] == ["take", "forget"]
+    assert [step.split()[0] for step in plan.steps] == ["lock_host", "uninstall"]
 
 
 def test_a_firewall_that_is_switched_off_is_taken_down() -> None:
@@ -556,7 +558,7 @@ def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Releas
     hashes |= {
         word
         for step in plan.steps
-        if step.split()[0] in ("rows", "pair")
+        if step.split()[0] in ("write_rows", "install_pair")
         for word in shlex.split(step)
         if re.fullmatch("[0-9a-f]{64}", word)
     }

@@ -24,9 +24,9 @@ finish() {
     exit $status
 }
 
-# take [FOLDER]: one deploy at a time. The lock dies with the process that holds it, and a release
+# lock_host [FOLDER]: one deploy at a time. The lock dies with the process that holds it, and a release
 # that waits for its confirmation counts as one. FOLDER is the release that the plan was made for.
-take() {
+lock_host() {
     lock -n || fail "another deploy is running on this host: $(cat /run/callready.holder 2>/dev/null)"
     if read -r release process who 2>/dev/null < $pending; then
         systemctl is-active --quiet callready-dead-man.timer ||
@@ -57,8 +57,8 @@ mask() {
     systemctl daemon-reload
 }
 
-# candidates NAME[=VERSION]...: fetch package lists and refuse another upstream VERSION.
-candidates() {
+# check_candidates NAME[=VERSION]...: fetch package lists and refuse another upstream VERSION.
+check_candidates() {
     log=$here/apt.log
     say "apt-get update"
     apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 update > "$log" 2>&1 ||
@@ -76,8 +76,8 @@ candidates() {
     done
 }
 
-# packages NAME...: install what is missing.
-packages() {
+# install_packages NAME...: install what is missing.
+install_packages() {
     log=$here/apt.log
     say "installing $*"
     dpkg-query -W -f '${Package}\n' | sort > "$here/had"
@@ -97,7 +97,7 @@ packages() {
         fail "apt-get install $* failed: $(grep -E -A 2 '^(E:|dpkg: error)' "$log" | tail -n 8)"
 }
 
-users() {
+create_users() {
     for name; do
         getent passwd "$name" > /dev/null && continue
         say "creating user $name"
@@ -106,8 +106,8 @@ users() {
     done
 }
 
-# archive BASE_URL VERSION NAME [SHA256]: install livekit-server beside the versions already there.
-archive() {
+# install_livekit BASE_URL VERSION NAME [SHA256]: install livekit-server beside the versions already there.
+install_livekit() {
     url=$1/v$2 name=$3 sum=${4:-} target=/opt/livekit/$2
     say "downloading livekit-server $2"
     # GitHub sends on to where its releases lie; what began encrypted stays so.
@@ -233,13 +233,13 @@ return_to() {
     services "$1" "$from"
 }
 
-# environment PATH OWNER: our keys in an application's environment file.
-environment() {
+# write_environment PATH OWNER: our keys in an application's environment file.
+write_environment() {
     say "writing $1"
     put_environment "$1" "$2" "$root/current/environment$1" "$root/confirmed/environment$1"
 }
 
-sysctls() {
+set_sysctls() {
     if [ ! -e $root/before/sysctl ]; then
         mkdir -p $root/before
         sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' /etc/sysctl.d/60-callready.conf |
@@ -249,8 +249,8 @@ sysctls() {
     kernel
 }
 
-# rows DATABASE SQL: change a coturn user database in place; coturn reads it at every request.
-rows() {
+# write_rows DATABASE SQL: change a coturn user database in place; coturn reads it at every request.
+write_rows() {
     say "secret rows of $1"
     if [ ! -f "$1" ]; then
         mkdir -p "${1%/*}"
@@ -266,17 +266,17 @@ rows() {
     fi
 }
 
-# pair NAME CHAIN KEY GROUP: a certificate and its key become current together.
-pair() {
+# install_pair NAME CHAIN KEY GROUP: a certificate and its key become current together.
+install_pair() {
     sh "$here/certificates" install "$1" "$here/files/$2" "$here/files/$3" "$4"
 }
 
-# placeholder NAME GROUP: what its services start with, until the authority has been asked.
-placeholder() { sh "$here/certificates" placeholder "$1" "$2"; }
+# install_placeholder NAME GROUP: what its services start with, until the authority has been asked.
+install_placeholder() { sh "$here/certificates" placeholder "$1" "$2"; }
 
-# acme NAME REQUEST ARGUMENT...: have certbot ask the authority for a certificate, unless it has one
+# request_certificate NAME REQUEST ARGUMENT...: have certbot ask the authority for a certificate, unless it has one
 # that was asked for in the same way and is not due.
-acme() {
+request_certificate() {
     name=$1 request=$2 asked=$root/tls/$1/asked
     shift 2
     say "asking the authority for the certificate of $name"
@@ -310,14 +310,14 @@ take_up() {
         fail "certificates are not served: $(last_words callready-certificates.service)"
 }
 
-timer() {
+start_timer() {
     systemctl is-enabled --quiet "$1" || systemctl enable --quiet "$1"
     systemctl restart "$1"
 }
 
 reload_manager() { systemctl daemon-reload; }
 
-firewall() {
+load_firewall() {
     say "loading the firewall"
     systemctl restart callready-firewall.service ||
         fail "the firewall does not load: $(last_words callready-firewall.service)"
@@ -330,8 +330,8 @@ unload_firewall() {
     nft delete table inet callready 2> /dev/null || :
 }
 
-# serving ENDPOINT NAME SERIAL: the certificate that callers get is the one just installed.
-serving() { sh "$here/certificates" serving "$1" "$2" "$3"; }
+# wait_for_certificate ENDPOINT NAME SERIAL: the certificate that callers get is the one just installed.
+wait_for_certificate() { sh "$here/certificates" serving "$1" "$2" "$3"; }
 
 # drain UNIT SIGNAL SECONDS PROTO/PORT...: wait for the calls of a unit to end. SIGNAL makes it take
 # no new ones where it can; `-` where it cannot.
@@ -353,9 +353,9 @@ drain() {
     [ "$signal" = - ] || systemctl kill -s KILL "$unit" 2> /dev/null || :
 }
 
-# forget UNIT...: nothing of callready is left, the units it masked are not any more, and the packages
+# uninstall UNIT...: nothing of callready is left, the units it masked are not any more, and the packages
 # it installed go if nothing else needs them.
-forget() {
+uninstall() {
     [ "$(name_of current)" = none ] || fail "this host still has release $(name_of current)"
     for unit; do
         [ "$(readlink "/etc/systemd/system/$unit")" != /dev/null ] || rm "/etc/systemd/system/$unit"

@@ -157,8 +157,8 @@ environments() {
         done
 }
 
-# applied PATH HASH UNITS COMMANDS: restart what reads an environment file, then remember that.
-applied() {
+# apply_environment PATH HASH UNITS COMMANDS: restart what reads an environment file, then remember that.
+apply_environment() {
     for unit in $3; do
         say "restarting $unit, which reads $1"
         systemctl restart "$unit" || fail "$unit does not restart: $(last_words "$unit")"
@@ -214,8 +214,8 @@ last_words() {
     journalctl -u "$1" -n 8 --no-pager -o cat 2> /dev/null | sed 's/^/    /'
 }
 
-# listening UNIT PROTO/PORT...: a unit is up when every port it should serve is open, not before.
-listening() {
+# wait_for_ports UNIT PROTO/PORT...: a unit is up when every port it should serve is open, not before.
+wait_for_ports() {
     unit=$1
     shift
     for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30; do
@@ -277,7 +277,7 @@ services() {
         runs "$unit" "$fingerprint" "$credentials" && continue
         (
             if [ "$how" = reload ] && systemctl is-active --quiet "$unit"; then reload "$unit"; else restart "$unit"; fi
-            [ "$ports" = - ] || listening "$unit" $ports
+            [ "$ports" = - ] || wait_for_ports "$unit" $ports
         )
     done
     for timer in $(lines_of timer "$1" | cut -f 2); do
@@ -286,7 +286,7 @@ services() {
     lines_of environment "$1" | while IFS=$T read -r kind path owner hash units commands; do
         [ "$(cat "$(note_of "$path")" 2> /dev/null)" = "$hash" ] && continue
         [ "$units" != - ] || units=
-        (applied "$path" "$hash" "$units" "$(printf %s "$commands" | tr "$T" '\n')")
+        (apply_environment "$path" "$hash" "$units" "$(printf %s "$commands" | tr "$T" '\n')")
     done
 }
 
