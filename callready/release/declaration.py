@@ -11,24 +11,22 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files as package_files
 from typing import Any, NamedTuple
 
-from callready.release.facts import EnvironmentFact, Facts, FileFact
+from callready.release.facts import HOST, EnvironmentFact, Facts, FileFact, host_script
 from callready.release.render import render
 
 ROOT = "/etc/callready"
 NONE = "none"  # the release that a host has before its first one
-HOST = package_files("callready.release").joinpath("host")
 # By which the history tells what was deployed together.
 RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
 # What apply.sh finds beside itself.
 SCRIPTS = {
-    "apply.sh": "apply.sh",
-    "release": "release.sh",
-    "certificates": "certificates.sh",
-    "revert.service": "revert.service",
-    "boot.service": "boot.service",
+    "apply.sh": HOST.joinpath("apply.sh").read_bytes(),
+    "release": host_script("release.sh"),
+    "certificates": host_script("certificates.sh"),
+    "revert.service": HOST.joinpath("revert.service").read_bytes(),
+    "boot.service": HOST.joinpath("boot.service").read_bytes(),
 }
 
 
@@ -685,7 +683,7 @@ class Release:
         blobs += [blob for c in self.certificates.values() for blob in (c.chain, c.key)]
         contents |= {content_name(blob): blob for blob in blobs}
         members = {
-            **{name: HOST.joinpath(file).read_bytes() for name, file in SCRIPTS.items()},
+            **SCRIPTS,
             "manifest": self.manifest.encode(),
             "steps": "".join(f"{line}\n" for line in steps).encode(),
             **{f"files/{name}": content for name, content in contents.items()},

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from statistics import mean
 
-SURVEY = files("callready.release").joinpath("host/survey.sh")
+HOST = files("callready.release").joinpath("host")
 
 
 @dataclass(frozen=True)
@@ -120,14 +120,19 @@ class SurveyError(Exception):
     """The survey did not come back whole."""
 
 
+def host_script(name: str) -> bytes:
+    """A script of `host/` as it is sent or installed: whole, after what all of them share."""
+    return b"".join(HOST.joinpath(part).read_bytes() for part in ("common.sh", name))
+
+
 def script(variables: Mapping[str, Iterable[str]]) -> str:
     """The survey as a shell script with its variables set; the items hold no white space."""
     head = "".join(f"{key}={shlex.quote(' '.join(items))}\n" for key, items in variables.items())
-    return head + SURVEY.read_text()
+    return head + host_script("survey.sh").decode()
 
 
 def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
-    """Read the survey's output.
+    """Read the survey's output, whose columns `host/survey.sh` names.
 
     Arguments: `lines` as printed; `sent_at`, the controller's clock when the survey was sent, in
     seconds since the epoch (the skew is that of RFC 5905 section 8, from four timestamps).
@@ -162,7 +167,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             needs_reload == "yes",
             fingerprint,
             binary,
-            tuple(given.split()),
+            tuple(given.split(",")[:-1]),
         )
         for unit, load, active, enabled, pid, needs_reload, fingerprint, binary, given in of["unit"]
     }

@@ -1,6 +1,7 @@
 """Certificates from an ACME server: what may be set, what a host is asked to do, what certbot gets,
 and the script that takes certificates up, run against real OpenSSL."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,8 +25,8 @@ from fleets import (
 )
 
 from callready.release import refusals
-from callready.release.declaration import HOST, Release
-from callready.release.facts import Facts, UnitFact
+from callready.release.declaration import Release
+from callready.release.facts import Facts, UnitFact, host_script
 from callready.release.node import Node
 from callready.secrets.__main__ import complete
 from callready.settings.fleet import Fleet
@@ -240,23 +241,25 @@ def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(complete("inventories/test")[0]) == sorted(f"ovh/{name}" for name in OVH)
 
 
-# The script, with real OpenSSL; only the folder it writes to is another one.
+# The script, with real OpenSSL, in a folder that it takes for the whole host.
 
 
 class Script:
     def __init__(self, folder: Path) -> None:
-        self.root, self.path = folder / "tls", folder / "script"
-        text = (
-            HOST.joinpath("certificates.sh")
-            .read_text()
-            .replace("root=/etc/callready/tls", f"root={self.root}")
+        self.root = folder / "etc/callready/tls"
+        self.path = folder / "script"
+        self.path.write_bytes(host_script("certificates.sh"))
+        self.environment = {**os.environ, "CALLREADY_ROOT": str(folder)}
+        for needed in ("run", "etc/callready"):
+            (folder / needed).mkdir(parents=True)
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", self.path, *arguments], env=self.environment, text=True, capture_output=True
         )
-        self.path.write_text(text.replace("/run/callready-certificates.lock", f"{folder}/lock"))
 
     def install(self, name: str, chain: str, key: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", self.path, "install", name, chain, key, "root"], text=True, capture_output=True
-        )
+        return self.run("install", name, chain, key, "root")
 
     def current(self, name: str) -> bytes:
         return (self.root / name / "current/both.pem").read_bytes()
@@ -322,7 +325,7 @@ def test_a_broken_pair_leaves_the_old_one(
 def test_a_placeholder_is_replaced_by_the_first_certificate(
     script: Script, authority: Authority
 ) -> None:
-    done = subprocess.run(["sh", script.path, "placeholder", TURN1, "root"], capture_output=True)
+    done = script.run("placeholder", TURN1, "root")
     assert done.returncode == 0, done.stderr
     assert b"BEGIN CERTIFICATE" in script.current(TURN1)
     chain, key = authority.issue(DNSName(TURN1))

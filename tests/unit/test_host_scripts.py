@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 import pwd
-import re
 import subprocess
 import tarfile
 import threading
@@ -16,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from callready.release.declaration import HOST
+from callready.release.declaration import SCRIPTS
 
-SCRIPTS = {"apply.sh": "apply.sh", "release.sh": "release"}
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
 
@@ -26,46 +24,57 @@ class Machine:
     """A folder that the scripts take for the whole machine."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.here = root, root / "here"
+        self.environment = {**os.environ, "CALLREADY_ROOT": str(root)}
         for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run", "here"):
             (root / folder).mkdir(parents=True)
-        for name in SCRIPTS:
-            text = re.sub(
-                r"(?<![\w$.*}])/(etc|var|opt|run)/(callready|lib|livekit|letsencrypt)",
-                rf"{root}/\1/\2",
-                HOST.joinpath(name).read_text(),
-            )
-            (root / "here" / SCRIPTS[name]).write_text(text)
+        for name, content in SCRIPTS.items():
+            (self.here / name).write_bytes(content)
 
-    def run(self, script: str, check: bool = True) -> str:
+    def start(self, script: str) -> subprocess.Popen[str]:
         """Functions of release.sh."""
+        return subprocess.Popen(
+            ["sh", "-c", f". {self.here}/release\n{script}"],
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, script: str) -> str:
+        """What they say; they must succeed."""
+        process = self.start(script)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        return said
+
+    def apply(self, *steps: str) -> str:
+        """Steps, as a deploy runs them."""
+        (self.here / "steps").write_text("\n".join(steps))
         done = subprocess.run(
-            ["sh", "-c", f". {self.root}/here/release\n{script}"],
+            ["sh", self.here / "apply.sh", self.here],
+            env=self.environment,
             text=True,
             capture_output=True,
             check=False,
         )
-        assert not check or done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    def apply(self, *steps: str) -> str:
-        """Steps, as a deploy runs them."""
-        (self.root / "here/steps").write_text("\n".join(steps))
-        here = self.root / "here"
-        done = subprocess.run(
-            ["sh", here / "apply.sh", here], text=True, capture_output=True, check=False
-        )
-        return done.stdout + done.stderr
-
-    def release(self, name: str, *manifest: str, files: dict[str, str] | None = None) -> None:
-        """A release that the host has confirmed."""
+    def release(
+        self,
+        name: str,
+        *manifest: str,
+        files: dict[str, str] | None = None,
+        confirmed: bool = True,
+    ) -> None:
+        """A release that the host has, and has confirmed."""
         folder = self.root / "etc/callready/releases" / name
         folder.mkdir()
         (folder / "manifest").write_text("".join(f"{line}\n" for line in manifest))
         for path, text in (files or {}).items():
             (folder / f"files{path}").parent.mkdir(parents=True, exist_ok=True)
             (folder / f"files{path}").write_text(text)
-        for link in ("current", "confirmed"):
+        for link in ("current", "confirmed")[: 1 + confirmed]:
             (self.root / "etc/callready" / link).unlink(missing_ok=True)
             (self.root / "etc/callready" / link).symlink_to(f"releases/{name}")
         with (self.root / "var/lib/callready/history").open("a") as history:
@@ -109,8 +118,8 @@ def test_an_environment_file_is_given_back_wherever_a_deploy_was_cut(
     for _ in range(put):
         machine.run(f"put_environment {path} {ME} {folder}/environment{path} /dev/null")
         assert path.read_text() == "A=1\nKEY=new\n" if before else "KEY=new\n"
-        machine.run("ln -sfn releases/one $root/confirmed; keep_environments one")
-    machine.run("environments none one")
+        machine.run("ln -sfn releases/one $ROOT/confirmed; keep_environments one")
+    machine.run("put_environments none one")
     assert (path.read_text() if path.exists() else None) == before
 
 
@@ -123,17 +132,19 @@ def test_a_removal_that_was_taken_back_can_be_done_again(machine: Machine) -> No
     (folder / f"environment{env}").write_text("KEY=new\n")
     (folder / "manifest").write_text(f"file\t{live}\nenvironment\t{env}\t{ME}\thash\t-\n")
     put = f"put_environment {env} {ME} {folder}/environment{env} /dev/null"
-    machine.run(f"keep_environments one; links one; {put}; ln -sfn releases/one $root/confirmed")
+    machine.run(
+        f"keep_environments one; place_links one; {put}; ln -sfn releases/one $ROOT/confirmed"
+    )
     for _ in range(2):
-        machine.run(f"withdraw {live}; environments none one")
+        machine.run(f"withdraw {live}; put_environments none one")
         assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
-        machine.run("links one; environments one none; drop_copies one")
+        machine.run("place_links one; put_environments one none; drop_copies one")
         assert live.is_symlink() and env.read_text() == "KEY=new\n"
-    machine.run(f"withdraw {live}; environments none one; rm $root/confirmed; drop_copies none")
+    machine.run(f"withdraw {live}; put_environments none one; rm $ROOT/confirmed; drop_copies none")
     assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
     # What the operator writes then is what was there before the next time.
     live.write_text("by hand again\n")
-    machine.run(f"links one; withdraw {live}")
+    machine.run(f"place_links one; withdraw {live}")
     assert live.read_text() == "by hand again\n"
 
 
@@ -152,7 +163,9 @@ def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
 
 def test_secrets_of_a_pool_go_with_the_last_release_that_has_it(machine: Machine) -> None:
     state, tls = machine.root / "var/lib/callready", machine.root / "etc/callready/tls"
-    databases = [machine.root / name for name in ("calls.db", "old.db")]
+    turn = machine.root / "var/lib/turn"
+    turn.mkdir()
+    databases = [turn / name for name in ("calls.db", "old.db")]
     (state / "databases").write_text("".join(f"{path}\n" for path in databases))
     for path in databases:
         path.touch()
@@ -177,11 +190,11 @@ def test_what_somebody_made_of_a_managed_file_is_not_what_was_there_before(
 ) -> None:
     path = machine.root / "etc/live.conf"
     machine.release("one", f"file\t{path}", files={str(path): "ours\n"})
-    machine.run("links one")
+    machine.run("place_links one")
     assert path.is_symlink()
     path.unlink()  # as `sed -i` does
     path.write_text("edited\n")
-    machine.run(f"links one && withdraw {path}")
+    machine.run(f"place_links one && withdraw {path}")
     assert not path.exists()
 
 
@@ -192,7 +205,7 @@ def test_what_was_there_before_comes_back(machine: Machine) -> None:
     folder = machine.root / "etc/callready/releases/one"
     (folder / "files").mkdir(parents=True)
     (folder / "manifest").write_text(f"file\t{path}\n")
-    machine.run(f"links one; readlink {path}")
+    machine.run(f"place_links one; readlink {path}")
     assert path.is_symlink()
     machine.run(f"withdraw {path}")
     assert path.read_text() == "by hand\n"
