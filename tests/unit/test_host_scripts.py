@@ -211,6 +211,44 @@ def test_what_was_there_before_comes_back(machine: Machine) -> None:
     assert path.read_text() == "by hand\n"
 
 
+# What a host would be asked to do; this machine is not.
+NOTHING = "systemctl() { :; }; nft() { false; }"
+
+
+@pytest.mark.parametrize(
+    "line", ["/", "", ".", "{opt}", "{opt}/", "{opt}/../../keep", "{root}/keep"]
+)
+@pytest.mark.parametrize("how", ["tidy", "uninstall"])
+def test_a_list_of_what_is_ours_does_not_lead_out_of_its_folder(
+    machine: Machine, line: str, how: str
+) -> None:
+    opt, state, keep = (
+        machine.root / path for path in ("opt/livekit", "var/lib/callready", "keep")
+    )
+    for folder in (opt / "1.0.0", opt / "theirs", keep):
+        folder.mkdir(parents=True)
+    line = line.format(opt=opt, root=machine.root)
+    (state / "binaries").write_text(f"{opt}/1.0.0\n{line}\n")
+    if how == "tidy":
+        (state / "databases").write_text(f"{line}\n")
+        machine.release("new")
+        said = machine.run("tidy")
+    else:
+        said = machine.apply(NOTHING, "uninstall")
+        assert "nothing of callready is left on this host" in said
+        assert not state.exists()
+    assert f"'{line}' stays: it is not in {opt}, where callready put it" in said or not line
+    assert keep.exists() and os.listdir(opt) == ["theirs"]
+
+
+@pytest.mark.parametrize("name", ["root", "0", "-r root", "", "no-such-user"])
+def test_only_users_that_callready_created_are_removed(machine: Machine, name: str) -> None:
+    (machine.root / "var/lib/callready/users").write_text(f"{name}\n")
+    said = machine.apply(NOTHING, 'userdel() { echo "userdel $*"; }', "uninstall")
+    assert "userdel" not in said
+    assert (f"user '{name}' stays" in said) == (name in ("root", "0"))
+
+
 ARCHIVE = "livekit_1.0.0_linux_amd64.tar.gz"
 
 

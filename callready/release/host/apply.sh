@@ -9,6 +9,7 @@ here=$1
 . "$here/release"
 export DEBIAN_FRONTEND=noninteractive
 PROGRAMS=$CALLREADY_ROOT/usr/local/lib/callready
+NO_HOME=/nonexistent
 # What stage writes, the release that arm and activate switch to, and whether the host goes back.
 new='' release='' armed=''
 trap finish EXIT
@@ -112,7 +113,7 @@ create_users() {
     for name; do
         getent passwd "$name" > /dev/null && continue
         say "creating user $name"
-        useradd --system --user-group --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin "$name"
+        useradd --system --user-group --home-dir "$NO_HOME" --no-create-home --shell /usr/sbin/nologin "$name"
         printf '%s\n' "$name" >> "$STATE/users"
     done
 }
@@ -144,7 +145,7 @@ install_livekit() {
     make_own_folder "$LIVEKIT"
     [ ! -e "$target" ] || grep -qsxF "$target" "$STATE/binaries" ||
         fail "$target is not callready's and has no livekit-server: move it out of the way"
-    rm -rf "$target"
+    remove_entry "$LIVEKIT" "$target"
     printf '%s\n' "$target" >> "$STATE/binaries"
     sync "$unpacked/livekit-server"
     mv "$unpacked" "$target"
@@ -388,9 +389,9 @@ uninstall() {
     done
     # shellcheck disable=SC2046 # a package is one word
     [ ! -s "$STATE/packages" ] || purge_packages $(sort -u "$STATE/packages")
-    sort -u "$STATE/users" 2> /dev/null | while read -r user; do userdel "$user" 2> /dev/null || :; done
+    sort -u "$STATE/users" 2> /dev/null | while read -r user; do remove_user "$user"; done
     systemctl disable --quiet callready-boot.service 2> /dev/null || :
-    sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do rm -rf "$version"; done
+    sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do remove_entry "$LIVEKIT" "$version"; done
     remove_own_folder "$LIVEKIT"
     rm -rf "$PROGRAMS" "$ROOT" "$STATE" "$UNIT_FILES"/callready-*.service "$RUN"/callready*
     systemctl daemon-reload
@@ -409,6 +410,14 @@ purge_packages() {
     say "removing $*"
     apt-get -q -y -o DPkg::Lock::Timeout=120 purge "$@" > "$here/apt.log" 2>&1 < /dev/null ||
         fail "apt-get purge failed: $(grep '^E:' "$here/apt.log" | tail -n 3)"
+}
+
+# remove_user NAME: one that callready created, whatever its list says.
+remove_user() {
+    case $(getent passwd -- "$1") in
+        "$1":*:"$NO_HOME":/usr/sbin/nologin) userdel "$1" 2> /dev/null || : ;;
+        ?*) complain "user '$1' stays: it is not one that callready created" ;;
+    esac
 }
 
 # shellcheck source=/dev/null

@@ -48,6 +48,15 @@ names_of() { lines_of "$1" "$2" | cut -f 2; }
 # gone KIND[|KIND] FROM TO: the paths or names of one release that the other has not.
 gone() { names_of "$1" "$2" | grep -vxF "$(names_of "$1" "$3")"; }
 
+# remove_entry FOLDER PATH: remove what lies right in FOLDER. PATH comes from a file on this host:
+# whatever that says, nothing else is removed.
+remove_entry() {
+    case ${2#"$1"/} in
+        "$2" | "" | . | .. | */*) complain "'$2' stays: it is not in $1, where callready put it" ;;
+        *) rm -rf "$2" ;;
+    esac
+}
+
 # switch_to RELEASE: by one rename, made ready when the switch was armed, because a full disk has no
 # room for a link.
 switch_to() {
@@ -420,12 +429,12 @@ tidy() {
     done
     sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do
         grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files/etc/systemd/system/livekit-server.service ||
-            rm -rf "$version"
+            remove_entry "$LIVEKIT" "$version"
     done
     # Secrets, too, go with the last release that has them.
     sort -u "$STATE/databases" 2> /dev/null | while read -r database; do
         grep -qsxF "database$T$database" "$ROOT"/releases/*/manifest ||
-            rm -f "$database"
+            remove_entry "$CALLREADY_ROOT/var/lib/turn" "$database"
     done
     for pair in "$ROOT"/tls/*; do
         grep -qsxF "certificate$T${pair##*/}" "$ROOT"/releases/*/manifest && continue
