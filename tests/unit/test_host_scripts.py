@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import pwd
+import signal
 import subprocess
 import tarfile
 import threading
@@ -211,8 +213,53 @@ def test_what_was_there_before_comes_back(machine: Machine) -> None:
     assert path.read_text() == "by hand\n"
 
 
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 # What a host would be asked to do; this machine is not.
 NOTHING = "systemctl() { :; }; nft() { false; }"
+
+
+@pytest.fixture
+def stuck() -> Iterator[subprocess.Popen[bytes]]:
+    """A deploy that hangs, with a process group of its own."""
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("boot", "is_killed"),
+    [(f"@{BOOT}", True), ("@another-boot", False), ("", False)],
+    ids=["this boot", "an earlier boot", "an older callready"],
+)
+def test_only_the_deploy_that_waits_is_killed_and_the_host_returns_anyway(
+    machine: Machine, stuck: subprocess.Popen[bytes], boot: str, is_killed: bool
+) -> None:
+    machine.release("good")
+    machine.release("bad", confirmed=False)
+    pending = machine.root / "var/lib/callready/pending"
+    pending.write_text(f"bad {stuck.pid}{boot} me since now\n")
+    with (machine.root / "run/callready.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        revert = machine.start(f"{NOTHING}; revert")
+        # It has done what it does to the other process when it waits for the lock.
+        while not is_waited_for(lock.fileno()):
+            assert revert.poll() is None, revert.communicate()
+    said, _ = revert.communicate()
+    assert said == "returned to release good\n"
+    assert os.readlink(machine.root / "etc/callready/current") == "releases/good"
+    assert not pending.exists()
+    if is_killed:
+        assert stuck.wait() == -signal.SIGKILL
+    else:
+        assert stuck.poll() is None
+
+
+def is_waited_for(descriptor: int) -> bool:
+    """Whether somebody waits for a lock on a file (proc(5), /proc/locks)."""
+    inode = f":{os.fstat(descriptor).st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1] == "->" and line[6].endswith(inode) for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,7 @@ arm() {
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     systemd-run --quiet --unit=callready-dead-man --on-active="$1" --timer-property=AccuracySec=1s \
         systemctl start --no-block callready-revert.service
-    printf '%s %s %s since %s\n' "$release" $$ "${SUDO_USER:-root}" "$(date '+%F %T')" > "$PENDING.new"
+    printf '%s %s %s since %s\n' "$release" "$$@$(boot_id)" "${SUDO_USER:-root}" "$(date '+%F %T')" > "$PENDING.new"
     sync "$PROGRAMS" "$UNIT_FILES"/callready-* "$UNIT_FILES/sysinit.target.wants" \
         "$ROOT" "$ROOT/releases" "$PENDING.new"
     mv "$PENDING.new" "$PENDING"

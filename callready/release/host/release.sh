@@ -19,7 +19,7 @@
 #   certificate NAME
 #   database PATH
 #   promise ...                          for the controller
-PENDING=$STATE/pending # the release that waits, the process that switches to it, who, since when
+PENDING=$STATE/pending # the release that waits, PROCESS@BOOT that switches to it, who, since when
 UNIT_FILES=$CALLREADY_ROOT/etc/systemd/system
 LIVEKIT=$CALLREADY_ROOT/opt/livekit # a folder for each version
 SYSCTLS_FILE=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
@@ -346,6 +346,9 @@ lock() {
     flock "$@" 9
 }
 
+# boot_id: another one after every boot (random(4)).
+boot_id() { cat /proc/sys/kernel/random/boot_id; }
+
 log() { # RELEASE WHAT RUN
     printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" "$3" >> "$STATE/history"
 }
@@ -355,9 +358,10 @@ log() { # RELEASE WHAT RUN
 revert() {
     local failed process good
     read -r failed process _ < "$PENDING" || return 0
-    # The script that switches must not go on beside this, however stuck it is.
+    # The script that switches must not go on beside this, however stuck it is. After a boot its
+    # number may be another's.
     lock -n || {
-        kill -KILL -- "-$process" 2> /dev/null
+        [ "${process#*@}" != "$(boot_id)" ] || kill -KILL "-${process%@*}" 2> /dev/null
         lock -w 5
     }
     [ -e "$PENDING" ] || return 0 # confirmed in the meantime
