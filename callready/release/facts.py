@@ -76,7 +76,8 @@ class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
     running release, `confirmed` what it boots with, `pending` a release that waits for its
     confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
-    whether anything of callready is on it; `linked`, environment files that are links."""
+    whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
+    older callready); `linked`, environment files that are links."""
 
     os: str = ""
     os_version: str = ""
@@ -87,6 +88,7 @@ class Facts:
     pending: str = ""
     is_stuck: bool = False
     has_state: bool = False
+    format: int = 0
     ruleset: str = ""
     manifest: list[tuple[str, ...]] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
@@ -187,6 +189,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         pending=word("pending"),
         is_stuck=bool(of["pending"]) and word("pending", 1) != "active",
         has_state=bool(of["left"]),
+        format=int(word("format") or 0),
         ruleset=word("ruleset"),
         manifest=[tuple(columns) for columns in of["manifest"]],
         packages={name: version for name, version, _ in of["package"]},

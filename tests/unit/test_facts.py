@@ -309,6 +309,22 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
 
 @AS_ROOT
 @pytest.mark.usefixtures("project")
+def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
+    host: Sandbox,
+) -> None:
+    release = declare(box(), SFU1).release
+    assert host.survey(NOTHING).format == 0
+    host.apply(release, bare(), only={"lock_host", "stage", "arm"})
+    found = host.survey(NOTHING)
+    waiting, process, who = found.pending.split(" ", 2)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert (waiting, process.partition("@")[2]) == (release.id, boot)
+    assert process.partition("@")[0].isdecimal() and who.startswith("root since ")
+    assert (found.format, found.folder, found.has_state) == (2, "", True)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
 def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     first = declare(box(), SFU1).release
     host.run("mkdir -p /etc/coturn; echo 'an old configuration' > /etc/coturn/avatar.conf")
@@ -420,6 +436,8 @@ candidate|coturn|4.6.1-2
 user|livekit
 current|0123-1
 confirmed|0122
+left
+format|2
 pending|0124 77 me since now|inactive
 ruleset|abc
 pair|turn.test|def|beef|request
@@ -449,6 +467,7 @@ end"""
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
     assert (found.folder, found.confirmed) == ("0123-1", "0122")
     assert (found.pending, found.is_stuck) == ("0124 77 me since now", True)
+    assert (found.has_state, found.format) == (True, 2)
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]

@@ -9,6 +9,7 @@ here=$1
 . "$here/release"
 export DEBIAN_FRONTEND=noninteractive
 PROGRAMS=$CALLREADY_ROOT/usr/local/lib/callready
+FORMAT=2 # of what this callready writes on a host
 NO_HOME=/nonexistent
 # What stage writes, the release that arm and activate switch to, and whether the host goes back.
 new='' release='' armed=''
@@ -231,9 +232,11 @@ arm() {
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     systemd-run --quiet --unit=callready-dead-man --on-active="$1" --timer-property=AccuracySec=1s \
         systemctl start --no-block callready-revert.service
+    printf '%s\n' "$FORMAT" > "$STATE/format.new"
     printf '%s %s %s since %s\n' "$release" "$$@$(boot_id)" "${SUDO_USER:-root}" "$(date '+%F %T')" > "$PENDING.new"
     sync "$PROGRAMS" "$UNIT_FILES"/callready-* "$UNIT_FILES/sysinit.target.wants" \
-        "$ROOT" "$ROOT/releases" "$PENDING.new"
+        "$ROOT" "$ROOT/releases" "$STATE/format.new" "$PENDING.new"
+    mv "$STATE/format.new" "$STATE/format"
     mv "$PENDING.new" "$PENDING"
     sync "$STATE"
     armed=yes

@@ -9,6 +9,7 @@
 #
 # A release's manifest has a line for everything that it has. A tab is between two columns, none is
 # empty, `-` stands for nothing:
+#   format N                             of what callready writes on a host; there is none in format 1
 #   file PATH MODE OWNER GROUP SHA256
 #   link PATH TARGET
 #   unit UNIT FINGERPRINT CREDENTIALS restart|reload PORTS    as fingerprint_of and credentials_of

@@ -37,15 +37,16 @@ print_users() {
     [ -z "$USERS" ] || getent passwd $USERS | sed 's/^\([^:]*\):.*/user\t\1/'
 }
 
-# current RELEASE / confirmed RELEASE / left (there is something of callready) / pending WORDS
-# ACTIVE (the file as it is, and whether the timer runs that ends the wait) / manifest LINE...
+# current RELEASE / confirmed RELEASE / left (there is something of callready) / format N / pending
+# WORDS ACTIVE (the file as it is, and whether the timer runs that ends the wait) / manifest LINE...
 print_releases() {
-    local link target
+    local link target format
     for link in current confirmed; do
         target=$(readlink "$ROOT/$link")
         printf '%s\t%s\n' "$link" "${target##*/}"
     done
     [ ! -d "$STATE" ] || printf 'left\n'
+    read -r format 2> /dev/null < "$STATE/format" && printf 'format\t%s\n' "$format"
     [ ! -e "$STATE/pending" ] || printf 'pending\t%s\t%s\n' \
         "$(cat "$STATE/pending")" "$(systemctl is-active callready-dead-man.timer)"
     [ ! -f "$ROOT/current/manifest" ] || sed 's/^/manifest\t/' "$ROOT/current/manifest"
