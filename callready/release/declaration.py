@@ -274,6 +274,9 @@ class Release:
             reloads=reloads,
             inputs=" ".join(inputs),
         )
+        if reloads:
+            note = HOST.joinpath("note-inputs.sh").read_bytes()
+            self.file("/usr/local/lib/callready/note-inputs", content=note, mode=0o755)
         self.services[unit] = Service(
             unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means, drain
         )

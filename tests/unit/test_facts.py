@@ -325,6 +325,24 @@ def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
 
 @AS_ROOT
 @pytest.mark.usefixtures("project")
+def test_what_a_reloaded_unit_has_loaded_is_noted_as_it_is_declared(host: Sandbox) -> None:
+    release = declare(box((SFU1, "edge", {})), SFU1).release
+    edge = release.services["haproxy.service"]
+    for path, file in release.files.items():
+        there = host.folder / f"upper{path}"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(file.content)
+        there.chmod(file.mode)
+    drop_in = f"/etc/systemd/system/{edge.unit}.d/callready.conf"
+    for setting in ("ExecStartPost", "ExecReload"):
+        noted = host.run(
+            f'eval "$(sed -n s/^{setting}=+//p {drop_in})"', f"cat /run/callready/{edge.unit}"
+        )
+        assert noted == f"{edge.fingerprint}\n"
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
 def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     first = declare(box(), SFU1).release
     host.run("mkdir -p /etc/coturn; echo 'an old configuration' > /etc/coturn/avatar.conf")

@@ -33,7 +33,7 @@ ask_serial() {
         < /dev/null 2> /dev/null | read_serial
 }
 
-# fingerprint_of UNIT PID: what its process was started with, or has loaded since.
+# fingerprint_of UNIT PID: what its process was started with, or has loaded since (note-inputs.sh).
 fingerprint_of() {
     local noted=
     if [ -e "$RUN/callready/$1" ]; then
