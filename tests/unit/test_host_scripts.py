@@ -153,7 +153,7 @@ def test_a_removal_that_was_taken_back_can_be_done_again(machine: Machine) -> No
 def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
     """LiveKit's own installer puts its Docker files into /opt/livekit."""
     opt, state = machine.root / "opt/livekit", machine.root / "var/lib/callready"
-    unit = "/etc/systemd/system/livekit-server.service"
+    unit = f"{machine.root}/etc/systemd/system/livekit-server.service"
     for folder in ("1.0.0", "1.1.0", "caddy_data"):
         (opt / folder).mkdir(parents=True)
     (opt / "docker-compose.yaml").touch()
@@ -263,7 +263,7 @@ def is_waited_for(descriptor: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    "line", ["/", "", ".", "{opt}", "{opt}/", "{opt}/../../keep", "{root}/keep"]
+    "line", ["", ".", "keep", "{opt}", "{opt}/", "{opt}/../../keep", "{root}/keep"]
 )
 @pytest.mark.parametrize("how", ["tidy", "uninstall"])
 def test_a_list_of_what_is_ours_does_not_lead_out_of_its_folder(

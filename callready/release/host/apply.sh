@@ -185,14 +185,14 @@ stage() {
 
 # check_files FOLDER: the programs themselves read what they will start with.
 check_files() {
-    local rules="$1$ROOT/nftables.conf" binary
-    local livekit="$1/etc/livekit/livekit.yaml" edge="$1/etc/haproxy/haproxy.cfg"
+    local rules="$1$ROOT/nftables.conf" livekit="$1$CALLREADY_ROOT/etc/livekit/livekit.yaml"
+    local edge="$1$CALLREADY_ROOT/etc/haproxy/haproxy.cfg" binary
     if [ -e "$rules" ]; then
         nft -c -f "$rules" > "$here/nft" 2>&1 ||
             fail "nft refuses the firewall rules: $(head -n 5 "$here/nft")"
     fi
     if [ -e "$livekit" ]; then
-        binary=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$1/etc/systemd/system/livekit-server.service")
+        binary=$(sed -n 's/^ExecStart=\([^ ]*\).*/\1/p' "$1$UNIT_FILES/livekit-server.service")
         # It exits 0 whatever it finds; the words decide.
         "$binary" --config "$livekit" ports > "$here/ports" 2>&1 || :
         ! grep -qiE 'unknown field|could not parse|yaml:|cannot unmarshal|not found in type' "$here/ports" ||

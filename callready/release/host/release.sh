@@ -433,7 +433,7 @@ tidy() {
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
     done
     sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do
-        grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files/etc/systemd/system/livekit-server.service ||
+        grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files"$UNIT_FILES"/livekit-server.service ||
             remove_entry "$LIVEKIT" "$version"
     done
     # Secrets, too, go with the last release that has them.
