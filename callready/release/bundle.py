@@ -7,30 +7,31 @@ import io
 import tarfile
 from collections.abc import Iterable
 
-from callready.release.declaration import HOST, Release
+from callready.release.declaration import Release
+from callready.release.facts import HOST, host_script
 from callready.release.plan import Step, content_name
 
-# The file of host/ that a step finds beside apply.sh, by the name that it has there.
-SCRIPTS = {
-    "arm": {"revert.service": "revert.service", "boot.service": "boot.service"},
-    "pair": {"certificates": "certificates.sh"},
-    "placeholder": {"certificates": "certificates.sh"},
-    "serving": {"certificates": "certificates.sh"},
+# What travels with every script, and what some steps find beside it, by the names they have there.
+APPLY = {"apply.sh": HOST.joinpath("apply.sh").read_bytes(), "release": host_script("release.sh")}
+UNITS = {name: HOST.joinpath(name).read_bytes() for name in ("revert.service", "boot.service")}
+CERTIFICATES = {"certificates": host_script("certificates.sh")}
+NEEDS = {
+    "arm": UNITS,
+    "install_pair": CERTIFICATES,
+    "install_placeholder": CERTIFICATES,
+    "wait_for_certificate": CERTIFICATES,
 }
 
 
 def bundle(release: Release, steps: Iterable[Step]) -> str:
     """What apply.sh needs to run `steps`, as base64 of a compressed tar archive."""
     steps = list(steps)
-    scripts = {"apply.sh": "apply.sh", "release": "release.sh"}
-    members: dict[str, bytes] = {}
+    members = {**APPLY, "steps": "".join(f"{step.line}\n" for step in steps).encode()}
     for step in steps:
-        scripts |= SCRIPTS.get(step.function, {})
+        members |= NEEDS.get(step.function, {})
         members |= {f"files/{content_name(each)}": each for each in step.contents}
         if step.function == "stage":
             members |= _staged(release)
-    members |= {name: HOST.joinpath(file).read_bytes() for name, file in scripts.items()}
-    members["steps"] = "".join(f"{step.line}\n" for step in steps).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
         for name, content in members.items():

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib.resources import files as package_files
 from typing import Any
 
 from pydantic import SecretStr
 
-from callready.release.facts import Facts
+from callready.release.facts import HOST, Facts
 from callready.release.manifest import (
     EnvironmentLine,
     FileLine,
@@ -21,7 +20,6 @@ from callready.release.manifest import (
 from callready.release.render import digest, render
 
 ROOT = "/etc/callready"
-HOST = package_files("callready.release").joinpath("host")
 
 Row = tuple[str, str, SecretStr]
 """A row of coturn's user database: table, realm, and the secret or `name:hmackey`."""
@@ -212,6 +210,9 @@ class Release:
             reloads=reloads,
             inputs=" ".join(inputs),
         )
+        if reloads:
+            note = HOST.joinpath("note-inputs.sh").read_bytes()
+            self.file("/usr/local/lib/callready/note-inputs", content=note, mode=0o755)
         self.services[unit] = Service(
             unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means, drain
         )

@@ -196,7 +196,7 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
     }
     if missing:
         wanted = (f"{n}={v}" if v else n for n, v in missing.items())
-        made.install.append(step("candidates", *wanted))
+        made.install.append(step("check_candidates", *wanted))
     for unit in release.masks:
         if unit not in facts.units or facts.units[unit].load != "masked":
             made.add("+", "mask", unit)
@@ -204,17 +204,19 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
     for name, version in missing.items():
         made.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
     if missing:
-        made.install.append(step("packages", *missing))
+        made.install.append(step("install_packages", *missing))
     for user in release.users:
         if user not in facts.users:
             made.add("+", "user", user)
-            made.install.append(step("users", user))
+            made.install.append(step("create_users", user))
     archive = release.archive
     if archive and archive.binary not in facts.binaries:
         name = f"livekit_{archive.version}_linux_{facts.arch}.tar.gz"
         made.add("+", "binary", archive.binary)
         sha256 = archive.sha256.get(facts.arch, "")
-        made.install.append(step("archive", archive.base_url, archive.version, name, sha256))
+        made.install.append(
+            step("install_livekit", archive.base_url, archive.version, name, sha256)
+        )
 
 
 def _rows(made: Plan, release: Release, facts: Facts) -> None:
@@ -227,22 +229,22 @@ def _rows(made: Plan, release: Release, facts: Facts) -> None:
         for digest in sorted(have - wanted.keys()):
             made.add("-", "row", f"{path} {digest}")
         if wanted.keys() - have or path not in facts.databases:
-            made.prepare.append(step("rows", path, rows_sql(rows, prune=False)))
+            made.prepare.append(step("write_rows", path, rows_sql(rows, prune=False)))
         if have - wanted.keys():
-            made.prune.append(step("rows", path, rows_sql(rows)))
+            made.prune.append(step("write_rows", path, rows_sql(rows)))
 
 
 def _certificates(made: Plan, release: Release, facts: Facts) -> None:
     for name, c in release.certificates.items():
         if c.asked:
             if name not in facts.pairs:
-                made.prepare.append(step("placeholder", name, c.group))
+                made.prepare.append(step("install_placeholder", name, c.group))
         elif c.digest != facts.pairs.get(name):
             made.add(
                 "~" if name in facts.pairs else "+", "certificate", f"{name} serial {c.serial}"
             )
             chain, key = SecretBytes(c.chain), SecretBytes(c.key)
-            made.prepare.append(step("pair", name, chain, key, c.group))
+            made.prepare.append(step("install_pair", name, chain, key, c.group))
 
 
 def _files(made: Plan, release: Release, facts: Facts) -> None:
@@ -317,7 +319,7 @@ def _kernel(made: Plan, release: Release, facts: Facts) -> None:
             wrong = True
             made.add("~", "sysctl", f"{key} = {value}")
     if wrong:
-        made.switch.append(step("sysctls"))
+        made.switch.append(step("set_sysctls"))
 
 
 def _environments(made: Plan, release: Release, facts: Facts) -> None:
@@ -329,7 +331,7 @@ def _environments(made: Plan, release: Release, facts: Facts) -> None:
             env.sha256,
         ):
             made.add("~" if found else "+", "environment", f"{path}: {', '.join(env.values)}")
-            made.switch.append(step("environment", path, env.owner))
+            made.switch.append(step("write_environment", path, env.owner))
 
 
 def _firewall(made: Plan, release: Release, facts: Facts) -> None:
@@ -340,7 +342,7 @@ def _firewall(made: Plan, release: Release, facts: Facts) -> None:
     rules = release.files.get(RULES)
     if rules and facts.ruleset != rules.sha256:
         made.add("~" if facts.ruleset else "+", "firewall", "table inet callready")
-        made.switch.append(step("firewall"))
+        made.switch.append(step("load_firewall"))
 
 
 def _units(made: Plan, release: Release, facts: Facts) -> None:
@@ -351,7 +353,7 @@ def _units(made: Plan, release: Release, facts: Facts) -> None:
             made.switch.append(step(function, unit))
             if mark == "!":
                 _interrupt(made, release, facts, service)
-            made.switch.append(step("listening", unit, *service.listens))
+            made.switch.append(step("wait_for_ports", unit, *service.listens))
         elif _serves_another(release, facts, unit):
             made.add("~", "unit", f"{unit}: reload its certificate, no call is touched")
             made.switch.append(step("reload", unit))
@@ -405,7 +407,7 @@ def _acme(made: Plan, release: Release, facts: Facts) -> None:
             made.add("~", "certificate", f"{c.name} from ACME again: its renewal failed")
         else:
             made.add("~" if c.name in facts.pairs else "+", "certificate", f"{c.name} from ACME")
-        made.after.append(step("acme", c.name, c.request, *c.asked))
+        made.after.append(step("request_certificate", c.name, c.request, *c.asked))
     if unissued or any(
         facts.served.get((endpoint, c.name)) != facts.serials.get(c.name)
         for c in release.certificates.values()
@@ -430,14 +432,14 @@ def _timers(made: Plan, release: Release, facts: Facts) -> None:
         is_right = found and found.is_running and found.enabled == "enabled"
         if not is_right or (file and on_host and on_host.sha256 != file.sha256):
             made.add("+", "unit", f"{timer}: start")
-            made.after.append(step("timer", timer))
+            made.after.append(step("start_timer", timer))
 
 
 def _serving(made: Plan, release: Release, facts: Facts) -> None:
     for c in release.certificates.values():
         for endpoint, _ in c.endpoints:
             if not c.asked and facts.served.get((endpoint, c.name)) != c.serial:
-                made.switch.append(step("serving", endpoint, c.name, c.serial))
+                made.switch.append(step("wait_for_certificate", endpoint, c.name, c.serial))
 
 
 def _readers(made: Plan, release: Release, facts: Facts) -> None:
@@ -452,7 +454,9 @@ def _readers(made: Plan, release: Release, facts: Facts) -> None:
         for command in env.commands:
             made.add("!", "command", f"{command}: run, {path} changed")
         made.switch.append(
-            step("applied", path, env.sha256, " ".join(env.units), "\n".join(env.commands))
+            step(
+                "apply_environment", path, env.sha256, " ".join(env.units), "\n".join(env.commands)
+            )
         )
 
 

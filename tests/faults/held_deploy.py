@@ -1,9 +1,9 @@
 """deploy.py as it is, for the fault tests: it writes down its steps, stands still at the point that
 FAULTS_HOLD names, and renders templates with FAULTS_PATCH, all without a hook in the product.
 
-FAULTS_HOLD is a step on the host ("rows#1": before its second, or last, `rows`; `/run/held` is
-there while it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the mark lets it go
-on.
+FAULTS_HOLD is a step on the host ("write_rows#1": before its second, or last, `write_rows`;
+`/run/held` is there while it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the
+mark lets it go on.
 """
 
 import json

@@ -29,7 +29,9 @@ from lab.run import say
 CONTROLLER = ("look", "connect", "gate")  # held_deploy.CONTROLLER
 # What else is done on a host, where it is done to death.
 ELSEWHERE = {
-    "placeholder acme take_up timer unask": "need an authority: tests/lab/test_acme.py",
+    "install_placeholder request_certificate take_up start_timer unask": (
+        "need an authority: tests/lab/test_acme.py"
+    ),
     "drain": "changes nothing: tests/lab/test_continuity.py, test_cluster.py",
     "unload_firewall": "of a firewall that is switched off",
     "reload": "of an edge, which both states would need",

@@ -53,7 +53,7 @@ def said(made: Plan) -> list[str]:
 def functions(made: Plan) -> list[str]:
     """The steps by function, `restart livekit-server.service` with its unit; without the locks."""
     calls = [shlex.split(step.line) for step in made.steps]
-    named = ("restart", "reload", "listening", "stop", "withdraw", "mask")
+    named = ("restart", "reload", "wait_for_ports", "stop", "withdraw", "mask")
     return [
         " ".join(call[:2]) if call[0] in named else call[0]
         for call in calls
@@ -107,29 +107,29 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
         assert text in lines
     # coturn must not start as an open relay, and nothing may listen before the packet filter.
     assert functions(made) == [
-        "candidates",
+        "check_candidates",
         "mask coturn.service",
-        "packages",
-        "users",
-        "archive",
-        "rows",
-        "rows",
-        "pair",
+        "install_packages",
+        "create_users",
+        "install_livekit",
+        "write_rows",
+        "write_rows",
+        "install_pair",
         "stage",
         "arm",
         "activate",
         "reload_manager",
-        "sysctls",
-        "environment",
-        "firewall",
+        "set_sysctls",
+        "write_environment",
+        "load_firewall",
         "restart turnserver@calls.service",
-        "listening turnserver@calls.service",
+        "wait_for_ports turnserver@calls.service",
         "restart turnserver@avatar.service",
-        "listening turnserver@avatar.service",
+        "wait_for_ports turnserver@avatar.service",
         "restart livekit-server.service",
-        "listening livekit-server.service",
-        *["serving"] * 4,
-        "applied",
+        "wait_for_ports livekit-server.service",
+        *["wait_for_certificate"] * 4,
+        "apply_environment",
         "confirm",
     ]
 
@@ -255,21 +255,21 @@ OLD = "restart, its process is older than its configuration"
         (remove_a_file, [f"+ file {AVATAR}"], FILES),
         (retarget_a_link, ["~ link /usr/local/bin/livekit-server"], FILES),
         (be_another_release, ["~ release 0123456789abcdef -> ID: its name differs"], FILES),
-        (drop_a_package, ["+ package nftables"], ["candidates", "packages"]),
+        (drop_a_package, ["+ package nftables"], ["check_candidates", "install_packages"]),
         (use_chrony, [], []),
-        (drop_the_user, ["+ user livekit"], ["users"]),
-        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["archive"]),
+        (drop_the_user, ["+ user livekit"], ["create_users"]),
+        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["install_livekit"]),
         (unmask, ["+ mask coturn.service"], ["mask coturn.service"]),
-        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls"]),
+        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["set_sysctls"]),
         (
             lose_the_secret,
             [
                 f"+ row {CALLS_DB} callready.test secret "
                 + row_hash(("turn_secret", "callready.test", SecretStr(SECRETS["turn/calls"])))
             ],
-            ["rows"],
+            ["write_rows"],
         ),
-        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows"]),
+        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["write_rows"]),
         (
             change_the_environment,
             [
@@ -277,7 +277,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             edit_the_environment,
@@ -286,7 +286,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             open_the_environment,
@@ -294,44 +294,44 @@ OLD = "restart, its process is older than its configuration"
                 "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"
             ],
-            ["environment"],
+            ["write_environment"],
         ),
         (
             fail_to_restart_the_app,
             ["! unit app.service: restart, it reads /srv/app/.env"],
-            ["applied"],
+            ["apply_environment"],
         ),
-        (change_the_table, ["~ firewall table inet callready"], ["firewall"]),
-        (lose_the_table, ["+ firewall table inet callready"], ["firewall"]),
+        (change_the_table, ["~ firewall table inet callready"], ["load_firewall"]),
+        (lose_the_table, ["+ firewall table inet callready"], ["load_firewall"]),
         (
             serve_the_old_certificate,
             [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
-            [f"reload {CALLS_UNIT}", "serving"],
+            [f"reload {CALLS_UNIT}", "wait_for_certificate"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="0" * 16),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="-"),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, given=("0" * 64,)),
             [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
             [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
             [f"+ unit {SFU_UNIT}: start"],
-            [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"],
+            [f"restart {SFU_UNIT}", f"wait_for_ports {SFU_UNIT}"],
         ),
         (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager"]),
     ],
@@ -358,10 +358,10 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
         "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
     ]
     assert functions(made) == [
-        "pair",
+        "install_pair",
         f"reload {CALLS_UNIT}",
         "reload turnserver@avatar.service",
-        *["serving"] * 4,
+        *["wait_for_certificate"] * 4,
     ]
 
 
@@ -418,9 +418,9 @@ def test_another_version_of_livekit_is_installed_beside_and_started() -> None:
     assert "+ binary /opt/livekit/1.13.1/livekit-server" in said(made)
     assert "~ link /usr/local/bin/livekit-server" in said(made)
     assert f"! unit {SFU_UNIT}: {OLD}" in said(made)
-    (step,) = (shlex.split(step.line) for step in made.steps if step.function == "archive")
+    (step,) = (shlex.split(step.line) for step in made.steps if step.function == "install_livekit")
     assert step == [
-        "archive",
+        "install_livekit",
         "https://github.com/livekit/livekit/releases/download",
         "1.13.1",
         "livekit_1.13.1_linux_amd64.tar.gz",
@@ -562,7 +562,7 @@ def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Releas
     hashes |= {
         word
         for step in made.steps
-        if step.function in ("rows", "pair")
+        if step.function in ("write_rows", "install_pair")
         for word in shlex.split(step.line)
         if re.fullmatch("[0-9a-f]{64}", word)
     }
