@@ -20,7 +20,7 @@ from callready.release.node import Node
 from callready.release.plan import content_name
 from callready.rollout.deployment import Deployment
 from callready.rollout.remote import as_root
-from callready.rollout.run import Declare, Refused, Run, load_fleet, prepare
+from callready.rollout.run import Declare, Refused, Run, command, prepare
 
 _lock = Lock()
 _runs: WeakKeyDictionary[State, Run] = WeakKeyDictionary()
@@ -71,7 +71,7 @@ def _phase(state: State, host: Host, phase: str) -> bool:
 
 def history(inventory: Inventory, host: Host) -> None:
     """Print who deployed what when on a host; raises Refused if the inventory is wrong."""
-    node = Node(host.name, load_fleet(inventory))
+    node = Node(host.name, command(inventory).fleet)
     _, output = as_root(host, node, "cat /var/lib/callready/history 2>/dev/null")
     for line in output.stdout_lines:
         logger.info(f"{host.print_prefix}{line}")

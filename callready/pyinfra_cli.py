@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import click
 import paramiko
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import State
@@ -18,7 +19,7 @@ from pyinfra.connectors import ssh
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
-from callready.rollout.run import Refused, given, load_fleet
+from callready.rollout.run import Refused, command
 from callready.trust import Client, shown
 
 
@@ -65,7 +66,8 @@ def install() -> None:
     ssh.SSHClient = Client  # type: ignore[attr-defined]
     # Connects to jump hosts with a client of its own, which asks on the terminal.
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
-    if any(str(name).endswith(".py") for name in given("operations")):
+    called = click.get_current_context().params
+    if any(str(name).endswith(".py") for name in called["operations"]):
         _deploy_files()
 
 
@@ -74,8 +76,7 @@ def _deploy_files() -> None:
     connect_all, disconnect_all, run_ops = cli.connect_all, cli.disconnect_all, cli.run_ops
 
     def validate_and_connect(state: State) -> None:
-        Client.environment = Path(str(given("inventory"))).name
-        load_fleet(state.inventory)
+        Client.environment = Path(command(state.inventory).fleet.source).name
         try:
             connect_all(state)
         except PyinfraError as error:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import click
@@ -37,7 +36,7 @@ Declare = Callable[[Fleet, str], Node]
 KEEP_DRIFT, UNPROVED = "keep_drift", "unproved"
 """Choices of one run, as `--data keep_drift=yes`; no host data."""
 
-_fleets: WeakKeyDictionary[State, Fleet] = WeakKeyDictionary()
+_commands: WeakKeyDictionary[State, Command] = WeakKeyDictionary()
 
 
 class Refused(DeployError):
@@ -56,26 +55,33 @@ class Run:
     rollout: Rollout
 
 
-def given(parameter: str) -> Any:
-    """What pyinfra's command line says, such as `inventory` or `dry`."""
-    return click.get_current_context().params[parameter]
+@dataclass(frozen=True)
+class Command:
+    """What pyinfra was called with: the fleet of the inventory, and whether only to show."""
+
+    fleet: Fleet
+    dry: bool
 
 
-def load_fleet(inventory: Inventory) -> Fleet:
-    """The settings of an inventory that pyinfra has loaded; raises Refused with every error."""
-    if fleet := _fleets.get(inventory.state):
-        return fleet
+def command(inventory: Inventory) -> Command:
+    """What pyinfra was called with, and the inventory that it has loaded for that; known from
+    before it connects. Raises Refused with everything that is wrong with the settings."""
+    if known := _commands.get(inventory.state):
+        return known
+    # Only pyinfra's main greenlet has this.
+    given = click.get_current_context().params
     data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
     for values in data.values():
         for choice in (KEEP_DRIFT, UNPROVED):
             values.pop(choice, None)
     try:
-        fleet = _fleets[inventory.state] = validate(str(given("inventory")), data)
+        fleet = validate(str(given["inventory"]), data)
     except SettingsError as error:
         raise Refused(f"nothing was connected to\n{error}") from None
     for warning in fleet.warnings:
         logger.warning(warning)
-    return fleet
+    known = _commands[inventory.state] = Command(fleet, bool(given["dry"]))
+    return known
 
 
 def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
@@ -90,14 +96,15 @@ def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
     Raises:
         Refused: with everything that is wrong; nothing was changed.
     """
-    fleet, look = load_fleet(inventory), LOOKS[verb]
+    called, look = command(inventory), LOOKS[verb]
+    fleet, dry = called.fleet, called.dry
     nodes = {name: declare(fleet, name) for name in fleet.hosts}
     connected = set(inventory.get_active_hosts())
     ours = [host for host in inventory if _is_ours(nodes[host.name])]
     active = [host for host in ours if host in connected]
     surveyed: dict[str, Deployment] = {}
     refused: list[str] = []
-    prober, dry = Prober(), bool(given("dry"))
+    prober = Prober()
 
     def attempt(host: Host) -> None:
         # gevent would print the traceback of what leaves a greenlet.
