@@ -53,7 +53,7 @@ def _turn(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
         for way in ways(settings, name):
             yield Turn(
                 pool=name,
-                over=way.transport,
+                transport=way.transport,
                 port=way.port,
                 server_name=settings.name,
                 secret=pool.secrets[0] if pool.secrets else None,

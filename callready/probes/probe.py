@@ -3,17 +3,15 @@ its words change: by that a release promises what it has for callers. Words are 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from callready.probes import ProbeError, endpoint
+from callready.settings.pools import Transport
 from callready.settings.uris import place
-
-Way = Literal["udp", "tcp", "tls"]
 
 
 class Key(NamedTuple):
@@ -32,7 +30,7 @@ class Probe:
 
     Args:
         node: the host's name in the inventory, for people.
-        address, port: as callers reach it; errors name these.
+        address, port, transport: as callers reach it; errors name these.
         connect_to: where to connect to instead, if a tunnel leads there.
         ca: PEM file of the authorities to trust; None: the system's.
         verify: False takes any certificate.
@@ -41,69 +39,61 @@ class Probe:
     kind: ClassVar[str]
     module: ClassVar[str]
     """The module of callready.probes that it needs; the prober loads no other."""
+    words: ClassVar[str]
+    """Its title for people, and below the last part of its key, with its fields in braces."""
+    names: ClassVar[str] = ""
 
     node: str
     address: str
     port: int
+    transport: Transport = "tcp"
     connect_to: tuple[str, int] | None = None
     ca: str | None = None
     verify: bool = True
 
     @property
-    def transport(self) -> Literal["udp", "tcp"]:
+    def proto(self) -> Literal["udp", "tcp"]:
         """The protocol of its packets."""
-        return "tcp"
+        return "udp" if self.transport == "udp" else "tcp"
 
     @property
-    def name(self) -> str:
-        """The last part of its key."""
-        return ""
+    def family(self) -> Literal[4, 6]:
+        """The address family that it is asked over."""
+        return 6 if ":" in self.address else 4
 
     @property
     def key(self) -> Key:
         """What stays the same when its words change."""
-        return Key(self.kind, self.transport, self.port, self.name)
-
-    @property
-    def what(self) -> str:
-        """What it is about, for people."""
-        raise NotImplementedError
+        return Key(self.kind, self.transport, self.port, self.names.format(**vars(self)))
 
     @property
     def title(self) -> str:
         """What is probed of which host, for people."""
-        return f"{self.what} on {self.node} (IPv{6 if ':' in self.address else 4})"
+        where = f"on {self.node} (IPv{self.family})"
+        on_443 = " on 443" * ((self.transport, self.port) == ("tls", 443))
+        return self.words.format(**vars(self), where=where, on_443=on_443)
 
     def ask(self) -> None:
         """Ask once; raises ProbeError if callers would not get what they need."""
         raise NotImplementedError
 
     @property
+    def _at(self) -> tuple[str, int]:
+        return self.connect_to or (self.address, self.port)
+
+    @property
     def _http(self) -> dict[str, Any]:
         """Arguments of the probes that go by a URL."""
-        at = self.connect_to or (self.address, self.port)
-        return {"ca_file": self.ca, "at": at, "verify": self.verify}
+        return {"ca_file": self.ca, "at": self._at, "verify": self.verify}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stun(Probe):
     """A STUN server answers over UDP."""
 
-    kind = "stun"
-    module = "stun"
+    kind, module, words, names = "stun", "stun", "STUN of pool {pool} {where}", "{pool}"
+    transport: Transport = "udp"
     pool: str
-
-    @property
-    def transport(self) -> Literal["udp"]:
-        return "udp"
-
-    @property
-    def name(self) -> str:
-        return self.pool
-
-    @property
-    def what(self) -> str:
-        return f"STUN of pool {self.pool}"
 
     def ask(self) -> None:
         from callready.probes import stun
@@ -113,17 +103,17 @@ class Stun(Probe):
 
 @dataclass(frozen=True, kw_only=True)
 class UdpPath(Probe):
-    """UDP gets to a port on which something listens, and something comes back; `title` is of the
-    probe that would need it."""
+    """UDP gets to a port on which something listens, and something comes back; `of` is the title
+    of the probe that would need it."""
 
-    kind = "udp-path"
-    module = "stun"
-    title: str = ""
+    kind, module, words = "udp-path", "stun", "{of}"
+    transport: Transport = "udp"
+    of: str
 
     def ask(self) -> None:
         from callready.probes import stun
 
-        if not stun.comes_back(*(self.connect_to or (self.address, self.port))):
+        if not stun.comes_back(*self._at):
             raise ProbeError(
                 f"no answer over UDP from {endpoint(self.address, self.port)}",
                 "this network, or a filter on the way, which lets no UDP through; deploy.gate_from "
@@ -136,44 +126,20 @@ class Turn(Probe):
     """A TURN server allocates a relay of the address's family. With `secret`, credentials are
     minted; without it and without `user` it is asked as nobody, which it must refuse with 401."""
 
-    kind = "turn"
-    module = "turn"
+    kind, module, names = "turn", "turn", "{pool}@{server_name}"
+    words = "TURN allocation over {transport}{on_443} of pool {pool} {where}"
     pool: str
-    over: Way
     server_name: str
     secret: SecretStr | None = None
     user: str = ""
     password: SecretStr | None = None
 
-    @property
-    def transport(self) -> Literal["udp", "tcp"]:
-        return "udp" if self.over == "udp" else "tcp"
-
-    @property
-    def key(self) -> Key:
-        return Key(self.kind, self.over, self.port, self.name)
-
-    @property
-    def name(self) -> str:
-        return f"{self.pool}@{self.server_name}"
-
-    @property
-    def what(self) -> str:
-        over = self.over + " on 443" * (self.over == "tls" and self.port == 443)
-        return f"TURN allocation over {over} of pool {self.pool}"
-
     def ask(self) -> None:
         from callready.probes import turn
 
-        server = turn.TurnServer(
-            self.address,
-            self.port,
-            self.over,
-            self.server_name,
-            self.ca,
-            self.verify,
-            self.connect_to,
-        )
+        way = self.address, self.port, self.transport
+        trust = self.server_name, self.ca, self.verify
+        server = turn.TurnServer(*way, *trust, self.connect_to)
         credentials = None
         if self.secret:
             credentials = turn.mint(self.secret, 60)
@@ -182,7 +148,7 @@ class Turn(Probe):
         # 486 is said after the password was checked: callers have used the quota up.
         well = 486 if credentials else 401
         try:
-            turn.allocate(server, credentials, 6 if ":" in self.address else 4)
+            turn.allocate(server, credentials, self.family)
         except turn.TurnRefused as refused:
             if refused.code != well:
                 raise
@@ -193,20 +159,11 @@ class LiveKit(Probe):
     """LiveKit is well and takes a token of each key; of one of them, if `any_key`: an earlier
     release does not know the keys that were added since."""
 
-    kind = "livekit"
-    module = "livekit"
+    kind, module, words, names = "livekit", "livekit", "LiveKit {where}", "{server_name}"
     url: str
     server_name: str = ""
     keys: Mapping[str, SecretStr] = field(default_factory=dict)
     any_key: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.server_name
-
-    @property
-    def what(self) -> str:
-        return "LiveKit"
 
     def ask(self) -> None:
         from callready.probes import livekit
@@ -230,17 +187,8 @@ class LiveKit(Probe):
 class Https(Probe):
     """The edge answers for a name, whether what is behind it is there yet or not."""
 
-    kind = "https"
-    module = "app"
+    kind, module, words, names = "https", "app", "HTTPS of {server_name} {where}", "{server_name}"
     server_name: str
-
-    @property
-    def name(self) -> str:
-        return self.server_name
-
-    @property
-    def what(self) -> str:
-        return f"HTTPS of {self.server_name}"
 
     def ask(self) -> None:
         from callready.probes import app
@@ -253,45 +201,25 @@ class Https(Probe):
 class Certificate(Probe):
     """A certificate that callers accept for a name."""
 
-    kind = "certificate"
-    module = "tls"
+    kind, module, names = "certificate", "tls", "{server_name}"
+    words = "certificate of {server_name} on port {port} {where}"
     server_name: str
-
-    @property
-    def name(self) -> str:
-        return self.server_name
-
-    @property
-    def what(self) -> str:
-        return f"certificate of {self.server_name} on port {self.port}"
 
     def ask(self) -> None:
         from callready.probes import tls
 
-        tls.served(self.address, self.port, self.server_name, self.ca, connect_to=self.connect_to)
+        name, to = self.server_name, self.connect_to
+        tls.served(self.address, self.port, name, self.ca, connect_to=to)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health(Probe):
     """The app answers with a status and JSON fields; without `status`, with any below 500."""
 
-    kind = "app"
-    module = "app"
+    kind, module, words, names = "app", "app", "health of the app at {url}", "{url}"
     url: str
     status: int | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.url
-
-    @property
-    def what(self) -> str:
-        return f"health of the app at {self.url}"
-
-    @property
-    def title(self) -> str:
-        return self.what
 
     def ask(self) -> None:
         from callready.probes import app
@@ -301,41 +229,33 @@ class Health(Probe):
             return
         response, _ = app.get(self.url, **self._http)
         if response.status_code >= 500:
-            raise ProbeError(
-                f"the app is not well: {self.url}", app.LOOK_AT, f"status is {response.status_code}"
-            )
+            status = f"status is {response.status_code}"
+            raise ProbeError(f"the app is not well: {self.url}", app.LOOK_AT, status)
 
 
-KINDS: dict[str, type[Probe]] = {
-    kind.kind: kind for kind in (Stun, UdpPath, Turn, LiveKit, Https, Certificate, Health)
-}
+KINDS: dict[str, type[Probe]] = {kind.kind: kind for kind in Probe.__subclasses__()}
 
 
-def without_credentials(key: Key, node: str, address: str, **trust: Any) -> Probe | None:
+def without_credentials(key: Key, **common: Any) -> Probe | None:
     """The probe of a key that can be asked without any credential: STUN, 401 on allocate, an HTTP
-    status, a TLS handshake. None for a key of a kind that is not known.
-
-    Args:
-        key: what was promised.
-        node, address, trust: as `Probe` takes them.
-    """
-    common: dict[str, Any] = {"node": node, "address": address, "port": key.port, **trust}
-    match key.kind:
+    status, a TLS handshake. None for a key of a kind that is not known; `common` as `Probe`."""
+    kind, transport, port, name = key
+    common |= {"port": port, "transport": transport}
+    match kind:
         case "stun":
-            return Stun(pool=key.name, **common)
+            return Stun(pool=name, **common)
         case "turn":
-            pool, _, server = key.name.partition("@")
-            return Turn(pool=pool, server_name=server, over=key.transport, **common)  # type: ignore[arg-type]
+            pool, _, server = name.partition("@")
+            return Turn(pool=pool, server_name=server, **common)
         case "livekit":
-            scheme = "wss" if key.name else "ws"
-            url = f"{scheme}://{endpoint(key.name or address, key.port)}"
-            return LiveKit(url=url, server_name=key.name, **common)
+            where = endpoint(name or common["address"], port)
+            return LiveKit(url=f"{'wss' if name else 'ws'}://{where}", server_name=name, **common)
         case "https":
-            return Https(server_name=key.name, **common)
+            return Https(server_name=name, **common)
         case "certificate":
-            return Certificate(server_name=key.name, **common)
+            return Certificate(server_name=name, **common)
         case "app":
-            return Health(url=key.name, **{**common, "address": place(key.name)[0]})
+            return Health(url=name, **{**common, "address": place(name)[0]})
     return None
 
 
@@ -349,18 +269,17 @@ def as_json(probe: Probe) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return value
 
-    fields = {item.name: plain(getattr(probe, item.name)) for item in dataclasses.fields(probe)}
-    return {"kind": probe.kind, **fields}
+    return {"kind": probe.kind, **{f.name: plain(getattr(probe, f.name)) for f in fields(probe)}}
 
 
 def from_json(data: Mapping[str, Any]) -> Probe:
     """The probe that `as_json` wrote; raises ValueError for anything else."""
-    fields = dict(data)
-    kind = KINDS.get(fields.pop("kind", ""))
+    values = dict(data)
+    kind = KINDS.get(values.pop("kind", ""))
     if kind is None:
         raise ValueError(f"no such probe: {data.get('kind')}")
     try:
-        return TypeAdapter(kind).validate_python(fields)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:  # its text quotes values
         wrong = sorted({str(item["loc"][0]) for item in error.errors(include_input=False)})
         raise ValueError(f"a probe of kind {kind.kind} has other fields: {wrong}") from None

@@ -65,7 +65,7 @@ def _with_its_keys(found: Iterable[Probe], promise: Promise) -> Iterator[Probe]:
 def _without_credentials(node: Node, promise: Promise, certificates: bool) -> Iterator[Probe]:
     trust = catalogue.trust(node.settings, certificates)
     for address in addresses(node):
-        probe = without_credentials(promise.key, node.name, address, **trust)
+        probe = without_credentials(promise.key, node=node.name, address=address, **trust)
         if probe and (certificates or probe.kind != "certificate"):
             yield probe
         if promise.key.kind == "app":  # its URL says where it is asked
@@ -82,12 +82,12 @@ def blocked(prober: Prober, running: Sequence[Probe]) -> list[str]:
     """
     paths: dict[tuple[str, int], UdpPath] = {}
     for probe in running:
-        if probe.transport == "udp":
+        if probe.proto == "udp":
             paths.setdefault(
                 (probe.address, probe.port),
                 UdpPath(
                     node=probe.node,
-                    title=probe.title,
+                    of=probe.title,
                     address=probe.address,
                     port=probe.port,
                     connect_to=probe.connect_to,

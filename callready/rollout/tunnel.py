@@ -76,7 +76,7 @@ def tunnel(host: Host, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
         ssh = stack.enter_context(client(host, None))
         near: dict[tuple[str, Target], Target] = {}
         tcp, udp = (
-            list(dict.fromkeys(_target(probe) for probe in probes if probe.transport == proto))
+            list(dict.fromkeys(_target(probe) for probe in probes if probe.proto == proto))
             for proto in ("tcp", "udp")
         )
         if tcp:
@@ -96,7 +96,7 @@ def tunnel(host: Host, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
                 near["udp", target] = opened.getsockname()
                 _start(_send, opened, channel, lock, number)
             _start(_receive, channel, sockets)
-        yield [replace(probe, connect_to=near[probe.transport, _target(probe)]) for probe in probes]
+        yield [replace(probe, connect_to=near[probe.proto, _target(probe)]) for probe in probes]
 
 
 def _target(probe: Probe) -> Target:

@@ -61,9 +61,7 @@ def titled(fleet: Fleet, name: str, certificates: bool = True) -> dict[str, Prob
 
 
 def places(found: dict[str, Probe]) -> dict[str, str]:
-    return {
-        title: f"{probe.address} {probe.port}/{probe.transport}" for title, probe in found.items()
-    }
+    return {title: f"{probe.address} {probe.port}/{probe.proto}" for title, probe in found.items()}
 
 
 def kinds(found: Iterable[Probe]) -> dict[str, int]:
