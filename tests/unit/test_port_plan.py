@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from fleets import SFU1, TURN1, Edit, load
 
+from callready.settings.pools import Way, ways
 from callready.settings.ports import Use, overlaps, parse_port, port_plan
 from callready.settings.problem import SettingsError
 from tasks.host import reserved
@@ -137,6 +138,55 @@ def test_the_plan_is_the_table(case: str) -> None:
     host, edits, table = TABLES[case]
     expected = [" ".join(line.split()) for line in table.strip().splitlines()]
     assert [as_line(use) for use in port_plan(load(*edits)[host])] == expected
+
+
+CALLS, EDGE = "turnserver@calls.service", "haproxy.service"
+ON_443: Edit = ("*", "turn.pools.calls.tls_on_443", True)
+WAYS: dict[str, tuple[str, list[Edit], list[Way]]] = {
+    "coturn alone": (
+        TURN1,
+        [],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tls", 5349, CALLS, True, 5349, "tls_listening_port"),
+        ],
+    ),
+    "no TLS": (
+        TURN1,
+        [(TURN1, "turn.tls", False), (TURN1, "turn.listening_port", 3500)],
+        [
+            Way("udp", 3500, CALLS, True, 3500, "listening_port"),
+            Way("tcp", 3500, CALLS, True, 3500, "listening_port"),
+        ],
+    ),
+    "on 443 by the packet filter": (
+        TURN1,
+        [ON_443],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tls", 5349, CALLS, False, 5349, "tls_listening_port"),
+            Way("tls", 443, CALLS, True, 5349, "tls_on_443"),
+        ],
+    ),
+    "on 443 by the edge": (
+        SFU1,
+        [*ONE_BOX, ON_443, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, EDGE, True, 3478, "listening_port"),
+            Way("tls", 5349, EDGE, False, 5349, "tls_listening_port"),
+            Way("tls", 443, EDGE, True, 443, "tls_on_443"),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WAYS)
+def test_the_ways_into_a_pool_are_the_table(case: str) -> None:
+    host, edits, expected = WAYS[case]
+    assert ways(load(*edits)[host], "calls") == expected
 
 
 def test_only_what_comes_and_goes_is_marked_as_relay() -> None:
