@@ -305,7 +305,7 @@ def port_table(here: HostSettings) -> str:
             use.proto.upper(),
             use.service,
             use.purpose,
-            "anyone" if use.public else "this host",
+            use.audience,
             f"`{use.setting}`",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -329,7 +329,7 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     It is stateless and knows 20 rules an address, IPv4 only; the last one denies. Source:
     OVHcloud, "Enabling and configuring the Edge Network Firewall" (KB0043448).
     """
-    opened = [use for use in plan if use.public]
+    opened = [use for use in plan if use.audience == "anyone"]
     rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
     for use in sorted(opened, key=lambda use: use.proto):
         rules.append(

@@ -461,11 +461,6 @@ class PoolKeys(Section):
         {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
     )
 
-    @property
-    def advertised_tls_port(self) -> int:
-        """The port of TURN over TLS that clients are told: the one that most networks let out."""
-        return 443 if self.tls_on_443 else self.tls_listening_port
-
     @model_validator(mode="after")
     def _range(self) -> PoolKeys:
         if self.max_port < self.min_port:

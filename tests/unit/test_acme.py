@@ -78,13 +78,13 @@ def test_http_01_needs_port_80_of_the_edge() -> None:
         edge_box((SFU1, "edge", {"http_port": 8080}))
 
 
-def challenges(fleet: Fleet, host: str) -> list[tuple[int, bool]]:
-    return [(use.first, use.public) for use in port_plan(fleet[host]) if use.service == "ACME"]
+def challenges(fleet: Fleet, host: str) -> list[tuple[int, str]]:
+    return [(use.first, use.audience) for use in port_plan(fleet[host]) if use.role == "acme"]
 
 
 def test_a_turn_host_opens_port_80_and_an_edge_answers_for_certbot() -> None:
-    assert challenges(load(tls(ACME)), TURN1) == [(80, True)]
-    assert challenges(edge_box(), SFU1) == [(8888, False)]
+    assert challenges(load(tls(ACME)), TURN1) == [(80, "anyone")]
+    assert challenges(edge_box(), SFU1) == [(8888, "this host")]
     write_store_with_ovh()
     assert challenges(load(tls(BY_DNS)), TURN1) == []
 

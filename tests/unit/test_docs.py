@@ -196,9 +196,9 @@ def test_every_setting_and_every_port_is_on_its_page() -> None:
 def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> None:
     """A packet is decided by the first rule that matches, as OVHcloud's guide says."""
     plan = [
-        Use("a", "tcp", 22, 22, "", ""),
-        Use("b", "udp", 50000, 60000, "", "", relay=True),
-        Use("c", "tcp", 6789, 6789, "", "", public=False),
+        Use("sshd", "a", "", "tcp", 22, 22, "", ""),
+        Use("livekit", "b", "", "udp", 50000, 60000, "", "", relay=True),
+        Use("livekit", "c", "", "tcp", 6789, 6789, "", "", "this host"),
     ]
     rules = docs.edge_rules(plan)
     opened = {(r.protocol, r.destination_port) for r in rules if r.destination_port}

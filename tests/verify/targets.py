@@ -3,8 +3,8 @@ which callers reach them. Nothing is connected to before a check asks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any, Literal
@@ -29,11 +29,11 @@ from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings, LiveKit, Pool
+from callready.settings.pools import Transport, Way, ways
 from callready.settings.problem import SettingsError
 from tasks import declare
 
 Family = Literal[4, 6]
-Transport = Literal["udp", "tcp", "tls"]
 
 
 class RootShell(BaseBackend):
@@ -41,14 +41,14 @@ class RootShell(BaseBackend):
 
     NAME = "callready"
 
-    def __init__(self, connection: Connection, here: Node) -> None:
-        super().__init__(here.name)
-        self._connection, self._here = connection, here
+    def __init__(self, connection: Connection, node: Node) -> None:
+        super().__init__(node.name)
+        self._connection, self._node = connection, node
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
         command = self.get_command(command, *args)
         script = f"( {command}\n) < /dev/null\nprintf '%s\\n' $? >&2\n"
-        _ok, output = as_root(self._connection, self._here, script)
+        _ok, output = as_root(self._connection, self._node, script)
         if not output.stderr_lines or not output.stderr_lines[-1].isdigit():
             raise ProbeError(
                 f"{self.hostname} cannot be looked at: its shell broke off", "SSH and sudo there"
@@ -91,14 +91,14 @@ class Server:
         return self._seen
 
     @property
-    def here(self) -> Node:
+    def node(self) -> Node:
         """The host as the settings want it."""
         return self._look()[0]
 
     @property
     def release(self) -> Release:
         """What the deploy would put there."""
-        return self.here.release
+        return self.node.release
 
     @property
     def facts(self) -> Facts:
@@ -113,7 +113,7 @@ class Server:
     @cached_property
     def host(self) -> Host:
         """testinfra's view of it, for what the survey has not."""
-        backend = RootShell(self._connection, self.here)
+        backend = RootShell(self._connection, self.node)
         return Host(backend)
 
     @property
@@ -143,13 +143,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Turn:
-    """A TURN pool on one of its hosts, over one transport."""
+    """A TURN pool on one of its hosts, and one way into it."""
 
     server: Server
     pool_name: str
-    pool: Pool
-    transport: Transport = "udp"
-    on_443: bool = False
+    way: Way
 
     @property
     def name(self) -> str:
@@ -157,24 +155,16 @@ class Turn:
         return self.server.name
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.pool_name}-{self.transport}" + "-443" * self.on_443
+        return f"{self.name}-{self.pool_name}-{self.way.over.replace(' on ', '-')}"
 
     @property
-    def over(self) -> str:
-        """The transport as a person says it."""
-        return self.transport + " on 443" * self.on_443
+    def pool(self) -> Pool:
+        """The pool's settings."""
+        return self.server.settings.turn_pools[self.pool_name]
 
-    @property
-    def port(self) -> int:
-        """Where it listens for the transport."""
-        pool = self.pool
-        if self.on_443:
-            return 443
-        return pool.tls_listening_port if self.transport == "tls" else pool.listening_port
-
-    def at(self, address: str, transport: Transport | None = None) -> TurnServer:
-        """One way into it."""
-        way, server = replace(self, transport=transport or self.transport), self.server
+    def at(self, address: str) -> TurnServer:
+        """It at one of its host's addresses, or by name."""
+        way, server = self.way, self.server
         return TurnServer(address, way.port, way.transport, server.settings.name, server.ca)
 
     @property
@@ -183,7 +173,7 @@ class Turn:
         return self.at(self.server.settings.name)
 
     @property
-    def ways(self) -> dict[Family, TurnServer]:
+    def by_family(self) -> dict[Family, TurnServer]:
         """By address family, of those that this machine can try."""
         return {family: self.at(text) for family, text in self.server.addresses.items()}
 
@@ -257,7 +247,6 @@ class Site:
     servers: dict[str, Server]
     attempts: int = 5
     full_sweep: bool = False
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def load(cls, inventory: str) -> Site:
@@ -265,27 +254,26 @@ class Site:
         data = inventory_data(inventory)
         fleet = validate(inventory, data)
         declared = [declare(fleet, name) for name in fleet.hosts]
-        managed = [here for here in declared if here.release.files or here.release.environments]
+        managed = [node for node in declared if node.release.files or node.release.environments]
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
-        connections = _connections(data, [here.name for here in managed])
-        servers = {here.name: Server(here, connections[here.name]) for here in managed}
-        return cls(inventory, fleet, servers, secrets=tuple(_secrets(fleet)))
+        connections = _connections(data, [node.name for node in managed])
+        servers = {node.name: Server(node, connections[node.name]) for node in managed}
+        return cls(inventory, fleet, servers)
 
     def hosts(self) -> list[Server]:
         """The hosts that the deploy manages."""
         return list(self.servers.values())
 
     def turns(self, *transports: Transport) -> list[Turn]:
-        """Every pool on every host, once for each of these transports that it has; tls on 443
-        beside tls on its own port."""
+        """Every pool on every host, by each way into it over one of these transports (default:
+        UDP)."""
         return [
-            Turn(server, name, pool, transport, on_443)
+            Turn(server, name, way)
             for server in self.servers.values()
-            for name, pool in server.settings.turn_pools.items()
-            for transport in transports or ("udp",)
-            for on_443 in ((False, True) if transport == "tls" and pool.tls_on_443 else (False,))
-            if pool.tls or transport != "tls"
+            for name in server.settings.turn_pools
+            for way in ways(server.settings, name)
+            if way.transport in (transports or ("udp",))
         ]
 
     def internet_turns(self) -> list[Turn]:
@@ -335,14 +323,14 @@ class Site:
         """The public addresses of all SFUs."""
         return frozenset(
             address
-            for here in self.fleet.group("livekit").values()
-            for address in (here.address, here.address6)
+            for host in self.fleet.group("livekit").values()
+            for address in (host.address, host.address6)
             if address
         )
 
     def hide(self, text: str) -> str:
         """`text` without any secret of the inventory."""
-        for secret in self.secrets:
+        for secret in self.fleet.secrets:
             text = text.replace(secret, "••••••")
         return text
 
@@ -353,22 +341,6 @@ def _connections(data: Mapping[str, Mapping[str, Any]], names: list[str]) -> dic
     inventory = Inventory((hosts, {}))
     State(inventory, Config())
     return {host.name: host for host in inventory}
-
-
-def _secrets(fleet: Fleet) -> set[str]:
-    """The values of all secrets in the settings."""
-
-    def walk(value: object) -> Iterator[str]:
-        if isinstance(value, SecretStr):
-            yield value.get_secret_value()
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                yield from walk(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                yield from walk(item)
-
-    return {text for here in fleet.hosts.values() for text in walk(here.model_dump()) if text}
 
 
 def bracketed(address: str) -> str:

@@ -205,7 +205,7 @@ def test_listening(server: Server, check: Check) -> None:
 def test_listeners(server: Server, check: Check) -> None:
     """No unplanned listener"""
     others = [parse_port(value) for value in server.settings.host.other_listeners]
-    allowed = [(use.proto, use.first, use.last) for use in server.here.ports] + others + DHCP_CLIENT
+    allowed = [(use.proto, use.first, use.last) for use in server.node.ports] + others + DHCP_CLIENT
     unplanned = {
         f"{item.port}/{item.proto} ({_who(item)})"
         for item in server.facts.listeners
