@@ -29,6 +29,7 @@ from pydantic_core import PydanticUndefined
 
 from callready.secrets.loading import load_fleet
 from callready.settings import models
+from callready.settings.fields import model_in, origin_of
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError
@@ -73,7 +74,7 @@ def pages() -> dict[Path, str]:
 def settings_page() -> str:
     """docs/settings.md: every section of the models with its keys, types and defaults."""
     parts = [GENERATED, SETTINGS_HEAD, _table(HostSettings, "", HOST_DATA)]
-    for path, model in _sections(HostSettings, ""):
+    for path, model in sections(HostSettings):
         parts += [f"## {path}\n", f"{model.__doc__}".replace("\n    ", "\n") + "\n"]
         if model is models.Pool:
             parts.append(POOL_NOTE)
@@ -95,6 +96,9 @@ before any connection is made; all errors are shown at once.
 **Secrets** are references: `"secret:turn/calls"` stands for the entry `turn/calls` of
 `inventories/ENV.secrets.yaml` (mode 0600, not in version control), or for the environment variable
 `CALLREADY_SECRET_TURN_CALLS`, which comes first. A secret written into the inventory is an error.
+`make secrets` makes those that are called generated below; the others belong to something that
+exists and are filled in by hand. `make rotate` renews those that are called rotated
+([secrets.md](secrets.md)).
 
 **How this machine reaches the hosts** is pyinfra's own data and may stand beside these keys:
 `ssh_user`, `ssh_key`, `ssh_hostname`, `ssh_known_hosts_file`, `ssh_config_file` and the other names
@@ -113,26 +117,13 @@ except `version` and `pools`; what it does not set is taken from there.
 """
 
 
-def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section below a model, by the heading that its page has."""
     for name, field in model.model_fields.items():
-        inner, is_list, is_map = _model_in(field.annotation)
-        if inner:
-            key = f"{path}.{field.alias or name}".removeprefix(".")
-            key += "[]" if is_list else ".NAME" if is_map else ""
-            yield key, inner
-            yield from _sections(inner, key)
-
-
-def _model_in(hint: Any) -> tuple[type[BaseModel] | None, bool, bool]:
-    """The model that a type leads to, and whether through a list or a mapping."""
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return hint, False, False
-    for argument in get_args(hint):
-        inner, is_list, is_map = _model_in(argument)
-        if inner:
-            origin = get_origin(hint)
-            return inner, is_list or origin in (list, tuple), is_map or origin is dict
-    return None, False, False
+        if inner := model_in(field.annotation):
+            key = f"{path}.{field.alias or name}{inner[1]}".removeprefix(".")
+            yield key, inner[0]
+            yield from sections(inner[0], key)
 
 
 def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str:
@@ -142,9 +133,11 @@ def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str
     for name, field in model.model_fields.items():
         if name in inherited or (only and name not in only):
             continue
+        origin = origin_of(field)
+        rotated = ", rotated" if origin and origin.rotation else ""
         cells = [
             f"`{field.alias or name}`",
-            "; ".join([_type(hints[name]), *_limits(field)]),
+            "; ".join([_type(hints[name]) + rotated, *_limits(field)]),
             "the inventory name" if field is HostSettings.model_fields["name"] else _default(field),
             field.description or "",
         ]
@@ -158,8 +151,8 @@ _WORDS: dict[Any, str] = {
     models.IPv6: "IPv6 address",
     models.Endpoint: "`ADDRESS:PORT`",
     models.PeerRange: "address or range",
-    models.Secret: "secret reference",
-    models.StrongSecret: "secret reference; 32 characters or more",
+    models.SecretByHand: "secret reference, by hand",
+    models.GeneratedSecret: "secret reference, 32 characters or more, generated",
     models.Username: "name",
     models.Unit: "systemd unit",
     models.Path: "absolute path",
