@@ -6,8 +6,8 @@ from callready.settings.uris import stun_uris, turn_uris
 
 def app_env(node: Node) -> None:
     """LIVEKIT_* and TURN_* in the app's .env; this is what ends the 401 of differing keys."""
-    app, livekit = node.settings.app, node.settings.livekit
-    if "app" not in node.settings.groups or app is None or livekit is None:
+    app, livekit = node.settings.backend, node.settings.livekit
+    if app is None or livekit is None:
         return
     key, secret = next(iter(livekit.keys.items()))
     values = {

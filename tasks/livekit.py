@@ -15,8 +15,7 @@ TURN_SECRET = "/etc/livekit/turn_secret"
 
 def livekit(node: Node) -> None:
     """The SFU with a pinned release, its configuration as a credential only it can read."""
-    settings = node.settings.livekit
-    if not node.settings.is_sfu or settings is None:
+    if not (settings := node.settings.sfu):
         return
     servers, secret = turn_servers(node)
     node.release.user("livekit")

@@ -149,9 +149,9 @@ def _tls_ports(pool: Pool) -> list[int]:
 
 
 def _livekit(settings: HostSettings, address: str) -> Iterator[tuple[str, Spec]]:
-    if not settings.is_sfu or settings.livekit is None:
+    if not (livekit := settings.sfu):
         return
-    livekit, wanted = settings.livekit, set(settings.livekit.bind_addresses)
+    wanted = set(livekit.bind_addresses)
     every = {"::", "0.0.0.0"} if address == settings.address else {"::"}
     own = {address, settings.local_address} if address == settings.address else {address}
     spec: Spec = {"probe": "livekit", "url": livekit.url, "keys": dict(livekit.keys)}

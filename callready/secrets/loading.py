@@ -108,7 +108,7 @@ class Report:
 
     def error(self, hosts: Iterable[str], key: str, message: str) -> None:
         """Note an error."""
-        self.add(hosts, Problem("error", key, message))
+        self.add(hosts, Problem(key, message))
 
     def invalid(self, host: str, error: ValidationError) -> None:
         """Note what pydantic found, without the values and in our words."""
@@ -135,7 +135,6 @@ class Report:
             env = Path(self.source).name
             self.found[
                 Problem(
-                    "error",
                     "",
                     f"still has the example's {', '.join(text)}: edit {self.source} and "
                     f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from callready.settings.problem import Problem
+from callready.settings.problem import Level, Problem
 
 OLDEST, NEWEST = "4.6.1", "4.18.0"
 
@@ -236,11 +236,6 @@ _BYTE_BY_BYTE = (
 _LINE = 1023  # read_config_file() reads a line into char[1025] and takes the rest for another
 
 
-def debian_default(release: Literal[12, 13]) -> str:
-    """The version of coturn that a Debian release installs (4.6.1-1 and 4.6.1-2)."""
-    return {12: "4.6.1", 13: "4.6.1"}[release]
-
-
 def knows(version: str, key: str) -> bool:
     """Whether this version takes the key and does not call it deprecated."""
     entry = KEYS.get(key)
@@ -263,11 +258,11 @@ def check(version: str, options: Mapping[str, object], where: str) -> list[Probl
     found = []
     if not _number(OLDEST) <= _number(version) <= _number(NEWEST):
         text = f"the keys of coturn {version} are not known, only those of {OLDEST} to {NEWEST}"
-        found.append(Problem("warning", where, f"{text}: checked against the nearer"))
+        found.append(Problem(where, f"{text}: checked against the nearer", "warning"))
     number = min(max(_number(version), _number(OLDEST)), _number(NEWEST))
     for key, value in options.items():
         for level, message in _check_key(key, value, version, number):
-            found.append(Problem(level, f"{where}.{key}", message))
+            found.append(Problem(f"{where}.{key}", message, level))
     return found
 
 
@@ -282,7 +277,7 @@ def range_of(network: str) -> str | None:
     return str(first) if first == net[-1] else f"{first}-{net[-1]}"
 
 
-_Finding = tuple[Literal["error", "warning"], str]
+_Finding = tuple[Level, str]
 
 
 def _check_key(

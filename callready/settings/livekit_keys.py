@@ -367,53 +367,44 @@ def check(
     found = []
     if not _number(OLDEST) <= _number(version) <= _number(NEWEST):
         nearest = NEWEST if _number(version) > _number(NEWEST) else OLDEST
-        found.append(
-            Problem(
-                "warning",
-                where,
-                f"the keys of livekit-server {version} are not all known here: checked against "
-                f"those of {nearest}",
-            )
-        )
-    for level, path, message in _walk(TREE, config, "", "", version):
-        found.append(Problem("error" if level else "warning", f"{where}.{path}", message))
+        text = f"the keys of livekit-server {version} are not all known here: checked against those"
+        found.append(Problem(where, f"{text} of {nearest}", "warning"))
+    for path, message, level in _walk(TREE, config, "", "", version):
+        found.append(Problem(f"{where}.{path}", message, level))
     return found
 
 
-_Finding = tuple[bool, str, str]  # whether it is an error, where, what
-
-
-def _walk(tree: Tree, value: object, path: str, schema: str, version: str) -> Iterator[_Finding]:
+def _walk(tree: Tree, value: object, path: str, schema: str, version: str) -> Iterator[Problem]:
     """Findings of a value; `path` names it (rooms[0].x), `schema` its place in TREE (rooms[].x)."""
     if value is None:  # YAML's null leaves the default
         return
     if isinstance(tree, str):
         if wanted := _wanted(tree, value):
-            yield True, path, f"must be {wanted}, not {_kind(value)}"
+            yield Problem(path, f"must be {wanted}, not {_kind(value)}")
     elif isinstance(tree, list):
         if not isinstance(value, list | tuple):
-            yield True, path, f"must be a list, not {_kind(value)}"
+            yield Problem(path, f"must be a list, not {_kind(value)}")
             return
         for index, item in enumerate(value):
             yield from _walk(tree[0], item, f"{path}[{index}]", f"{schema}[]", version)
     elif not isinstance(value, Mapping):
-        yield True, path, f"must be a mapping, not {_kind(value)}"
+        yield Problem(path, f"must be a mapping, not {_kind(value)}")
     else:
         for key, item in value.items():
             at, place = (f"{part}.{key}".removeprefix(".") for part in (path, schema))
             if "*" in tree:
                 yield from _walk(tree["*"], item, at, f"{schema}.*", version)
             elif "#" in tree and _wanted("int32", key):
-                yield True, at, "must have a whole number (a spatial layer) as its key"
+                yield Problem(at, "must have a whole number (a spatial layer) as its key")
             elif "#" in tree:
                 yield from _walk(tree["#"], item, at, f"{schema}.#", version)
             elif place in MANAGED:
-                yield True, at, f"callready writes it: set {MANAGED[place]} instead"
+                yield Problem(at, f"callready writes it: set {MANAGED[place]} instead")
             elif unknown := _unknown(tree, str(key), place, version):
-                yield True, at, unknown
+                yield Problem(at, unknown)
             else:
                 if place in DEPRECATED:
-                    yield False, at, f"deprecated: {DEPRECATED[place]}"
+                    yield Problem(at, f"deprecated: {DEPRECATED[place]}", "warning")
                 yield from _walk(tree[key], item, at, place, version)
 
 

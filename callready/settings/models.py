@@ -595,11 +595,6 @@ class HostSettings(Section):
         return self.private_address or self.address or ""
 
     @property
-    def is_sfu(self) -> bool:
-        """Whether this host runs LiveKit."""
-        return "livekit" in self.groups
-
-    @property
     def sfu(self) -> LiveKit | None:
         """LiveKit's settings, if this host runs it."""
         return self.livekit if "livekit" in self.groups else None

@@ -75,10 +75,9 @@ def _sshd(ports: tuple[int, ...]) -> Iterator[Use]:
 
 
 def _livekit(host: HostSettings) -> Iterator[Use]:
-    livekit, bound = host.livekit, host.livekit_addresses
-    if not host.is_sfu or livekit is None:
+    if not (livekit := host.sfu):
         return
-    use = partial(Use, "livekit", "LiveKit", LIVEKIT)
+    use, bound = partial(Use, "livekit", "LiveKit", LIVEKIT), host.livekit_addresses
     on_loopback = bool(bound) and {"127.0.0.1", "::1", "localhost"}.issuperset(bound)
     audience: Audience = "this host" if on_loopback else "anyone"
     yield use("tcp", livekit.port, livekit.port, "signalling", "livekit.port", audience)

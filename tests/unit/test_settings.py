@@ -443,7 +443,7 @@ def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> N
     [
         ("livekit/api_secret", "livekit.keys.APIunit"),
         ("turn/calls", "turn.pools.calls.secrets.0"),
-        ("app/token", "app.api_token"),
+        ("app/token", "app.api_token.0"),
     ],
 )
 @pytest.mark.parametrize("character", [*"#'\"\\$`, !&;()*~{", "é"])

@@ -308,15 +308,11 @@ class Site:
 
     def sfus(self) -> list[Sfu]:
         """One entry for each LiveKit URL that clients are told."""
-        urls: dict[str, Server] = {}
+        urls: dict[str, Sfu] = {}
         for server in self.servers.values():
-            if server.settings.is_sfu and server.settings.livekit:
-                urls.setdefault(server.settings.livekit.url, server)
-        return [
-            Sfu(server, server.settings.livekit, self.sfu_addresses)
-            for server in urls.values()
-            if server.settings.livekit
-        ]
+            if livekit := server.settings.sfu:
+                urls.setdefault(livekit.url, Sfu(server, livekit, self.sfu_addresses))
+        return list(urls.values())
 
     @property
     def sfu_addresses(self) -> frozenset[str]:

@@ -138,8 +138,8 @@ def _pinned(site: Site) -> Iterator[Pinned]:
     apps = [host.android for host in site.fleet.group("android").values() if host.android]
     for server in site.hosts():
         host = server.settings
-        urls = [host.livekit.url] if host.is_sfu and host.livekit else []
-        urls += [host.app.url] if "app" in host.groups and host.app and host.app.url else []
+        urls = [host.sfu.url] if host.sfu else []
+        urls += [host.backend.url] if host.backend and host.backend.url else []
         for url in map(urlsplit, urls):
             found = [app for app in apps if is_pinned(app, url.hostname or "")]
             if found and url.scheme in ("https", "wss"):
