@@ -108,12 +108,7 @@ def _android(host: HostSettings) -> Problems:
         missing = "livekit" if host.android else "android"
         yield Problem(missing, "is missing: the host is in group android")
         return
-    for text in android.problems(host.android, host.livekit.url):
-        key, _, message = text.partition(": ")
-        yield Problem(key, message)
-    for text in android.warnings(host.android):
-        key, _, message = text.partition(": ")
-        yield Problem(key, message, "warning")
+    yield from android.check(host.android, host.livekit.url)
 
 
 def _version_keys(host: HostSettings) -> Problems:
