@@ -219,10 +219,10 @@ def example() -> dict[str, HostSettings]:
 
 def one_host() -> HostSettings:
     """The host of inventories/single as it is shipped, with ports that do not meet."""
-    here = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
-    if clash := list(overlaps(port_plan(here))):
+    host = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
+    if clash := list(overlaps(port_plan(host))):
         raise ValueError(f"ONE_HOST of callready/docs.py: {clash}")
-    return here
+    return host
 
 
 def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]) -> HostSettings:
@@ -252,8 +252,8 @@ def ports_page(fleet: Mapping[str, HostSettings]) -> str:
     alone = one_host()
     pools = "".join(f'        "{name}": {json.dumps(own)},\n' for name, own in ONE_HOST.items())
     parts = [GENERATED, PORTS_HEAD]
-    for name, here in fleet.items():
-        parts += [f"## {name}\n", port_table(here)]
+    for name, host in fleet.items():
+        parts += [f"## {name}\n", port_table(host)]
     parts += [
         "## Everything on one host\n",
         ONE_HOST_TEXT,
@@ -289,10 +289,10 @@ LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools ca
 """
 
 
-def port_table(here: HostSettings) -> str:
+def port_table(host: HostSettings) -> str:
     """The port plan of a host."""
     lines = ["| port | over | service | for | open to | setting |", "|---|---|---|---|---|---|"]
-    for use in port_plan(here):
+    for use in port_plan(host):
         cells = [
             use.ports,
             use.proto.upper(),
@@ -339,9 +339,9 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     ]
 
 
-def edge_table(here: HostSettings) -> str:
+def edge_table(host: HostSettings) -> str:
     """The edge firewall's rules of a host, with their priorities."""
-    rules = edge_rules(port_plan(here))
+    rules = edge_rules(port_plan(host))
     lines = [
         "| priority | action | protocol | source port | destination port | TCP state | for |",
         "|---|---|---|---|---|---|---|",
@@ -367,9 +367,9 @@ def main(arguments: list[str]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
-    for name, here in fleet.items():
-        if here.serves:
-            print(f"# {name}\n\n{port_table(here)}\n{edge_table(here)}")
+    for name, host in fleet.items():
+        if host.serves:
+            print(f"# {name}\n\n{port_table(host)}\n{edge_table(host)}")
     return 0
 
 

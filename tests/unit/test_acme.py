@@ -121,11 +121,11 @@ def test_ovh_credentials_are_a_file_of_root_alone() -> None:
 
 def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
     write_store_with_ovh()
-    here: Node = declare(load(tls(BY_DNS)), TURN1)
+    node: Node = declare(load(tls(BY_DNS)), TURN1)
     facts = bare()
-    assert [why for why in refusals.of(here, facts) if "Debian 13 has no python3-certbot" in why]
+    assert [why for why in refusals.of(node, facts) if "Debian 13 has no python3-certbot" in why]
     facts.os_version = "12"
-    assert not list(refusals.of(here, facts))
+    assert not list(refusals.of(node, facts))
 
 
 def test_the_authoritys_staging_needs_its_roots(tmp_path: Path) -> None:
@@ -218,12 +218,12 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here: Node = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
+    node: Node = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
     monkeypatch.setattr(refusals.socket, "create_connection", lambda *a, **k: pytest.fail("asked"))
     facts = bare()
     facts.tables = {"inet callready"}
-    assert [why for why in refusals.of(here, facts) if why.startswith("tls.acme")]
-    assert not list(refusals.of(here, issued(here.release)))
+    assert [why for why in refusals.of(node, facts) if why.startswith("tls.acme")]
+    assert not list(refusals.of(node, issued(node.release)))
 
 
 def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -228,13 +228,13 @@ def test_the_port_tables_are_of_the_shipped_inventories(
         if "address" in own:
             own = {"name": name, **secrets.resolve(own, values)}
             shipped[name] = port_plan(HostSettings.model_validate(own))
-    assert shipped == {name: port_plan(here) for name, here in example.items()}
+    assert shipped == {name: port_plan(host) for name, host in example.items()}
 
 
 def test_the_edge_firewall_takes_twenty_rules() -> None:
-    for here in (*docs.example().values(), docs.one_host()):
-        assert "it takes 20" not in docs.edge_table(here)
-        rows = [line for line in docs.edge_table(here).splitlines() if "Accept" in line]
+    for host in (*docs.example().values(), docs.one_host()):
+        assert "it takes 20" not in docs.edge_table(host)
+        rows = [line for line in docs.edge_table(host).splitlines() if "Accept" in line]
         assert len(rows) < 20
 
 

@@ -511,7 +511,7 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
         ("*", "turn.pools.calls.secrets", ...),
         ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}),
     )
-    shown = repr(fleet) + str([here.model_dump_json() for here in fleet.hosts.values()])
+    shown = repr(fleet) + str([host.model_dump_json() for host in fleet.hosts.values()])
     assert "bob" in shown
     assert not [value for value in SECRETS.values() if value in shown]
 
@@ -873,7 +873,7 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     (folder / "test.py").write_text(f"livekit = {data[SFU1]['livekit']!r}\n")
     (folder / "turn.py").write_text('host = {"udp_buffer": 7000000}\n')
     fleet = load_fleet(SOURCE)
-    assert {name: here.host.udp_buffer for name, here in fleet.hosts.items()} == {
+    assert {name: host.host.udp_buffer for name, host in fleet.hosts.items()} == {
         SFU1: 6000000,
         TURN1: 7000000,
         TURN2: 9000000,
@@ -904,3 +904,18 @@ def test_an_inventory_that_is_not_there_or_not_python_is_named(project: Path) ->
         match=rf"^{SOURCE}: {SOURCE}, line 1: SyntaxError: '\[' was never closed$",
     ):
         inventory_data(SOURCE)
+
+
+def test_settings_and_probes_need_no_pyinfra_paramiko_or_pytest() -> None:
+    """What goes on looking after a deploy runs where these are not installed."""
+    script = """
+import importlib, pkgutil, sys
+for absent in ("pyinfra", "paramiko", "pytest", "testinfra", "gevent"):
+    sys.modules[absent] = None
+for name in ("callready.settings", "callready.probes"):
+    for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
+        importlib.import_module(module.name)
+"""
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
