@@ -8,19 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import BaseModel, SecretStr
@@ -129,20 +120,24 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
 def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str:
     hints = get_type_hints(model, include_extras=True)
     inherited = models.PoolKeys.model_fields if model is models.Pool else {}
-    lines = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    rows = []
     for name, field in model.model_fields.items():
         if name in inherited or (only and name not in only):
             continue
         origin = origin_of(field)
         rotated = ", rotated" if origin and origin.rotation else ""
-        cells = [
-            f"`{field.alias or name}`",
-            "; ".join([_type(hints[name]) + rotated, *_limits(field)]),
-            "the inventory name" if field is HostSettings.model_fields["name"] else _default(field),
-            field.description or "",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        kind = "; ".join([_type(hints[name]) + rotated, *_limits(field)])
+        is_name = field is HostSettings.model_fields["name"]
+        default = "the inventory name" if is_name else _default(field)
+        rows.append([f"`{field.alias or name}`", kind, default, field.description or ""])
+    return _markdown("key, type, default, what it is", rows)
+
+
+def _markdown(columns: str, rows: Iterable[Iterable[str]]) -> str:
+    heads = columns.split(", ")
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (heads, *rows)]
+    head, *body = (f"| {line} |\n" for line in lines)
+    return "".join([head, "|", "---|" * len(heads), "\n", *body])
 
 
 _WORDS: dict[Any, str] = {
@@ -181,16 +176,16 @@ def _type(hint: Any) -> str:
     return f"{hint.__name__}"
 
 
-def _limits(field: FieldInfo) -> Iterator[str]:
-    for item in field.metadata:
-        if isinstance(item, annotated_types.Ge):
-            yield f"{item.ge} or more"
-        elif isinstance(item, annotated_types.Gt):
-            yield f"more than {item.gt}"
-        elif isinstance(item, annotated_types.Le):
-            yield f"{item.le} or less"
-        elif isinstance(item, annotated_types.MinLen):
-            yield "not empty"
+_LIMITS = {
+    annotated_types.Ge: "{0.ge} or more",
+    annotated_types.Gt: "more than {0.gt}",
+    annotated_types.Le: "{0.le} or less",
+    annotated_types.MinLen: "not empty",
+}
+
+
+def _limits(field: FieldInfo) -> list[str]:
+    return [_LIMITS[type(item)].format(item) for item in field.metadata if type(item) in _LIMITS]
 
 
 def _default(field: FieldInfo) -> str:
@@ -291,18 +286,11 @@ LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools ca
 
 def port_table(host: HostSettings) -> str:
     """The port plan of a host."""
-    lines = ["| port | over | service | for | open to | setting |", "|---|---|---|---|---|---|"]
-    for use in port_plan(host):
-        cells = [
-            use.ports,
-            use.proto.upper(),
-            use.service,
-            use.purpose,
-            use.audience,
-            f"`{use.setting}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [use.ports, use.proto.upper(), use.service, use.purpose, use.audience, f"`{use.setting}`"]
+        for use in port_plan(host)
+    ]
+    return _markdown("port, over, service, for, open to, setting", rows)
 
 
 class EdgeRule(NamedTuple):
@@ -325,11 +313,8 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     opened = [use for use in plan if use.audience == "anyone"]
     rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
     for use in sorted(opened, key=lambda use: use.proto):
-        rules.append(
-            EdgeRule(
-                "Accept", use.proto.upper(), "", use.ports, "", f"{use.service}: {use.purpose}"
-            )
-        )
+        purpose = f"{use.service}: {use.purpose}"
+        rules.append(EdgeRule("Accept", use.proto.upper(), "", use.ports, "", purpose))
     return [
         *dict.fromkeys(rules),
         EdgeRule("Accept", "UDP", "53", "", "", "answers of DNS resolvers outside OVHcloud"),
@@ -342,17 +327,12 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
 def edge_table(host: HostSettings) -> str:
     """The edge firewall's rules of a host, with their priorities."""
     rules = edge_rules(port_plan(host))
-    lines = [
-        "| priority | action | protocol | source port | destination port | TCP state | for |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for priority, rule in enumerate(rules):
-        # The last priority is 19, whatever is added in between.
-        last = max(19, len(rules) - 1) if rule is rules[-1] else priority
-        lines.append("| " + " | ".join([str(last), *rule]) + " |")
-    if len(rules) > 20:
-        lines += ["", f"These are {len(rules)} rules and it takes 20: join neighbouring ports."]
-    return "\n".join(lines) + "\n"
+    # The last priority is 19, whatever is added in between.
+    priorities = [*range(len(rules) - 1), max(19, len(rules) - 1)]
+    columns = "priority, action, protocol, source port, destination port, TCP state, for"
+    rows = [[f"{priority}", *rule] for priority, rule in zip(priorities, rules, strict=True)]
+    much = f"\nThese are {len(rules)} rules and it takes 20: join neighbouring ports.\n"
+    return _markdown(columns, rows) + much * (len(rules) > 20)
 
 
 def main(arguments: list[str]) -> int:

@@ -90,10 +90,7 @@ _ALL_BUT_ZERO = tuple(
 
 # Addresses that no public peer has: IANA's special-purpose registries (RFC 6890 and successors).
 DENIED = {
-    "sfu": (
-        "0.0.0.0-255.255.255.255",
-        *_ALL_BUT_ZERO,
-    ),
+    "sfu": ("0.0.0.0-255.255.255.255", *_ALL_BUT_ZERO),
     "internet": (
         "0.0.0.0-0.255.255.255",
         "10.0.0.0-10.255.255.255",

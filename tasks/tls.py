@@ -66,13 +66,8 @@ def renewal(node: Node, acme: Acme) -> None:
 def certbot_arguments(node: Node, acme: Acme, name: str) -> tuple[str, ...]:
     """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
     if acme.dns:
-        proof = [
-            "--dns-ovh",
-            "--dns-ovh-credentials",
-            CREDENTIALS,
-            "--dns-ovh-propagation-seconds",
-            str(acme.dns.propagation),
-        ]
+        proof = ["--dns-ovh", "--dns-ovh-credentials", CREDENTIALS]
+        proof += ["--dns-ovh-propagation-seconds", str(acme.dns.propagation)]
     else:
         proof = ["--standalone", "--http-01-port", str(node.settings.challenge_port)]
         if node.settings.has_edge:

@@ -128,18 +128,15 @@ class Report:
 
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Note names that the shipped examples use and nobody can own (RFC 2606)."""
-        text = sorted(
-            {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
-        )
-        if text:
-            env = Path(self.source).name
-            self.found[
-                Problem(
-                    "",
-                    f"still has the example's {', '.join(text)}: edit {self.source} and "
-                    f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",
-                )
-            ] = []
+        found = {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
+        if found:
+            env = Path(self.source)
+            self.error(
+                [],
+                "",
+                f"still has the example's {', '.join(sorted(found))}: edit {self.source} and "
+                f"{env.parent}/group_data/{env.name}.py to name your own hosts",
+            )
 
     def lines(self, level: str) -> Iterable[str]:
         """One line a finding: `inventories/prod: turn1.example.com: turn.min_port: …`."""
