@@ -198,24 +198,21 @@ def rotate(inventory: str, what: str, wanted: int | None = None, end_calls: bool
     Raises RotationError, SettingsError or SecretsError if a phase may not begin or fails.
     """
     rotation = Rotation.load(inventory, what)
-    phase = rotation.phase
-    found = survey(inventory)
+    phase, found = rotation.phase, survey(inventory)
     differing = ", ".join(sorted(host for host, item in found.items() if item["changes"]))
-    if not differing and phase == 3:  # the last run was cut short at its very end
-        return _reached(rotation, 3)
+    if not differing and (phase == 3 or (phase == 2 and rotation.until is None)):
+        return _complete(rotation, phase)  # the last run was cut short before it noted that
     target = phase if differing else phase + 1
     _may_go_on(rotation, target, wanted, differing)
     if differing:
         print(f"phase {phase} is not complete on {differing}: completing it", flush=True)
-    elif phase == 2 and rotation.until is None:  # the last run was cut short before it noted that
-        return _reached(rotation, 2)
     else:
         if target == 3:
             _may_retire(rotation, found, end_calls)
         rotation.begin(target)
         print(f"phase {target} of 3: {WORDS[rotation.kind][target]}", flush=True)
     deploy(inventory, target)
-    return _reached(rotation, target)
+    return _complete(rotation, target)
 
 
 def _may_go_on(rotation: Rotation, target: int, wanted: int | None, differing: str) -> None:
@@ -236,6 +233,7 @@ def _may_go_on(rotation: Rotation, target: int, wanted: int | None, differing: s
 
 
 def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> None:
+    """Raise RotationError while something that callers have needs the old secret."""
     until = rotation.until
     if until and datetime.now(UTC) < until:
         raise RotationError(
@@ -245,7 +243,7 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
     # LiveKit signs the refresh tokens of running calls with any key it knows (getFirstKeyPair in
     # its roommanager.go), the old one too, and a removal means a restart.
     ports = sum(item["busy"].get(LIVEKIT, 0) for item in found.values())
-    if until and rotation.kind == "livekit" and ports and not end_calls:
+    if rotation.kind == "livekit" and ports and not end_calls:
         raise RotationError(
             f"phase 3 has to wait for the end of the calls ({ports} media ports in use): LiveKit "
             "restarts without the old key, and calls whose last token it signed with that could "
@@ -253,8 +251,8 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
         )
 
 
-def _reached(rotation: Rotation, phase: int) -> str:
-    """Note that a phase is complete; what the operator is told about it and the next one."""
+def _complete(rotation: Rotation, phase: int) -> str:
+    """Note that every host has reached a phase; what the operator is told about it and the next."""
     rotation.complete(phase)
     livekit = rotation.kind == "livekit"
     again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
