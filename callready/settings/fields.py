@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import chain
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -32,15 +33,24 @@ def secret_fields(
 ) -> Iterator[SecretField]:
     """The secret fields of a host's settings, or of its data in an inventory as it is: what is no
     mapping and should be one is passed over, since validation names it."""
-    for name, field in model.model_fields.items():
+    for name, origin, inner in _secrets_and_sections(model):
         value = getattr(section, name) if isinstance(section, BaseModel) else section.get(name)
         at = f"{path}.{name}".removeprefix(".")
-        if origin := origin_of(field):
+        if origin:
             yield SecretField(at, origin, value, section, name)
-        elif inner := model_in(field.annotation):
+        elif inner:
             for path_, item in _items(at, value) if inner[1] else [(at, value)]:
                 if isinstance(item, BaseModel | Mapping):
                     yield from secret_fields(item, inner[0], path_)
+
+
+@cache  # of every host's settings the same, and slow to find out
+def _secrets_and_sections(
+    model: type[BaseModel],
+) -> list[tuple[str, Origin | None, tuple[type[BaseModel], str] | None]]:
+    fields = model.model_fields.items()
+    found = [(name, origin_of(field), model_in(field.annotation)) for name, field in fields]
+    return [each for each in found if each[1] or each[2]]
 
 
 def _items(path: str, value: Any) -> Iterator[tuple[str, Any]]:
