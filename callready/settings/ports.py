@@ -103,7 +103,7 @@ def _coturn(host: HostSettings) -> Iterator[Use]:
         use, key = partial(Use, "coturn", f"coturn {name}"), f"turn.pools.{name}"
         for way in pools.ways(host, name):
             port, unit = way.port, way.unit if way.listens_on == way.port else ""
-            if (unit, port) != (pools.EDGE, 443):  # that is the edge's own
+            if (unit, way.setting) != (pools.EDGE, "tls_on_443"):  # that is the edge's own port
                 yield use(unit, way.proto, port, port, _PURPOSES[way.over], f"{key}.{way.setting}")
         unit, port = pools.unit(name), pool.proxy_port
         if pools.behind_edge(host, name):

@@ -399,6 +399,14 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
         ),
         (
             SFU1,
+            [*WAYS["on 443 by the edge"][1], (SFU1, "turn.pools.calls.tls_listening_port", 443)],
+            "edge.port: port 443/tcp is taken twice on this host: coturn calls (TURN over TLS, "
+            "turn.pools.calls.tls_listening_port) and edge (HTTPS and wss); give one of them another "
+            "port",
+            [("turn.pools.calls.tls_listening_port", 5349)],
+        ),
+        (
+            SFU1,
             [(SFU1, "firewall.extra_ports", ["59990-60010/udp"])],
             "firewall.extra_ports: port 59990-60000/udp is taken twice on this host: LiveKit (media, "
             "livekit.rtc.port_range_start) and extra (firewall.extra_ports); give one of them another "
