@@ -7,6 +7,8 @@ PYINFRA := .venv/bin/pyinfra
 INVENTORY := inventories/$(ENV)
 # Of make secrets: age and SSH public keys.
 export RECIPIENTS
+# Every shell script, by its name or by its first line.
+SCRIPTS = $(shell .venv/bin/shfmt -f $$(git ls-files))
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
 CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
 
@@ -80,7 +82,7 @@ rotate: install
 
 rollback remove history: install
 	$(if $(HOST)$(filter-out remove,$@),,$(error make remove needs HOST=…))
-	$(PYINFRA) $(INVENTORY) deploy.py --data do=$@ $(if $(HOST),--limit $(HOST))
+	$(PYINFRA) $(INVENTORY) $@.py $(if $(HOST),--limit $(HOST))
 
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)
@@ -95,6 +97,8 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/shellcheck -x -P SCRIPTDIR $(SCRIPTS)
+	.venv/bin/shfmt -d -i 4 -ci -sr $(SCRIPTS)
 
 unit: lab-install
 	$(PYTHON) -m pytest -q -n 2 tests/unit

@@ -7,10 +7,12 @@ from tasks import declare
 from tasks.android import android
 
 # Settings, secrets, files and one survey of every host: all errors at once, nothing changed yet.
-here = operations.deployments(inventory, declare)
+run = operations.run(inventory, declare)
 
-if host.name in here:
-    operations.release(name="Bring the host to its release", deployment=here[host.name])
+if deployment := run.deployments.get(host.name):
+    operations.install(name="Install programs", deployment=deployment)
+    operations.switch(name="Switch and confirm", deployment=deployment)
+    operations.prune(name="Remove what nothing uses any more", deployment=deployment)
 
-if "android" in host.groups and operations.verb(inventory) == "deploy":
-    android(operations.load_fleet(inventory), host)
+if "android" in host.groups:
+    android(run, host)

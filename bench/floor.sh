@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What callready does on a TURN host, in one script by hand; run as root over stdin with PACKAGES,
 # BUNDLE (a compressed tar archive in base64) and RESERVED_PORTS set. Prints each change.
 set -eu
@@ -14,6 +15,7 @@ put() { # NAME PATH MODE GROUP
     echo "changed $2"
 }
 
+# shellcheck disable=SC2086 # a package is one word
 dpkg-query -W $PACKAGES > /dev/null 2>&1 || apt-get -y -q --no-install-recommends install $PACKAGES
 [ "$(readlink /etc/systemd/system/coturn.service)" = /dev/null ] || systemctl mask coturn.service
 grep -q ^benchturn: /etc/passwd ||

@@ -124,7 +124,7 @@ class World:
                 ansible = "".join(f"{host.fqdn}\n" for host in line.hosts)
                 line.inventory.with_suffix(".ini").write_text(ansible)
         fleet = load_fleet(str(Line(self, max(counts), self.rtts[0]).inventory))
-        self.declared = {name: declare(fleet, name, (22,)) for name in fleet.hosts}
+        self.declared = {name: declare(fleet, name) for name in fleet.hosts}
         for here in self.declared.values():
             (self.folder / "files" / here.name).mkdir(parents=True)
         self.write_files()

@@ -1,3 +1,3 @@
 """callready: LiveKit and coturn on Debian hosts, deployed and verified from outside."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

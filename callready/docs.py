@@ -45,7 +45,7 @@ def pages() -> dict[Path, str]:
     """Every page that is generated, whole or in part, with its text as it should be."""
     fleet = example()
     shown = {"the SFU": "sfu1", "a TURN host": "turn1", "the application's host": "app1"}
-    guide = ROOT / "docs/getting-started.md"
+    guide = ROOT / "docs/ovh-firewall.md"
     head, _, rest = guide.read_text().partition("<!-- edge rules -->\n")
     _, _, tail = rest.partition("<!-- end of edge rules -->\n")
     rules = "".join(

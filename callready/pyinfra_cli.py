@@ -1,5 +1,5 @@
-"""How this machine talks to hosts and how a run begins and ends: what pyinfra leaves open and
-operators need. Imported by config.py, the first file of ours that pyinfra executes."""
+"""Every patch of pyinfra: how this machine talks to hosts, and how a run begins and ends. Imported
+by config.py, the first file of ours that pyinfra executes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import click
 import paramiko
 from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.state import State
@@ -18,7 +19,7 @@ from pyinfra.connectors import ssh
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
-from callready.operations import Refused, inventory_path, load_fleet
+from callready.rollout.run import Refused, command
 from callready.trust import Client, shown
 
 
@@ -56,20 +57,26 @@ class _Unknown(paramiko.MissingHostKeyPolicy):
 
 
 def install() -> None:
-    """Make SSH strict and quick by default, errors come before any connection, and the exit
-    status true."""
+    """Every patch of pyinfra; tests/unit/test_pyinfra.py fails when pyinfra no longer needs one."""
+    # Accepts unknown host keys, leaves Nagle on, and waits for a dead line for minutes.
     defaults = ssh.connector_data_meta
     defaults["ssh_paramiko_connect_kwargs"].default = {"transport_factory": transport}
     defaults["ssh_strict_host_key_checking"].default = "yes"
+    # Says of a refused key neither what it is nor what to do.
     ssh.SSHClient = Client  # type: ignore[attr-defined]
+    # Connects to jump hosts with a client of its own, which asks on the terminal.
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
-    if not any(argument.endswith("deploy.py") for argument in sys.argv):
-        return
+    called = click.get_current_context().params
+    if any(str(name).endswith(".py") for name in called["operations"]):
+        _deploy_files()
+
+
+def _deploy_files() -> None:
+    """What runs of deploy files need beside that."""
     connect_all, disconnect_all, run_ops = cli.connect_all, cli.disconnect_all, cli.run_ops
 
     def validate_and_connect(state: State) -> None:
-        Client.environment = Path(inventory_path()).name
-        load_fleet(state.inventory)
+        Client.environment = Path(command(state.inventory).fleet.source).name
         try:
             connect_all(state)
         except PyinfraError as error:
@@ -84,12 +91,14 @@ def install() -> None:
         if isinstance(error, SystemExit):
             _exit(state, error.code)
 
-    # pyinfra runs deploy.py only after it has connected to every host.
+    # Reads a deploy file only after it has connected to every host.
     cli.connect_all = validate_and_connect
-    # With --no-wait pyinfra forgets which hosts failed; the roll-out has its own order anyway.
+    # Forgets with --no-wait which hosts failed; the roll-out has its own order anyway.
     cli.run_ops = lambda state, serial, no_wait: run_ops(state, serial)
-    # The last thing that pyinfra calls; its exit status is known then.
+    # Exits with 0 where no host was selected, and with a traceback where nobody can be asked. This
+    # is the last that it calls; its exit status is known then.
     cli.disconnect_all = disconnect_and_exit
+    # Exits with 0 on Ctrl-C.
     signal.signal(signal.SIGINT, _interrupted)
 
 

@@ -1,7 +1,6 @@
 """The roles, in the order in which they are read: each declares what must be true on a host."""
 
 from callready.release.node import Node
-from callready.rollout.gate import promises
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
 from tasks.coturn import coturn
@@ -12,9 +11,9 @@ from tasks.livekit import livekit
 from tasks.tls import tls
 
 
-def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Node:
+def declare(fleet: Fleet, name: str) -> Node:
     """Everything that must be true on the host `name` of the fleet."""
-    node = Node(name, fleet, ssh_ports)
+    node = Node(name, fleet, port_roles=(base, firewall))
     node.release.confirm_timeout = node.settings.deploy.confirm_timeout
     node.release.drain = node.settings.deploy.drain
     base(node)
@@ -24,5 +23,5 @@ def declare(fleet: Fleet, name: str, ssh_ports: tuple[int, ...] = ()) -> Node:
     edge(node)
     app_env(node)
     firewall(node)
-    node.release.promises = promises(node)
+    node.release.promises = node.promises
     return node

@@ -5,15 +5,16 @@ from urllib.parse import urlsplit
 from pyinfra import logger
 from pyinfra.api.host import Host
 
-from callready.operations import checkout, read_checkout, rolled_out
+from callready.operations import checkout, read_checkout
 from callready.release import android as nsc
-from callready.settings.fleet import Fleet
+from callready.rollout.run import Run
 from callready.settings.uris import stun_uris, turn_uris
 
 
-def android(fleet: Fleet, host: Host) -> None:
+def android(run: Run, host: Host) -> None:
     """The release, debug and profile files and the client settings; the manifest is checked, not
     edited, and what to add is printed."""
+    fleet = run.fleet
     settings, livekit = fleet[host.name].android, fleet[host.name].livekit
     if settings is None or livekit is None:
         return
@@ -36,12 +37,12 @@ def android(fleet: Fleet, host: Host) -> None:
         name="Write the Android configuration",
         root=settings.checkout,
         files={path: files[path] for path in found.differing},
-        _if=lambda: _hosts_are_well(host),
+        _if=lambda: _hosts_are_well(run, host),
     )
 
 
-def _hosts_are_well(host: Host) -> bool:
+def _hosts_are_well(run: Run, host: Host) -> bool:
     """Whether the hosts have become what the app would be told."""
-    if not (well := rolled_out(host.state)):
+    if not (well := run.rollout.is_well):
         logger.warning(f"{host.print_prefix}the app's checkout stays as it is: hosts have failed")
     return well

@@ -5,6 +5,7 @@ from ipaddress import IPv6Address
 
 from pydantic import SecretStr
 
+from callready.release.declaration import Row
 from callready.release.node import Node
 from callready.settings import coturn_keys, pools
 from callready.settings.models import Pool
@@ -48,7 +49,7 @@ def coturn(node: Node) -> None:
             inputs=[UNIT_FILE],
             credentials=[config],
             listens=listeners(node.ports, unit),
-            restart_means="every call relayed node breaks off until its client connects anew",
+            restart_means="every call relayed here breaks off until its client connects anew",
             drain="USR1" if coturn_keys.drains(version) else "",
         )
 
@@ -65,20 +66,20 @@ def allowed_peers(node: Node, pool: Pool) -> list[str]:
     return [*addresses, *pool.allowed_peers]
 
 
-def rows(pool: Pool) -> list[tuple[str, str, str]]:
+def rows(pool: Pool) -> list[Row]:
     """The pool's credentials as rows of coturn's user database (its schema.sql)."""
-    secrets = [("turn_secret", pool.realm, s.get_secret_value()) for s in pool.secrets]
+    secrets = [("turn_secret", pool.realm, secret) for secret in pool.secrets]
     users = [
-        ("turnusers_lt", pool.realm, f"{name}:{_long_term_key(name, pool.realm, password)}")
+        ("turnusers_lt", pool.realm, _long_term_key(name, pool.realm, password))
         for name, password in pool.users.items()
     ]
     return secrets + users
 
 
-def _long_term_key(name: str, realm: str, password: SecretStr) -> str:
-    """RFC 8489, section 9.2.2: MD5 of name, realm and password."""
+def _long_term_key(name: str, realm: str, password: SecretStr) -> SecretStr:
+    """`name:key`, with the key of RFC 8489, section 9.2.2: MD5 of name, realm and password."""
     text = f"{name}:{realm}:{password.get_secret_value()}"
-    return md5(text.encode(), usedforsecurity=False).hexdigest()
+    return SecretStr(f"{name}:{md5(text.encode(), usedforsecurity=False).hexdigest()}")
 
 
 # coturn before 4.16 compares IPv6 ranges byte by byte (CVE-2026-73213), so `::1-ffff:…` lets

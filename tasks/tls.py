@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from callready.release.declaration import HOST, ROOT, Certificate
+from callready.release.declaration import ROOT, Certificate
+from callready.release.facts import host_script
 from callready.release.node import Node
 from callready.settings.certificates import read_pair
 from callready.settings.models import Acme
@@ -46,7 +47,7 @@ def renewal(node: Node, acme: Acme) -> None:
         release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, secret=True, dns=acme.dns)
     if acme.ca:
         release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
-    release.file(SCRIPT, content=HOST.joinpath("certificates.sh").read_bytes(), mode=0o755)
+    release.file(SCRIPT, content=host_script("certificates.sh"), mode=0o755)
     release.file(
         f"{ROOT}/certificates.conf",
         "certificates.conf.j2",

@@ -24,7 +24,7 @@ from fleet import PYINFRA, Run, eventually  # noqa: E402
 from place import Place  # noqa: E402
 
 from bench.faults.report import write  # noqa: E402
-from callready.release.declaration import rows_sql  # noqa: E402
+from callready.release.plan import rows_sql  # noqa: E402
 from lab import Lab  # noqa: E402
 from lab.run import say  # noqa: E402
 
@@ -93,9 +93,9 @@ class Plain(Place):
             source = made / path.replace("/", "_")
             source.write_bytes(content.replace(old, new) if path == name else content)
             work["files"][path] = (str(source), owner, group, f"{mode:o}")
-        for path, item in release.databases.items():
+        for path, rows in release.databases.items():
             source = made / path.replace("/", "_")
-            source.write_bytes(rows_sql(item))
+            source.write_bytes(rows_sql(rows).get_secret_value())
             work["databases"][path] = str(source)
         (self.folder / "work.json").write_text(json.dumps(work))
         with self.inventory.with_name("group_data").joinpath("fleet.py").open("a") as data:

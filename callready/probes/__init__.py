@@ -17,6 +17,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,35 @@ SILENCE = 2.0
 enough for a busy machine, shorter than people wait before they hang up."""
 
 
-class ProbeError(Exception):
-    """What a caller would suffer, and what an operator should look at.
+@dataclass(frozen=True)
+class Finding:
+    """What a probe found wrong.
 
     Args:
-        suffers: what does not work, where, and how it showed.
+        suffers: what does not work for callers, and where.
         look_at: the checks that find the cause, most likely first.
+        evidence: how it showed, if that is not said already.
     """
 
-    def __init__(self, suffers: str, look_at: str) -> None:
-        super().__init__(suffers, look_at)
-        self.suffers = suffers
-        self.look_at = look_at
+    suffers: str
+    look_at: str
+    evidence: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What does not work, and how it showed."""
+        return ": ".join(filter(None, (self.suffers, self.evidence)))
 
     def __str__(self) -> str:
-        return f"{self.suffers}. Look at: {self.look_at}"
+        return f"{self.shown}. Look at: {self.look_at}"
+
+
+class ProbeError(Exception):
+    """A probe that did not pass: carries its `finding`; arguments as `Finding`."""
+
+    def __init__(self, suffers: str, look_at: str, evidence: str = "") -> None:
+        self.finding = Finding(suffers, look_at, evidence)
+        super().__init__(self.finding)
 
 
 def reason(error: BaseException) -> str:
@@ -150,7 +165,7 @@ def run(
     try:
         result = probe(options)
     except ProbeError as error:
-        failure = {"ok": False, "suffers": error.suffers, "look_at": error.look_at}
+        failure = {"ok": False, **as_data(error.finding)}
         print(json.dumps(failure) if options.json else f"FAILED {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

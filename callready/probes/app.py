@@ -21,7 +21,7 @@ from callready.probes.tls import client_context
 from callready.probes.turn_client import IceServer
 
 Scheme = Literal["http", "ws"]
-_LOOK_AT = "the app's unit and its log, and a proxy before it"
+LOOK_AT = "the app's unit and its log, and a proxy before it"
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def get(
             return response, time.perf_counter() - start
     except (httpx.HTTPError, OSError) as error:
         raise ProbeError(
-            f"callers get no answer from {url}: {reason(error)}",
+            f"callers get no answer from {url}",
             "whether the service runs and listens on that port, nftables and the provider's "
             "firewall, and for https the certificate",
+            reason(error),
         ) from None
 
 
@@ -133,7 +134,7 @@ def health(
             if found[path] != value or isinstance(found[path], bool) != isinstance(value, bool):
                 wrong.append(f"{path} is {json.dumps(found[path])}, not {json.dumps(value)}")
     if wrong:
-        raise ProbeError(f"the app is not well: {url}: {'; '.join(wrong)}", _LOOK_AT)
+        raise ProbeError(f"the app is not well: {url}", LOOK_AT, "; ".join(wrong))
     return AppHealth(response.status_code, found, rtt)
 
 
@@ -175,10 +176,10 @@ def turn_credentials(url: str, bearer: SecretStr | None, ca_file: str | None = N
     """
     found = _issued(f"{url}/turn-credentials", bearer, ca_file)
     if not isinstance(found.get("ttl"), int) or found["ttl"] < 60:
-        raise ProbeError(f"calls lose their relay: {url} says ttl {found.get('ttl')}", _LOOK_AT)
+        raise ProbeError(f"calls lose their relay: {url} says ttl {found.get('ttl')}", LOOK_AT)
     uris = found.get("uris")
     if not isinstance(uris, list) or not uris:
-        raise ProbeError(f"callers get no relay: {url}/turn-credentials names no uris", _LOOK_AT)
+        raise ProbeError(f"callers get no relay: {url}/turn-credentials names no uris", LOOK_AT)
     credentials = _text(found, "username", url), _text(found, "credential", url)
     return IceServer(tuple(map(str, uris)), *credentials)
 
@@ -203,14 +204,14 @@ def _issued(
         found = None
     if response.status_code != 200 or not isinstance(found, dict):
         raise ProbeError(
-            f"the app gives callers nothing: {url} answers {response.status_code}", _LOOK_AT
+            f"the app gives callers nothing: {url} answers {response.status_code}", LOOK_AT
         )
     return found
 
 
 def _text(found: Mapping[str, Any], key: str, url: str) -> str:
     if not isinstance(found.get(key), str):
-        raise ProbeError(f"the app gives callers no {key}: {url}", _LOOK_AT)
+        raise ProbeError(f"the app gives callers no {key}: {url}", LOOK_AT)
     return str(found[key])
 
 
@@ -250,7 +251,7 @@ async def _exchange(url: str, send: str, expect: str, ca_file: str | None) -> Ex
         why = f"answers {error.response.status_code} instead of a WebSocket"
     except (OSError, websockets.WebSocketException) as error:
         why = f"gave {seen} other messages, then: {reason(error)}"
-    raise ProbeError(f"the app does not talk to its users: {url} {why}", _LOOK_AT)
+    raise ProbeError(f"the app does not talk to its users: {url} {why}", LOOK_AT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

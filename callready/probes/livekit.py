@@ -167,9 +167,10 @@ async def _join(url: str, token: SecretStr, ca_file: str | None) -> Joined:
         ) from None
     except (OSError, websockets.WebSocketException) as error:
         raise ProbeError(
-            f"no call starts: no signalling at {url}: {reason(error)}",
+            f"no call starts: no signalling at {url}",
             "livekit-server.service, its port in nftables and in the provider's firewall, and a "
             "proxy that must pass WebSockets on",
+            reason(error),
         ) from None
     servers = tuple(
         IceServer(tuple(each.urls), each.username, each.credential)

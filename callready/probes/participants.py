@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from livekit import rtc
 from livekit.rtc._proto.stats_pb2 import IceCandidateType
 
-from callready.probes import SILENCE, ProbeError
+from callready.probes import SILENCE, Finding, ProbeError, as_data
 from callready.probes.tls import tls_forwarder
 from callready.probes.turn import IceServer, TurnServer
 from callready.probes.webrtc import Call, Participant, Request
@@ -35,12 +35,12 @@ LOUD = 3_000
 TOPIC = "callready"
 
 
-class _Failed(Exception):
-    """A step that did not succeed: which, and what a caller would suffer."""
+class _Failed(ProbeError):
+    """A step of the call that did not come about."""
 
     def __init__(self, step: str, suffers: str, look_at: str = "") -> None:
-        super().__init__(step)
-        self.answer = {"failed": step, "suffers": suffers, "look_at": look_at}
+        super().__init__(suffers, look_at)
+        self.step = step
 
 
 class _Retries(logging.Handler):
@@ -268,16 +268,13 @@ def main() -> None:
     logging.getLogger().addHandler(retries)
     try:
         answer = dataclasses.asdict(asyncio.run(_call(Request(**values), retries)))
-    except _Failed as error:
-        answer = error.answer
     except ProbeError as error:
-        answer = {"failed": "tls", "suffers": error.suffers, "look_at": error.look_at}
+        step = error.step if isinstance(error, _Failed) else "tls"
+        answer = {"failed": step, "finding": as_data(error.finding)}
     except Exception as error:  # the SDK's: its text may hold a token
-        answer = {
-            "failed": "sdk",
-            "suffers": f"calls break off: the client reports {type(error).__name__}",
-            "look_at": "LiveKit's log at that time",
-        }
+        suffers = f"calls break off: the client reports {type(error).__name__}"
+        finding = Finding(suffers, "LiveKit's log at that time")
+        answer = {"failed": "sdk", "finding": as_data(finding)}
     print(json.dumps(answer), flush=True)
     os._exit(0)  # the SDK's threads may still be at an attempt that was given up
 

@@ -17,6 +17,10 @@ from aioice import turn as clients
 
 from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
 
+UDP_SILENCE = 1.0
+"""Seconds without an answer after which UDP counts as blocked: two transmissions, 0.5 s apart
+(RFC 8489, section 6.2.1)."""
+
 
 @dataclass(frozen=True)
 class Binding:
@@ -31,6 +35,10 @@ class NoAnswer(Exception):
     """The server did not answer, or the connection ended; the text says which."""
 
 
+class ConnectionRefused(NoAnswer):
+    """Nothing listens on the port: the host says so (ICMP port unreachable, RFC 1122 3.2.2.1)."""
+
+
 class _Watched(clients.TurnClientMixin):
     """Notes what aioice passes over and waits a minute for: that the network gave up, and errors
     that are not signed (coturn does not sign a 437)."""
@@ -40,7 +48,8 @@ class _Watched(clients.TurnClientMixin):
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     def error_received(self, exc: Exception) -> None:
-        self._fail(NoAnswer(reason(exc)))
+        refused = isinstance(exc, ConnectionRefusedError)
+        self._fail((ConnectionRefused if refused else NoAnswer)(reason(exc)))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(NoAnswer(reason(exc) if exc else "the server closed the connection"))
@@ -158,6 +167,7 @@ def binding(
     port: int = 3478,
     transport: Literal["udp", "tcp"] = "udp",
     timeout: float = TIMEOUT,
+    connect_to: tuple[str, int] | None = None,
 ) -> Binding:
     """Ask a STUN server for the caller's public address (RFC 8489 section 2).
 
@@ -166,24 +176,41 @@ def binding(
         port: 3478 unless the pool says otherwise (RFC 8489 section 8).
         transport: ``udp`` or ``tcp``.
         timeout: seconds.
+        connect_to: where to send to instead, if a tunnel leads there.
 
     Raises:
         ProbeError: no answer, or an answer without an address.
     """
     where = f"stun:{endpoint(address, port)} over {transport}"
     try:
-        return asyncio.run(_binding(address, port, transport, timeout))
+        return asyncio.run(_binding(*(connect_to or (address, port)), transport, timeout))
     except NoAnswer as error:
         raise ProbeError(
-            f"callers learn no public address (no srflx candidate) from {where}: {error}",
+            f"callers learn no public address (no srflx candidate) from {where}",
             f"the pool's turnserver@ unit and its listening-ip, and {port}/{transport} in nftables "
             "and in the provider's firewall",
+            str(error),
         ) from None
     except (messages.TransactionFailed, KeyError) as error:
         raise ProbeError(
             f"callers learn no public address from {where}, it answered {error}",
             "whether that port is the STUN server's",
         ) from None
+
+
+def comes_back(address: str, port: int) -> bool:
+    """Whether UDP gets to a port and something comes back: a STUN answer, or that nothing listens
+    there (ICMP port unreachable). False is silence: nobody knows.
+    """
+    try:
+        asyncio.run(_binding(address, port, "udp", UDP_SILENCE))
+    except ConnectionRefused:
+        return True
+    except NoAnswer:
+        return False
+    except (messages.TransactionFailed, KeyError):  # somebody answers
+        return True
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -68,6 +68,7 @@ def served(
     ca_file: str | None = None,
     verify: bool = True,
     timeout: float = TIMEOUT,
+    connect_to: tuple[str, int] | None = None,
 ) -> Certificate:
     """The certificate served on `address`:`port` to a client that asks for `server_name`.
 
@@ -78,28 +79,29 @@ def served(
         ca_file: PEM file of the authorities to trust; default the system's.
         verify: check chain, name and validity; without, only say what is served.
         timeout: seconds for connecting and handshake each.
+        connect_to: where to connect to instead, if a tunnel leads there.
 
     Raises:
         ProbeError: nothing answers, no TLS is spoken, or chain, name or validity fail.
     """
     name = server_name or address
     where = endpoint(address, port)
-    shown = _handshake(address, port, name, client_context(verify=False), timeout)
+    at = connect_to or (address, port)
+    shown = _handshake(where, at, name, client_context(verify=False), timeout)
     if not verify:
         return shown
     try:
-        return _handshake(address, port, name, client_context(ca_file), timeout)
+        return _handshake(where, at, name, client_context(ca_file), timeout)
     except ssl.SSLCertVerificationError as error:
         raise _rejected(error, where, name, shown) from None
 
 
 def _handshake(
-    address: str, port: int, name: str, context: ssl.SSLContext, timeout: float
+    where: str, at: tuple[str, int], name: str, context: ssl.SSLContext, timeout: float
 ) -> Certificate:
-    where = endpoint(address, port)
     try:
         with (
-            socket.create_connection((address, port), timeout) as plain,
+            socket.create_connection(at, timeout) as plain,
             context.wrap_socket(plain, server_hostname=name) as connection,
         ):
             version = connection.version()
@@ -111,14 +113,16 @@ def _handshake(
         raise
     except ssl.SSLError as error:
         raise ProbeError(
-            f"callers cannot open TLS to {where}: {reason(error)}",
+            f"callers cannot open TLS to {where}",
             "whether that port speaks TLS, its protocol versions, and the service's log",
+            reason(error),
         ) from None
     except OSError as error:
         raise ProbeError(
-            f"callers cannot connect to {where}: {reason(error)}",
-            f"the service listening on {port}/tcp (coturn drops its TLS listener silently when "
-            f"certificate or key cannot be read), and the firewall",
+            f"callers cannot connect to {where}",
+            f"the service listening on {where.rpartition(':')[2]}/tcp (coturn drops its TLS "
+            "listener silently when certificate or key cannot be read), and the firewall",
+            reason(error),
         ) from None
     chain = [x509.load_pem_x509_certificate(each.public_bytes().encode()) for each in shown]
     return _described(chain, version or "", verified)
@@ -185,7 +189,9 @@ def versions(address: str, port: int, server_name: str) -> list[str]:
             warnings.simplefilter("ignore", DeprecationWarning)  # that is what they are asked for
             context.minimum_version = context.maximum_version = version
         with contextlib.suppress(ProbeError):
-            accepted.append(_handshake(address, port, server_name, context, TIMEOUT).tls_version)
+            where = endpoint(address, port)
+            shown = _handshake(where, (address, port), server_name, context, TIMEOUT)
+            accepted.append(shown.tls_version)
     return accepted
 
 

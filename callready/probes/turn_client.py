@@ -67,6 +67,7 @@ class TurnServer:
         server_name: the name its certificate must carry; default `address`.
         ca_file: PEM file of the authorities to trust; default the system's.
         verify: False takes any certificate.
+        connect_to: where to connect to instead, if a tunnel leads there.
     """
 
     address: str
@@ -75,6 +76,7 @@ class TurnServer:
     server_name: str | None = None
     ca_file: str | None = None
     verify: bool = True
+    connect_to: tuple[str, int] | None = None
 
     @classmethod
     def from_uri(cls, uri: str, ca_file: str | None = None) -> TurnServer:
@@ -225,10 +227,10 @@ async def client(server: TurnServer, credentials: Credentials | None) -> AsyncIt
     over_tls = server.transport == "tls"
     try:
         channel = await connect(
-            (server.address, server.port),
+            server.connect_to or (server.address, server.port),
             "udp" if server.transport == "udp" else "tcp",
             client_context(server.ca_file, server.verify) if over_tls else None,
-            server.server_name,
+            server.server_name or server.address,
         )
     except NoAnswer as error:
         raise _unreachable(server, error) from None
@@ -252,7 +254,8 @@ def _unreachable(server: TurnServer, error: NoAnswer) -> ProbeError:
         )
     )
     return ProbeError(
-        f"callers get no relay through {server.uri}: {error}",
+        f"callers get no relay through {server.uri}",
         f"{certificate}the pool's turnserver@ unit and listeners, {server.port}/{over} in nftables "
         "and in the provider's firewall",
+        str(error),
     )

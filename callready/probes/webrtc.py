@@ -169,8 +169,8 @@ def call_with(
     if answer["failed"] == "connect":
         joined = signalling(url, tokens[0], ca_file)
         look_at = _ice_trouble(ice_servers or joined.ice_servers, relay_only, ca_file)
-        raise ProbeError(answer["suffers"], look_at)
-    raise ProbeError(answer["suffers"], answer["look_at"])
+        raise ProbeError(answer["finding"]["suffers"], look_at)
+    raise ProbeError(**answer["finding"])
 
 
 def _participants(request: Request) -> dict[str, Any]:
@@ -254,8 +254,8 @@ def gather(ice_servers: Sequence[IceServer], ca_file: str | None = None) -> Gath
 
 
 def _troubles(gathered: Gathered) -> str:
-    failed = [each for each in gathered.values() if isinstance(each, ProbeError)]
-    return "; ".join(f"{each.suffers} ({each.look_at})" for each in failed)
+    failed = [each.finding for each in gathered.values() if isinstance(each, ProbeError)]
+    return "; ".join(f"{each.shown} ({each.look_at})" for each in failed)
 
 
 def _probe(options: argparse.Namespace) -> object:

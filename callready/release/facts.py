@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from statistics import mean
 
-SURVEY = files("callready.release").joinpath("host/survey.sh")
+from callready.release.manifest import Manifest
+
+HOST = files("callready.release").joinpath("host")
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
     running release, `confirmed` what it boots with, `pending` a release that waits for its
     confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
-    whether anything of callready is on it; `linked`, environment files that are links."""
+    whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
+    older callready); `linked`, environment files that are links."""
 
     os: str = ""
     os_version: str = ""
@@ -87,8 +90,10 @@ class Facts:
     pending: str = ""
     is_stuck: bool = False
     has_state: bool = False
+    format: int = 0
     ruleset: str = ""
-    manifest: list[tuple[str, ...]] = field(default_factory=list)
+    manifest: Manifest = field(default_factory=Manifest)
+    templates: dict[str, str] = field(default_factory=dict)
     packages: dict[str, str] = field(default_factory=dict)
     candidates: dict[str, str] = field(default_factory=dict)
     users: set[str] = field(default_factory=set)
@@ -120,100 +125,111 @@ class SurveyError(Exception):
     """The survey did not come back whole."""
 
 
+def host_script(name: str) -> bytes:
+    """A script of `host/` as it is sent or installed: whole, after what all of them share."""
+    return b"".join(HOST.joinpath(part).read_bytes() for part in ("common.sh", name))
+
+
 def script(variables: Mapping[str, Iterable[str]]) -> str:
     """The survey as a shell script with its variables set; the items hold no white space."""
     head = "".join(f"{key}={shlex.quote(' '.join(items))}\n" for key, items in variables.items())
-    return head + SURVEY.read_text()
+    return head + host_script("survey.sh").decode()
 
 
 def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
-    """Read the survey's output.
+    """Read the survey's output, whose columns `host/survey.sh` names.
 
     Arguments: `lines` as printed; `sent_at`, the controller's clock when the survey was sent, in
     seconds since the epoch (the skew is that of RFC 5905 section 8, from four timestamps).
     Raises SurveyError if the end is missing: something cut it short.
     """
-    facts = Facts()
     received_at = time.time()
-    raw: dict[str, dict[str, str]] = defaultdict(dict)
-    whole = False
-    clocks: list[float] = []
+    # The lines of each kind, without it; what somebody's login prints is of none.
+    of: dict[str, list[list[str]]] = defaultdict(list)
     for line in lines:
-        kind, *f = line.split("\t")
-        match kind:
-            case "os":
-                facts.os, facts.os_version = f
-            case "current":
-                facts.folder = f[0]
-            case "pending":
-                facts.pending, facts.is_stuck = f[0], f[1] != "active"
-            case "arch" | "confirmed" | "ruleset":
-                setattr(facts, kind, f[0])
-            case "clock":  # when it begins and when it ends
-                clocks.append(float(f[0]))
-            case "manifest":
-                facts.manifest.append(tuple(f))
-            case "package":
-                facts.packages[f[0]] = f[1]
-            case "candidate":
-                facts.candidates[f[0]] = f[1]
-            case "user":
-                facts.users.add(f[0])
-            case "link":
-                raw[f[0]]["link"] = f[1]
-            case "stat":
-                raw[f[0]].update(mode=f[1], owner=f[2], group=f[3])
-            case "sha":
-                raw[f[0]]["sha256"] = f[1]
-            case "unit":
-                if f[0] == "firewalld.service" and f[2] == "active":
-                    facts.firewalls.add("firewalld")
-                facts.units[f[0]] = UnitFact(
-                    f[1], f[2], f[3], int(f[4]), f[5] == "yes", f[6], f[7], tuple(f[8].split())
-                )
-            case "listen":
-                facts.listeners.append(Listener(f[0], f[1], int(f[2]), f[3], f[4]))
-                if f[3] == "sshd" or f[4] in ("ssh.service", "ssh.socket"):
-                    facts.ssh_ports.add(int(f[2]))
-            case "ssh":
-                facts.ssh_ports.add(int(f[0]))
-            case "table":
-                facts.tables.add(f"{f[0]} {f[1]}")
-            case "nat":
-                facts.nat_tables.add(f"{f[0]} {f[1]}")
-            case "firewall":
-                facts.firewalls.add(f[0])
-            case "sysctl":
-                facts.sysctls[f[0]] = f[1]
-            case "database":
-                facts.databases.add(f[0])
-            case "row":
-                facts.rows[f[0]].add(f[1])
-            case "served":
-                facts.served[f[0], f[1]] = f[2]
-            case "pair":
-                facts.pairs[f[0]], facts.serials[f[0]] = f[1], f[2]
-                facts.asked[f[0]] = f[3]
-            case "environment":
-                facts.environments[f[0]] = EnvironmentFact(int(f[1], 8), f[2], f[3], f[4])
-            case "linked":
-                facts.linked.add(f[0])
-            case "left":
-                facts.has_state = True
-            case "binary":
-                facts.binaries.add(f[0])
-            case "end":
-                whole = True
-    if not whole:
+        kind, *columns = line.split("\t")
+        of[kind].append(columns)
+    if "end" not in of:
         raise SurveyError("the survey was cut short")
-    if clocks:
-        facts.skew = mean(clocks) - mean((sent_at or received_at, received_at))
-    for path, item in raw.items():
-        facts.files[path] = FileFact(
-            item.get("link", ""),
-            int(item.get("mode", "0"), 8),
-            item.get("owner", ""),
-            item.get("group", ""),
-            item.get("sha256", ""),
+
+    def word(kind: str, column: int = 0) -> str:
+        """A column of the only line of a kind; empty if there is none."""
+        return of[kind][0][column] if of[kind] else ""
+
+    def words(kind: str) -> set[str]:
+        return {line[0] for line in of[kind]}
+
+    clocks = [float(clock) for (clock,) in of["clock"]]
+    rows: dict[str, set[str]] = defaultdict(set)
+    for database, row in of["row"]:
+        rows[database].add(row)
+    units = {
+        unit: UnitFact(
+            load,
+            active,
+            enabled,
+            int(pid),
+            needs_reload == "yes",
+            fingerprint,
+            binary,
+            tuple(given.split(",")[:-1]),
         )
-    return facts
+        for unit, load, active, enabled, pid, needs_reload, fingerprint, binary, given in of["unit"]
+    }
+    firewalld = units.get("firewalld.service")
+    listeners = [
+        Listener(proto, address, int(port), process, unit)
+        for proto, address, port, process, unit in of["listen"]
+    ]
+    sshd = [i for i in listeners if i.process == "sshd" or i.unit in ("ssh.service", "ssh.socket")]
+    return Facts(
+        os=word("os"),
+        os_version=word("os", 1),
+        arch=word("arch"),
+        skew=mean(clocks) - mean((sent_at or received_at, received_at)) if clocks else 0.0,
+        folder=word("current"),
+        confirmed=word("confirmed"),
+        pending=word("pending"),
+        is_stuck=bool(of["pending"]) and word("pending", 1) != "active",
+        has_state=bool(of["left"]),
+        format=int(word("format") or 0),
+        ruleset=word("ruleset"),
+        manifest=Manifest.read(of["manifest"]),
+        templates={path: digest for path, digest in of["template"]},
+        packages={name: version for name, version, _ in of["package"]},
+        candidates={name: version for name, version in of["candidate"]},
+        users=words("user"),
+        files=_files(of["link"], of["stat"], of["sha"]),
+        units=units,
+        listeners=listeners,
+        ssh_ports={int(port) for (port,) in of["ssh"]} | {i.port for i in sshd},
+        tables={" ".join(table) for table in of["table"]},
+        nat_tables={" ".join(table) for table in of["nat"]},
+        firewalls=words("firewall")
+        | ({"firewalld"} if firewalld and firewalld.is_running else set()),
+        sysctls={key: " ".join(values) for key, *values in of["sysctl"]},
+        databases=words("database"),
+        rows=rows,
+        pairs={name: digest for name, digest, _, _ in of["pair"]},
+        serials={name: serial for name, _, serial, _ in of["pair"]},
+        asked={name: asked for name, _, _, asked in of["pair"]},
+        served={(endpoint, name): serial for endpoint, name, serial in of["served"]},
+        environments={
+            path: EnvironmentFact(int(mode, 8), owner, sha256, applied)
+            for path, mode, owner, sha256, applied in of["environment"]
+        },
+        linked=words("linked"),
+        binaries=words("binary"),
+    )
+
+
+def _files(
+    links: list[list[str]], stats: list[list[str]], sums: list[list[str]]
+) -> dict[str, FileFact]:
+    target = {path: target for path, target in links}
+    stat = {path: (int(mode, 8), owner, group) for path, mode, owner, group in stats}
+    sha256 = {path: digest for path, digest in sums}
+    return {
+        path: FileFact(target.get(path, ""), *stat.get(path, (0, "", "")), sha256.get(path, ""))
+        for path in target | stat | sha256
+    }

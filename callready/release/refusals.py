@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
 
 from callready.release import caa
-from callready.release.declaration import ROOT
 from callready.release.facts import Facts
+from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
+from callready.release.plan import RULES
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
-RULES = f"{ROOT}/nftables.conf"
 DISABLE = {"ufw": "ufw disable", "firewalld": "systemctl disable --now firewalld"}
 
 
@@ -58,7 +58,16 @@ def of(node: Node, facts: Facts) -> Iterator[str]:
         yield f"{key}: {message}"
 
 
-def of_rollback(node: Node, manifest: Iterable[tuple[str, ...]]) -> Iterator[str]:
+def of_format(format: int) -> Iterator[str]:
+    """Why this callready must not touch a host: what is on it was written by a newer one."""
+    if format > FORMAT:
+        yield (
+            f"a newer callready has deployed this host (format {format}, this one knows {FORMAT}): "
+            "upgrade callready here first"
+        )
+
+
+def of_rollback(node: Node, manifest: Manifest) -> Iterator[str]:
     """Why an earlier release would not work any more: its secret may have been rotated away since,
     and secrets do not roll back."""
     pool = node.settings.livekit.turn_pool if node.settings.livekit else None
@@ -67,12 +76,12 @@ def of_rollback(node: Node, manifest: Iterable[tuple[str, ...]]) -> Iterator[str
         for turn in (node.fleet.pool(pool).values() if pool else ())
         for secret in turn.turn_pools[pool or ""].secrets
     }
-    for line in manifest:
-        if line[:2] == ("file", "/etc/livekit/turn_secret") and line[5] not in accepted:
-            yield (
-                "the release before this one mints TURN credentials with a secret that no coturn "
-                "accepts any more: change the inventory and deploy instead"
-            )
+    minted = manifest.files.get("/etc/livekit/turn_secret")
+    if minted and minted.sha256 not in accepted:
+        yield (
+            "the release before this one mints TURN credentials with a secret that no coturn "
+            "accepts any more: change the inventory and deploy instead"
+        )
 
 
 def _versions(node: Node, facts: Facts) -> Iterator[str]:
@@ -95,7 +104,7 @@ def is_version(package_version: str, upstream: str) -> bool:
 
 
 def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
-    ours = {line[1] for line in facts.manifest if line[0] == "unit"}
+    ours = set(facts.manifest.units)
     ours |= set(node.release.timers.values())  # certbot, while it renews
     # A unit of the same name by hand is taken over; a package's own is in use for something else.
     ours |= {u for u in node.release.services if _unit_file(u) in node.release.files}

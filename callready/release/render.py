@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from functools import cache
@@ -54,3 +55,9 @@ def _cache_folder() -> Path:
 def render(template: str, **context: Any) -> bytes:
     """Render `templates/<template>`; an undefined variable raises jinja2.UndefinedError."""
     return _environment().get_template(template).render(**context).encode()
+
+
+@cache
+def digest(template: str) -> str:
+    """What names the text of a template: 16 hex digits."""
+    return hashlib.sha256((TEMPLATES / template).read_bytes()).hexdigest()[:16]

@@ -4,9 +4,9 @@ what a caller sees or back where it was."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import gevent
 from paramiko import SSHException
@@ -14,12 +14,15 @@ from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 
-from callready.rollout import gate
-from callready.rollout import ssh as reach
-from callready.rollout.tunnel import via
-
-if TYPE_CHECKING:
-    from callready.operations import Deployment
+from callready.probes import Finding
+from callready.probes.probe import Health, Probe
+from callready.release.bundle import bundle
+from callready.release.plan import Step
+from callready.rollout import gate, ssh
+from callready.rollout.deployment import Deployment
+from callready.rollout.prober import WITHIN, Prober
+from callready.rollout.remote import as_root
+from callready.rollout.tunnel import tunnel
 
 # Relays are there before LiveKit tells callers of them, and LiveKit before the app does.
 ROLES = ("turn", "livekit", "app")
@@ -30,43 +33,83 @@ UNPACK = (
 )
 
 
+@dataclass(frozen=True)
+class Changed:
+    """The host has its release, or needed nothing."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The host does not have its release; `why` is empty where the host has said it itself."""
+
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Untouched:
+    """The host was not switched, because these have failed."""
+
+    because: tuple[str, ...]
+
+
+Outcome = Changed | Failed | Untouched
+
+
 class Stopped(Exception):
-    """Why a host does not have its release."""
+    """A step that failed: `Failed` of its host."""
 
 
 class Rollout:
-    """The hosts that change, in their order; the first to be asked for its result does the work
-    for all, because pyinfra runs an operation on every host at once."""
+    """The hosts that change, in their order. The three phases are pyinfra operations, which run on
+    every host at once: the first host in a phase does its work for all."""
 
     def __init__(
-        self, hosts: Mapping[str, Host], deployments: Mapping[str, Deployment], whole_fleet: bool
+        self,
+        hosts: Mapping[str, Host],
+        deployments: Mapping[str, Deployment],
+        prober: Prober,
+        whole_fleet: bool,
     ) -> None:
         """`hosts` are those of the whole inventory; `whole_fleet`, whether all of them that have
         something of ours are in `deployments`."""
         self.hosts, self.deployments, self.whole_fleet = hosts, deployments, whole_fleet
+        self.prober = prober
         self.changing = {name: d for name, d in deployments.items() if d.plan.steps}
-        self._failed: dict[str, str] = {}
-        self._specs: dict[str, list[gate.Spec]] = {}
-        self._lock, self._done = Lock(), False
+        self.outcomes: dict[str, Outcome] = {name: Changed() for name in self.changing}
+        self._probes: dict[str, list[Probe]] = {}
+        self._lock, self._done = Lock(), set[str]()
 
-    def result(self, name: str) -> bool:
-        """Whether a host has its release now."""
+    def install(self, name: str) -> bool:
+        """Install programs; whether the host has them. It disturbs nothing and takes long:
+        everywhere at once."""
+        return self._phase(name, "install", self._install_all)
+
+    def switch(self, name: str) -> bool:
+        """Switch and confirm; whether the host has its release now."""
+        return self._phase(name, "switch", self._switch_all)
+
+    def prune(self, name: str) -> bool:
+        """Take away what no host uses any more; whether that was done."""
+        return self._phase(name, "prune", self._prune_all)
+
+    def _phase(self, name: str, phase: str, work: Callable[[], None]) -> bool:
         with self._lock:
-            if not self._done:
-                self._done = True
-                self._run()
-        return name not in self._failed
+            if phase not in self._done:
+                self._done.add(phase)
+                work()
+        return isinstance(self.outcomes[name], Changed)
 
     @property
     def is_well(self) -> bool:
         """Whether no host has failed."""
-        return not self._failed
+        return all(isinstance(outcome, Changed) for outcome in self.outcomes.values())
 
     @property
     def waves(self) -> Iterator[list[str]]:
         """Hosts that change at once: of every role one first, then batches; the other way round
         on the way back."""
-        left, groups = dict(self.changing), []
+        left = {name: d for name, d in self.changing.items() if d.plan.changes_host}
+        groups = []
         for role in ROLES:
             groups.append([n for n, d in left.items() if role in d.node.settings.groups])
             left = {name: d for name, d in left.items() if name not in groups[-1]}
@@ -79,63 +122,66 @@ class Rollout:
             for start in range(1, len(names), size):
                 yield names[start : start + size]
 
-    def _run(self) -> None:
-        if not self._at_once(self._look_ahead, list(self.changing)):
-            self._leave([n for n in self.changing if n not in self._failed])
-            return
-        # Installing programs disturbs nothing and takes long: everywhere at once, and where it
-        # fails nothing has been switched anywhere.
-        if not self._at_once(self._install, [n for n, d in self.changing.items() if d.plan.base]):
-            self._leave([n for n in self.changing if n not in self._failed])
+    def _install_all(self) -> None:
+        if self._at_once(self._look_ahead, self.changing):
+            self._at_once(self._install, [n for n, d in self.changing.items() if d.plan.install])
+        self._leave(self.changing)
+
+    def _switch_all(self) -> None:
+        if "install" not in self._done:  # no host needs a program
+            self._install_all()
+        if not self.is_well:  # pyinfra goes on with the hosts on which nothing failed
             return
         waves = list(self.waves)
         for number, names in enumerate(waves):
             if not self._at_once(self._change, names):
                 self._leave([name for wave in waves[number + 1 :] for name in wave])
                 return
-        prunable = [name for name, d in self.changing.items() if d.plan.prune]
-        if prunable and not self.whole_fleet:
-            for name in prunable:
-                self._say(name, "old secrets stay: hosts that --limit leaves out may use them")
-            return
-        self._at_once(self._prune, prunable)
 
-    def _at_once(self, work: Callable[[str], None], names: list[str]) -> bool:
+    def _prune_all(self) -> None:
+        prunable = [name for name, d in self.changing.items() if d.plan.prune]
+        if self.whole_fleet:
+            self._at_once(self._prune, prunable)
+            return
+        for name in prunable:
+            logger.info(
+                f"{self.hosts[name].print_prefix}old secrets stay: hosts that --limit leaves out "
+                "may use them"
+            )
+
+    def _at_once(self, work: Callable[[str], None], names: Iterable[str]) -> bool:
         def attempt(name: str) -> None:
             try:
                 work(name)
             except Stopped as why:
-                self._failed[name] = str(why)
+                self.outcomes[name] = Failed(str(why))
+                if str(why):
+                    logger.error(f"{self.hosts[name].print_prefix}{why}")
 
         gevent.joinall([gevent.spawn(attempt, name) for name in names], raise_error=True)
-        return not self._failed
+        return self.is_well
 
-    def _leave(self, names: list[str]) -> None:
-        for name, why in self._failed.items():
-            if why:
-                logger.error(f"{self.hosts[name].print_prefix}{why}")
-        for name in names:
-            self._failed[name] = "untouched"
-            logger.warning(
-                f"{self.hosts[name].print_prefix}not switched, because "
-                f"{', '.join(n for n, why in self._failed.items() if why != 'untouched')} failed"
-            )
+    def _leave(self, names: Iterable[str]) -> None:
+        """If a host has failed, the others are not switched."""
+        failed = tuple(n for n, outcome in self.outcomes.items() if isinstance(outcome, Failed))
+        for name in names if failed else ():
+            if isinstance(self.outcomes[name], Changed):
+                self.outcomes[name] = Untouched(failed)
+                logger.warning(
+                    f"{self.hosts[name].print_prefix}not switched, because "
+                    f"{', '.join(failed)} failed"
+                )
 
-    def _say(self, name: str, words: str) -> None:
-        logger.info(f"{self.hosts[name].print_prefix}{words}")
-
-    def _script(self, name: str, steps: list[str]) -> None:
+    def _script(self, name: str, steps: list[Step]) -> None:
         """Run steps on a host; raises Stopped, empty if the host has said why."""
         deployment, host = self.deployments[name], self.hosts[name]
-        bundle = deployment.node.release.bundle(steps)
+        packed, command = bundle(deployment.node.release, steps), f"sh -c {shlex.quote(UNPACK)}"
         try:
-            ok, output = _as_root(host, deployment, bundle, f"sh -c {shlex.quote(UNPACK)}")
+            ok, output = as_root(host, deployment.node, packed, command, print_output=True)
         except (OSError, EOFError, SSHException):
             raise Stopped(self._line_lost(name)) from None
-        if not ok and not output:
-            raise Stopped(self._line_lost(name))
         if not ok:
-            raise Stopped("")
+            raise Stopped("" if output.stderr else self._line_lost(name))
 
     def _line_lost(self, name: str) -> str:
         deployment = self.deployments[name]
@@ -152,68 +198,77 @@ class Rollout:
         deployment = self.deployments[name]
         facts, settings = deployment.facts, deployment.node.settings
         # An app that is not well before, or not there yet, says nothing about the release.
-        specs = [
-            spec
-            for spec in deployment.probes
-            if spec["probe"] != "app" or not self._probe(name, [spec], 0)
-        ]
-        self._specs[name] = specs
+        health = [probe for probe in deployment.probes if isinstance(probe, Health)]
+        unwell = [probe for probe, _ in self._ask(name, health, 0)]
+        probes = [probe for probe in deployment.probes if probe not in unwell]
+        self._probes[name] = probes
         if settings.deploy.gate_from:
             return
         # A packet filter that somebody changed is put right by this deploy.
         if facts.ruleset not in ("", "changed"):
             ports = {listener.port for listener in facts.listeners if listener.proto == "udp"}
-            blocked = gate.blocked([spec for spec in specs if spec["port"] in ports])
+            blocked = gate.blocked(self.prober, [probe for probe in probes if probe.port in ports])
         elif facts.folder or facts.tables:
             return
         else:  # bare: a closed port is refused, and only a filter on the way is silent
-            blocked = gate.blocked(specs)
+            blocked = gate.blocked(self.prober, probes)
         if blocked:
             raise Stopped("nothing was changed: " + "\n".join(blocked))
 
-    def _probe(self, name: str, specs: list[gate.Spec], within: float | None = None) -> list[str]:
-        """What callers would suffer now, seen from here or from `deploy.gate_from`."""
-        deploy = self.deployments[name].node.settings.deploy
-        if within is None:
-            within = min(gate.WITHIN, deploy.confirm_timeout / 2)
-        if not deploy.gate_from or not specs:
-            return gate.run(specs, within)
-        try:
-            with via(self.hosts[deploy.gate_from], specs) as through:
-                return gate.run(through, within)
-        except ConnectError as error:
-            return [f"deploy.gate_from: {deploy.gate_from}: {error}"]
+    def _ask(
+        self, name: str, probes: Sequence[Probe], within: float
+    ) -> list[tuple[Probe, Finding]]:
+        """What callers would suffer now, seen from here or from `deploy.gate_from`: the probes
+        that do not pass, and what they found."""
+        gate_from = self.deployments[name].node.settings.deploy.gate_from
+        found: Sequence[Finding | None]
+        if not gate_from or not probes:
+            found = self.prober.ask(probes, within)
+        else:
+            try:
+                with tunnel(self.hosts[gate_from], probes) as through:
+                    found = self.prober.ask(through, within)
+            except ConnectError as error:
+                found = [
+                    Finding(f"nothing is probed from {gate_from}", "deploy.gate_from", str(error))
+                ]
+        return [(probe, finding) for probe, finding in zip(probes, found, strict=False) if finding]
 
     def _install(self, name: str) -> None:
-        self._script(name, self.deployments[name].plan.base)
+        self._script(name, self.deployments[name].plan.installing)
 
     def _prune(self, name: str) -> None:
-        self._script(name, self.deployments[name].plan.prune)
+        self._script(name, self.deployments[name].plan.pruning)
 
     def _change(self, name: str) -> None:
         """Switch one host and have it keep that, or not."""
         deployment, host = self.deployments[name], self.hosts[name]
         plan, node = deployment.plan, deployment.node
-        if not plan.prepare and not plan.switch and not plan.keep:
-            return
-        families = reach.families(host, node) if plan.release else {}
+        families = ssh.families(host, node) if plan.release else {}
         if plan.release and not families:
             raise Stopped(
                 "takes no new SSH connection now, only the one that is open: mend that first"
             )
-        if plan.prepare or plan.switch:
-            self._script(name, plan.prepare + plan.switch)
-            problems = [
-                f"no new SSH connection{f' over IPv{family}' * bool(family)}: {why}"
-                for family, address in families.items()
-                if (why := _refused(host, address if family else None))
-            ] or self._probe(name, self._specs[name])
+        if plan.switching:
+            self._script(name, plan.switching)
+            within = min(WITHIN, node.settings.deploy.confirm_timeout / 2)
+            problems = self._unreachable(name, families) or [
+                f"{p.title}: {why}" for p, why in self._ask(name, self._probes[name], within)
+            ]
             if problems:
-                self._back(name, problems)
-        if plan.keep:
-            self._script(name, plan.keep)
+                self._return(name, problems)
+        if plan.confirming:
+            self._script(name, plan.confirming)
 
-    def _back(self, name: str, problems: list[str]) -> None:
+    def _unreachable(self, name: str, families: Mapping[int, str]) -> list[str]:
+        """One sentence for each address family by which no new SSH connection can be opened."""
+        return [
+            f"no new SSH connection{f' over IPv{family}' * bool(family)}: {why}"
+            for family, address in families.items()
+            if (why := ssh.refusal(self.hosts[name], address if family else None))
+        ]
+
+    def _return(self, name: str, problems: list[str]) -> None:
         """Say what is wrong and what the host itself says; return to what it had."""
         deployment, host = self.deployments[name], self.hosts[name]
         for problem in problems:
@@ -227,24 +282,7 @@ class Rollout:
                 'say "this host has returned to release $(name_of current)"\n'
             )
         try:
-            ok, _ = _as_root(host, deployment, script)
+            ok, _ = as_root(host, deployment.node, script, print_output=True)
         except (OSError, EOFError, SSHException):
             ok = False
         raise Stopped("" if ok else self._line_lost(name))
-
-
-def _refused(host: Host, address: str | None) -> str:
-    try:
-        reach.connect(host, address)
-    except (ConnectError, OSError) as error:
-        return str(error)
-    return ""
-
-
-def _as_root(
-    host: Host, deployment: Deployment, stdin: str, command: str = "sh -s"
-) -> tuple[bool, str]:
-    from callready.operations import as_root
-
-    ok, output = as_root(host, deployment.node, stdin, command, print_output=True)
-    return ok, output.stderr

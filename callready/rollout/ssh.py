@@ -44,9 +44,11 @@ def families(host: Host, node: Node) -> dict[int, str]:
         4 and 6 with an address; behind a jump host only `THE_DEPLOYS_WAY`. Empty: none works.
     """
     candidates = _addresses(host, node)
-    jobs = {key: gevent.spawn(_works, host, at) for key, at in candidates.items()}
+    jobs = {key: gevent.spawn(refusal, host, at) for key, at in candidates.items()}
     gevent.joinall(list(jobs.values()))
-    return {key: candidates[key] or host.name for key, job in sorted(jobs.items()) if job.value}
+    return {
+        key: candidates[key] or host.name for key, job in sorted(jobs.items()) if job.value == ""
+    }
 
 
 def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
@@ -108,12 +110,13 @@ def _close(opened: SSHClient) -> None:
     opened.close()
 
 
-def _works(host: Host, address: str | None) -> bool:
+def refusal(host: Host, address: str | None) -> str:
+    """Why no new connection can be opened; empty if one can. Arguments as `connect`."""
     try:
         connect(host, address)
-    except ConnectError:
-        return False
-    return True
+    except (ConnectError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _addresses(host: Host, node: Node) -> dict[int, str | None]:

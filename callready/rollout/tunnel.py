@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from threading import Lock, Thread
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
 
-from callready.rollout.gate import Spec
+from callready.probes.probe import Probe
 from callready.rollout.ssh import TIMEOUT, client
 
 Target = tuple[str, int]
@@ -63,8 +64,8 @@ while True:
 
 
 @contextmanager
-def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
-    """`specs` as they are to be run here so that their packets leave from `host`.
+def tunnel(host: Host, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
+    """`probes` as they are to be asked here so that their packets leave from `host`.
 
     Everything goes over one new SSH connection, which ends with the block.
 
@@ -73,9 +74,9 @@ def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
     """
     with ExitStack() as stack:
         ssh = stack.enter_context(client(host, None))
-        here: dict[tuple[str, Target], int] = {}
+        near: dict[tuple[str, Target], Target] = {}
         tcp, udp = (
-            list(dict.fromkeys(_target(spec) for spec in specs if spec["transport"] == proto))
+            list(dict.fromkeys(_target(probe) for probe in probes if probe.transport == proto))
             for proto in ("tcp", "udp")
         )
         if tcp:
@@ -83,31 +84,23 @@ def via(host: Host, specs: list[Spec]) -> Iterator[list[Spec]]:
         for target in tcp:
             listener = socket.create_server((LOOPBACK, 0))
             stack.callback(_end, listener)
-            here["tcp", target] = listener.getsockname()[1]
+            near["tcp", target] = listener.getsockname()
             _start(_accept, listener, ssh, target)
         if udp:
             channel = _relay(ssh, host, udp)
             lock, sockets = Lock(), []
             for number, target in enumerate(udp):
-                sockets.append(near := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                near.bind((LOOPBACK, 0))
-                stack.callback(_end, near)
-                here["udp", target] = near.getsockname()[1]
-                _start(_send, near, channel, lock, number)
+                sockets.append(opened := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                opened.bind((LOOPBACK, 0))
+                stack.callback(_end, opened)
+                near["udp", target] = opened.getsockname()
+                _start(_send, opened, channel, lock, number)
             _start(_receive, channel, sockets)
-        yield [
-            {
-                **spec,
-                "address": LOOPBACK,
-                "port": here[spec["transport"], _target(spec)],
-                "instead_of": _target(spec),
-            }
-            for spec in specs
-        ]
+        yield [replace(probe, connect_to=near[probe.transport, _target(probe)]) for probe in probes]
 
 
-def _target(spec: Spec) -> Target:
-    return spec["address"], spec["port"]
+def _target(probe: Probe) -> Target:
+    return probe.address, probe.port
 
 
 def _start(function: Any, *arguments: Any) -> None:

@@ -1,9 +1,9 @@
 """deploy.py as it is, for the fault tests: it writes down its steps, stands still at the point that
 FAULTS_HOLD names, and renders templates with FAULTS_PATCH, all without a hook in the product.
 
-FAULTS_HOLD is a step on the host ("rows#1": before its second, or last, `rows`; `/run/held` is
-there while it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the mark lets it go
-on.
+FAULTS_HOLD is a step on the host ("write_rows#1": before its second, or last, `write_rows`;
+`/run/held` is there while it waits) or one of CONTROLLER (FAULTS_FOLDER/held). Whoever removes the
+mark lets it go on.
 """
 
 import json
@@ -14,19 +14,28 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from callready.release import declaration as release
-from callready.rollout import rollout
-from callready.rollout import ssh as reach
+from callready.release import declaration
+from callready.release.declaration import Release
+from callready.release.plan import Plan, Step
+from callready.rollout import rollout, ssh
 
 FOLDER, HOLD = Path(os.environ["FAULTS_FOLDER"]), os.environ.get("FAULTS_HOLD", "")
 PATCH: dict[str, tuple[str, str]] = json.loads(os.environ.get("FAULTS_PATCH", "{}"))
 WAIT = ": > /run/held; for n in $(seq 900); do [ ! -e /run/held ] || sleep 0.1; done"
 # What the controller does about a host, in this order, but for running its steps.
 CONTROLLER = {
-    "look": (reach, "families"),
-    "connect": (rollout, "_refused"),
-    "gate": (rollout.Rollout, "_probe"),
+    "look": (ssh, "families"),
+    "connect": (rollout.Rollout, "_unreachable"),
+    "gate": (rollout.Rollout, "_ask"),
 }
+
+
+class Wait(Step):
+    """Stands still on the host."""
+
+    @property
+    def line(self) -> str:
+        return WAIT
 
 
 def before(module: object, name: str, action: Callable[..., None]) -> None:
@@ -42,9 +51,9 @@ def before(module: object, name: str, action: Callable[..., None]) -> None:
 
 
 def stand_still(*arguments: Any) -> None:
-    """On the controller, once, and not for a gate that only looks ahead."""
+    """On the controller, once, and not for a gate that only looks ahead (within 0 s)."""
     mark = FOLDER / "held"
-    if (FOLDER / "was-held").exists() or len(arguments) > 3:
+    if (FOLDER / "was-held").exists() or arguments[-1] == 0:
         return
     (FOLDER / "was-held").touch()
     mark.touch()
@@ -54,31 +63,32 @@ def stand_still(*arguments: Any) -> None:
         time.sleep(0.1)
 
 
-def phases(plan: release.Plan) -> list[list[str]]:
+def phases(plan: Plan) -> list[list[Step]]:
     """A plan's steps as they are sent to the host."""
-    return [p for p in (plan.base, plan.prepare + plan.switch, plan.keep, plan.prune) if p]
+    return [s for s in (plan.installing, plan.switching, plan.confirming, plan.pruning) if s]
 
 
 def note_steps(self: Any, _hosts: Any, deployments: dict[str, Any], *_: Any) -> None:
     """What the deploy will do on its host, for the tests to enumerate; where it stands still."""
     for name, deployment in deployments.items():
         steps = phases(deployment.plan)
-        (FOLDER / f"steps-{name}.json").write_text(json.dumps(steps))
+        lines = [[step.line for step in phase] for phase in steps]
+        (FOLDER / f"steps-{name}.json").write_text(json.dumps(lines))
         held, _, which = HOLD.partition("#")
-        names = [step.split()[0] for phase in steps for step in phase]
-        places = [n for n, step in enumerate(names) if step == held]
+        names = [step.function for phase in steps for step in phase]
+        places = [n for n, function in enumerate(names) if function == held]
         if places:
             deployment.node.release.__dict__["hold"] = places[: int(which) + 1][-1]
 
 
 def patched_bundle(bundle: Callable[..., str]) -> Callable[..., str]:
-    def wrapper(self: release.Release, steps: Iterable[str]) -> str:
-        steps = list(steps)
-        first = self.__dict__.setdefault("steps_sent", 0)
-        self.__dict__["steps_sent"] += len(steps)
-        if 0 <= (place := self.__dict__.get("hold", -1) - first) < len(steps):
-            steps.insert(place, WAIT)
-        return bundle(self, steps)
+    def wrapper(release: Release, steps: Iterable[Step]) -> str:
+        steps, state = list(steps), release.__dict__
+        first = state.setdefault("steps_sent", 0)
+        state["steps_sent"] += len(steps)
+        if 0 <= (place := state.get("hold", -1) - first) < len(steps):
+            steps.insert(place, Wait("wait", ()))
+        return bundle(release, steps)
 
     return wrapper
 
@@ -98,9 +108,10 @@ def patched_render(render: Callable[..., bytes]) -> Callable[..., bytes]:
 if not hasattr(rollout, "is_held"):  # pyinfra runs this file once a host
     rollout.is_held = True  # type: ignore[attr-defined]
     before(rollout.Rollout, "__init__", note_steps)
-    release.Release.bundle = patched_bundle(release.Release.bundle)  # type: ignore[method-assign]
-    release.render = patched_render(release.render)
+    rollout.bundle = patched_bundle(rollout.bundle)
+    declaration.render = patched_render(declaration.render)
     if HOLD in CONTROLLER:
         before(*CONTROLLER[HOLD], stand_still)
 
-exec(compile(Path("deploy.py").read_text(), "deploy.py", "exec"))
+name = os.environ.get("FAULTS_DEPLOY", "deploy.py")
+exec(compile(Path(name).read_text(), name, "exec"))

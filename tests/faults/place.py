@@ -15,8 +15,10 @@ from typing import Any
 
 from fleet import Fleet, Host, Run, eventually, stop
 
+from callready.probes.probe import Probe
 from callready.release.node import Node
 from callready.rollout import gate
+from callready.rollout.prober import Prober
 from callready.secrets.loading import validate
 from lab import Lab, ca, hosts, plan
 from tasks import declare
@@ -65,6 +67,7 @@ done
 
 
 SHARED: dict[str, Any] = {}
+PROBER = Prober()
 
 
 class EndedBefore(AssertionError):
@@ -162,10 +165,11 @@ class Place(Fleet):
             self.groups["turn"][0][1]["pools"] = ["calls", "gadget"]
         self.deploy_file, self.environment = "deploy.py", {}
 
-    def reach_state(self, state: str, *arguments: str) -> Run:
+    def reach_state(self, state: str, verb: str = "") -> Run:
         """A deploy of a good state (or the removal of it) that must succeed, given time."""
         self.use("A" if state == "none" else state, timer=60)
-        run = self.run("--json", *(arguments or ["--data", "do=remove"] * (state == "none")))
+        verb = verb or ("remove" if state == "none" else "deploy")
+        run = self.run("--json", file=f"{verb}.py")
         assert run.status == 0, run.text
         self.now, self.status = state, 0
         return run
@@ -196,7 +200,7 @@ class Place(Fleet):
 
     @contextmanager
     def deploying(
-        self, *arguments: str, hold: str = "", patch: Patch | None = None
+        self, *arguments: str, verb: str = "deploy", hold: str = "", patch: Patch | None = None
     ) -> Iterator[subprocess.Popen[str]]:
         """A deploy that stands still at a point, by the time the body begins; it goes on with
         `release` and has ended, or is ended, after the body."""
@@ -206,6 +210,7 @@ class Place(Fleet):
         self.deploy_file = HELD
         self.environment = {
             "FAULTS_FOLDER": str(self.folder),
+            "FAULTS_DEPLOY": f"{verb}.py",
             "FAULTS_HOLD": hold,
             "FAULTS_PATCH": json.dumps(patch or {}),
         }
@@ -232,10 +237,10 @@ class Place(Fleet):
         if alive:
             self.host.root("rm -f /run/held")
 
-    def steps(self, target: str, *arguments: str) -> list[list[str]]:
+    def steps(self, target: str, verb: str) -> list[list[str]]:
         """The steps of a deploy from what the host has to a state, by the release code itself."""
         self.use(target)
-        with self.deploying("--dry", *arguments) as process:
+        with self.deploying("--dry", verb=verb) as process:
             output, _ = process.communicate(timeout=60)
             assert process.returncode == 0, output
         return json.loads((self.folder / f"steps-{self.host.fqdn}.json").read_text())
@@ -266,10 +271,11 @@ class Place(Fleet):
         assert state, "torn: " + "\n".join(
             f"not {state}: {sorted(set(found) ^ set(good))}" for state, good in self.good.items()
         )
-        assert gate.run(self.probes(state)) == []
+        probes = self.probes(state)
+        assert [p.title for p, why in zip(probes, PROBER.ask(probes), strict=True) if why] == []
         return state
 
-    def probes(self, state: str) -> list[gate.Spec]:
+    def probes(self, state: str) -> list[Probe]:
         """What callers need of the host in a state, by the gate's own reckoning."""
         return gate.probes(self.declared(state)) if state != "none" else []
 

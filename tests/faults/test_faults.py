@@ -110,7 +110,7 @@ def _(place: Place) -> str:
 def _(place: Place) -> str:
     """a table of another program drops UDP to the new release's port"""
     chain = "type filter hook input priority 0; udp dport 3478 drop;"
-    with place.deploying(hold="take#0") as process:
+    with place.deploying(hold="lock_host#0") as process:
         place.host.root(f"nft 'table inet other {{ chain in {{ {chain} }}; }}'")
         place.release()
         out, err = process.communicate(timeout=120)
@@ -400,7 +400,7 @@ def _(place: Place) -> str:
 @fault("port taken after the look", start="A", timer=LONG_TIMER)
 def _(place: Place) -> str:
     """another program takes a port of the new release between the plan and the switch"""
-    with place.deploying(hold="take#0") as process, place.host.listening("tcp", 3479):
+    with place.deploying(hold="lock_host#0") as process, place.host.listening("tcp", 3479):
         place.release()
         out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and RETURNED in out + err, out + err
@@ -467,7 +467,7 @@ BY_HAND = {"/etc/turnserver.conf": "realm=old\n", "/etc/livekit/livekit.yaml": "
 
 @fault("remove", "sfu", start="none")
 def _(place: Place) -> str:
-    """a role deployed to a bare host and removed with --data do=remove"""
+    """a role deployed to a bare host and removed with remove.py"""
     before = place.host.root(BARE, check=False).splitlines()
     place.reach_state("A")
     place.reach_state("none")

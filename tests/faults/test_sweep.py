@@ -22,14 +22,16 @@ from conftest import Places
 from fleet import eventually
 from place import LONG_TIMER, TIMER, EndedBefore, Place
 
-from callready.release import declaration as release
+from callready.release import plan
 from lab import Lab
 from lab.run import say
 
 CONTROLLER = ("look", "connect", "gate")  # held_deploy.CONTROLLER
 # What else is done on a host, where it is done to death.
 ELSEWHERE = {
-    "placeholder acme take_up timer unask": "need an authority: tests/lab/test_acme.py",
+    "install_placeholder request_certificate take_up start_timer unask": (
+        "need an authority: tests/lab/test_acme.py"
+    ),
     "drain": "changes nothing: tests/lab/test_continuity.py, test_cluster.py",
     "unload_firewall": "of a firewall that is switched off",
     "reload": "of an edge, which both states would need",
@@ -77,10 +79,6 @@ class Trip:
     def inventory(self) -> str:
         return "A" if self.end == "none" else self.end
 
-    @property
-    def arguments(self) -> list[str]:
-        return [] if self.verb == "deploy" else ["--data", f"do={self.verb}"]
-
 
 SEEN: set[str] = set()  # the steps of all trips
 TRIPS = (
@@ -119,7 +117,7 @@ class Sweep:
     def cells(self, place: Place, trip: Trip, long: bool) -> list[Cell]:
         """Every step of a trip with every cut in the long sweep; else those that no trip had
         before, with one kind of cut each."""
-        phases = place.steps(trip.inventory, *trip.arguments)
+        phases = place.steps(trip.inventory, trip.verb)
         steps = [line.split()[0] for phase in phases for line in phase]
         confirmed = steps.index("confirm")
         names = [(f"{name}#{steps[:n].count(name)}", name) for n, name in enumerate(steps)]
@@ -178,7 +176,7 @@ def cut(place: Place, trip: Trip, cell: Cell) -> str:
     for timer in (TIMER, LONG_TIMER):
         place.use(trip.inventory, timer)
         try:
-            with place.deploying(*trip.arguments, hold=cell.point) as process:
+            with place.deploying(verb=trip.verb, hold=cell.point) as process:
                 CUTS[cell.cut](place, process)
             break
         except EndedBefore as early:  # this machine was too slow for the timer, so it went back
@@ -190,7 +188,7 @@ def cut(place: Place, trip: Trip, cell: Cell) -> str:
     elif not cell.may_be_kept:
         assert left == trip.start, "the host kept what nobody confirmed"
     if trip.verb == "rollback" and left != trip.end:  # which leaves certificate and rows alone
-        place.reach_state(trip.end, *trip.arguments)
+        place.reach_state(trip.end, trip.verb)
     place.converges(trip.end)
     return left
 
@@ -209,8 +207,8 @@ def test_every_step_may_be_the_last(
 
 
 def test_no_step_was_forgotten() -> None:
-    """Every function of apply.sh that release.py calls was among the steps."""
+    """Every function of apply.sh that the plan calls was among the steps."""
     if not all(sweep.left for sweep in SWEEPS):
         pytest.skip("nothing was swept")
-    calls = re.findall(r"""\bstep\(\s*"(\w+)\"""", Path(release.__file__).read_text())
+    calls = re.findall(r"""\bstep\(\s*"(\w+)\"""", Path(plan.__file__).read_text())
     assert set(calls) - SEEN == set(" ".join(ELSEWHERE).split())

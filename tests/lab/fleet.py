@@ -141,7 +141,7 @@ class Run:
     def changed(self) -> list[str]:
         """The short names of the hosts that something was changed on, by pyinfra's JSON."""
         operations = json.loads(self.stdout)["results"]["operations"]
-        return sorted(host.partition(".")[0] for op in operations for host in op["success"])
+        return sorted({host.partition(".")[0] for op in operations for host in op["success"]})
 
     @property
     def message(self) -> list[str]:
@@ -197,11 +197,13 @@ class Fleet:
         store.touch(0o600)
         store.write_text(yaml.safe_dump(self.secrets))
 
-    def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
-        """Start the literal command in a process group of its own."""
+    def start(
+        self, *arguments: str, before: tuple[str, ...] = (), file: str = ""
+    ) -> subprocess.Popen[str]:
+        """Start the literal command in a process group of its own; `file` instead of deploy.py."""
         self.write()
         process = subprocess.Popen(
-            [*before, PYINFRA, self.inventory, self.deploy_file, *arguments],
+            [*before, PYINFRA, self.inventory, file or self.deploy_file, *arguments],
             cwd=REPOSITORY,
             env={**os.environ, "PYINFRA_YES": "1", "PYTHONUNBUFFERED": "1", **self.environment},
             text=True,
@@ -213,9 +215,9 @@ class Fleet:
         self._started.append(process)
         return process
 
-    def run(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
-        """Run the literal command to its end."""
-        process = self.start(*arguments, before=before)
+    def run(self, *arguments: str, before: tuple[str, ...] = (), file: str = "") -> Run:
+        """Run the literal command to its end; arguments as `start`."""
+        process = self.start(*arguments, before=before, file=file)
         try:
             stdout, stderr = process.communicate(timeout=180)
         finally:

@@ -18,10 +18,12 @@ from pyinfra.api.host import Host as Connection
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
+from callready.probes import stun
+from callready.probes.probe import Probe
 from callready.release.node import Node
-from callready.rollout import gate
-from callready.rollout import ssh as reach
-from callready.rollout.tunnel import via
+from callready.rollout import gate, ssh
+from callready.rollout.prober import Prober
+from callready.rollout.tunnel import tunnel
 from callready.secrets.loading import validate
 from callready.settings.inventory import inventory_data
 from lab import Lab, ca, hosts, plan
@@ -42,20 +44,29 @@ class Site:
         State(known, Config())
         self.connections: dict[str, Connection] = {host.name: host for host in known}
 
-    def here(self, host: Host) -> Node:
+    def node(self, host: Host) -> Node:
         return Node(host.fqdn, self.settings)
 
-    def specs(self, host: Host) -> list[gate.Spec]:
-        return gate.probes(self.here(host))
+    def probes(self, host: Host) -> list[Probe]:
+        return gate.probes(self.node(host))
 
     def gate(self, host: Host, within: float = 0) -> list[str]:
         """The gate's sentences; none of them has a secret."""
-        said = gate.run(self.specs(host), within)
+        said = ask(self.probes(host), within)
         assert self.fleet.marker not in "".join(said)
         return said
 
     def families(self, host: Host) -> dict[int, str]:
-        return reach.families(self.connections[host.fqdn], self.here(host))
+        return ssh.families(self.connections[host.fqdn], self.node(host))
+
+
+PROBER = Prober()
+
+
+def ask(probes: list[Probe], within: float) -> list[str]:
+    """A sentence for each probe that does not pass."""
+    found = zip(probes, PROBER.ask(probes, within), strict=True)
+    return [f"{probe.title}: {finding}" for probe, finding in found if finding]
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +116,7 @@ def about(said: list[str]) -> list[str]:
 
 def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:
     for host, least in ((TURN, 24), (SFU, 6)):
-        assert len(site.specs(host)) >= least
+        assert len(site.probes(host)) >= least
         assert site.gate(host, within=10) == []
 
 
@@ -120,7 +131,7 @@ def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:
 def test_a_stopped_service(site: Site, host: Host, unit: str, what: str, why: str) -> None:
     with changed(host, f"systemctl stop {unit}", f"systemctl start {unit}"):
         said = site.gate(host)
-    assert len(said) == len([spec for spec in site.specs(host) if re.search(what, spec["name"])])
+    assert len(said) == len([probe for probe in site.probes(host) if re.search(what, probe.title)])
     assert all(re.search(what, sentence) and why in sentence for sentence in said)
     assert site.gate(host, within=10) == []
 
@@ -172,7 +183,7 @@ def test_a_certificate_for_another_name(site: Site) -> None:
         "systemctl restart turnserver@calls",
     ):
         said = site.gate(TURN, within=3)
-        waiting = gate.run(gate.probes(site.here(TURN), certificates=False), 10)
+        waiting = ask(gate.probes(site.node(TURN), certificates=False), 10)
     named = f"its name is not {TURN.fqdn}, it names other.lab.test"
     assert sum(named in text for text in said) == 4
     assert set(about(said)) == {
@@ -186,11 +197,11 @@ def test_a_certificate_for_another_name(site: Site) -> None:
 
 def test_a_network_without_udp_is_found_and_another_host_probes(site: Site) -> None:
     """The gate host first lacks what it takes to pass UDP on."""
-    specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
-    assert gate.blocked(specs) == []
+    probes, prober = site.probes(TURN), site.connections[SFU.fqdn]
+    assert gate.blocked(PROBER, probes) == []
     SFU.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
     with Lab().blackhole(TURN.name, UDP):
-        said = gate.blocked(specs)
+        said = gate.blocked(PROBER, probes)
         assert len(said) == 4
         assert all("lets no UDP through" in text and "gate_from" in text for text in said)
         assert f"{TURN.ipv4}:3478" in said[0]
@@ -200,27 +211,27 @@ def test_a_network_without_udp_is_found_and_another_host_probes(site: Site) -> N
             for pool in ("calls", "gadget")
             for what in ("STUN", "TURN allocation over udp")
         ]
-        with via(prober, specs) as through:
-            assert gate.blocked(through) == []
-            assert gate.run(through, 10) == []
+        with tunnel(prober, probes) as through:
+            assert gate.blocked(PROBER, through) == []
+            assert ask(through, 10) == []
             with changed(
                 TURN, "systemctl stop turnserver@gadget", "systemctl start turnserver@gadget"
             ):
-                said = gate.run(through, 0)
-    assert len(said) == len([spec for spec in specs if spec["port"] in (3479, 5350)])
+                said = ask(through, 0)
+    assert len(said) == len([probe for probe in probes if probe.port in (3479, 5350)])
     assert all("127.0.0.1" not in text for text in said)
     assert any(f"turn:{TURN.ipv4}:3479?transport=tcp" in text for text in said)
     eventually(lambda: not SFU.root("pgrep -u debian python3", check=False))
 
 
 def test_a_gate_host_that_cannot_pass_probes_on_says_what_it_needs(site: Site) -> None:
-    specs, prober = site.specs(TURN), site.connections[SFU.fqdn]
+    probes, prober = site.probes(TURN), site.connections[SFU.fqdn]
     with (
         changed(
             SFU, "chmod 0 $(readlink -f $(command -v python3))", "chmod 755 /usr/bin/python3.*"
         ),
         pytest.raises(ConnectError, match=r"needs python3"),
-        via(prober, specs),
+        tunnel(prober, probes),
     ):
         pass
     config = "/etc/ssh/sshd_config.d/gate.conf"
@@ -231,18 +242,18 @@ def test_a_gate_host_that_cannot_pass_probes_on_says_what_it_needs(site: Site) -
             f"rm {config}; systemctl restart ssh",
         ),
         pytest.raises(ConnectError, match="AllowTcpForwarding"),
-        via(prober, specs),
+        tunnel(prober, probes),
     ):
         pass
 
 
 def test_udp_to_a_bare_port(site: Site) -> None:
     """Behind the deployed firewall a media port is open, and any other silent."""
-    assert gate.udp_path(SFU.ipv4, 55555) is True
-    assert gate.udp_path(SFU.ipv6, 55555) is True
-    assert gate.udp_path(SFU.ipv4, 4) is None
+    assert stun.comes_back(SFU.ipv4, 55555)
+    assert stun.comes_back(SFU.ipv6, 55555)
+    assert not stun.comes_back(SFU.ipv4, 4)
     with Lab().blackhole(SFU.name, UDP):
-        assert gate.udp_path(SFU.ipv4, 55555) is None
+        assert not stun.comes_back(SFU.ipv4, 55555)
 
 
 def test_new_connections_by_family(site: Site) -> None:
@@ -254,7 +265,7 @@ def test_new_connections_by_family(site: Site) -> None:
     with filtered(TURN, "meta nfproto ipv6 tcp dport 22 ct state new drop"):
         assert site.families(TURN) == {4: TURN.ipv4}
         with pytest.raises(ConnectError, match=rf"{TURN.fqdn} \({TURN.ipv6}\) fails: no answer"):
-            reach.connect(own, TURN.ipv6)
+            ssh.connect(own, TURN.ipv6)
         assert own.run_shell_command("true")[0], "the deploy's own connection was disturbed"
     assert time.monotonic() - start < 20
     assert site.families(TURN) == both
@@ -268,11 +279,11 @@ def test_a_jump_host_leaves_no_choice(site: Site, tmp_path: Path) -> None:
     config.write_text(jump.format(**files) + f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n")
     behind = Site(site.fleet, ssh_config_file=str(config))
     with filtered(TURN, f"ip saddr {plan.MACHINE.ipv4} tcp dport 22 drop"):
-        reach.connect(behind.connections[TURN.fqdn], None)
-        assert behind.families(TURN) == {reach.THE_DEPLOYS_WAY: TURN.fqdn}
+        ssh.connect(behind.connections[TURN.fqdn], None)
+        assert behind.families(TURN) == {ssh.THE_DEPLOYS_WAY: TURN.fqdn}
     eventually(lambda: "sshd" not in SFU.root("ss -Htnp state established sport = 22"))
 
 
 def test_another_host_at_the_address_is_refused(site: Site) -> None:
     with pytest.raises(ConnectError, match="its host key is not the one in known_hosts"):
-        reach.connect(site.connections[TURN.fqdn], SFU.ipv4)
+        ssh.connect(site.connections[TURN.fqdn], SFU.ipv4)

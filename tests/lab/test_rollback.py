@@ -1,4 +1,4 @@
-"""The way back: `--data do=rollback` and what `do=history` says of it."""
+"""The way back: `rollback.py`, and what `history.py` says of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_fleet_goes_back_to_what_it_had_before_its_last_deploy(pair: Fleet) -> N
         pair.data["turn"]["total_quota"] = quota
         pair.deploy()
     assert settings() == ("level: warn", "total-quota=1400")
-    told = pair.run("--dry", "--data", "do=rollback")
+    told = pair.run("--dry", file="rollback.py")
     assert told.status == 0 and settings() == ("level: warn", "total-quota=1400")
     for host, unit in ((SFU, "livekit-server.service"), (TURN, "turnserver@calls.service")):
         assert f"! unit {unit}: restart, the earlier release has it otherwise" in told.plan(
@@ -30,13 +30,13 @@ def test_fleet_goes_back_to_what_it_had_before_its_last_deploy(pair: Fleet) -> N
     # Keys that the inventory has by now and the earlier release has not are no failure of it.
     pair.data["livekit"]["keys"]["APInew"] = "secret:livekit/new"
     pair.secrets["livekit/new"] = pair.secrets["livekit/api_secret"] + "-new"
-    back = pair.run("--data", "do=rollback")
+    back = pair.run(file="rollback.py")
     assert back.status == 0, back.text
     assert settings() == ("level: debug", "total-quota=1300")
     said = [line for line in back.text.splitlines() if "confirmed release" in line]
     assert [host.fqdn in line for host, line in zip((SFU, TURN), said, strict=True)], said
 
-    history = pair.run("--data", "do=history")
+    history = pair.run(file="history.py")
     assert history.status == 0
     for host in PAIR:
         lines = [line.split("\t") for line in history.text.splitlines() if host.fqdn in line]
@@ -51,7 +51,7 @@ def test_host_that_the_last_deploy_left_alone_stays_as_it_is(pair: Fleet) -> Non
     pair.data["turn"]["total_quota"] = 1500
     assert pair.deploy().changed == ["h08"]
     before = SFU.pids()
-    back = pair.run("--data", "do=rollback")
+    back = pair.run(file="rollback.py")
     assert back.status == 0, back.text
     assert f"[{SFU.fqdn}]     the last deploy (" in back.text
     assert SFU.pids() == before

@@ -12,8 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from callready.release.declaration import ROOT, Release, row_hash
+from callready.release.declaration import ROOT, Release
 from callready.release.facts import EnvironmentFact, Facts, FileFact, UnitFact
+from callready.release.plan import row_hash
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 
@@ -171,7 +172,8 @@ def deployed(release: Release) -> Facts:
     """What the survey finds on a host that is exactly what `release` says."""
     facts = bare()
     facts.folder = release.id
-    facts.manifest = [tuple(line.split("\t")) for line in release.manifest.splitlines()]
+    facts.manifest = release.manifest
+    facts.templates = release.templates
     facts.packages = {name.partition(" | ")[0]: "4.6.1-2" for name in release.packages}
     facts.users |= set(release.users)
     for path, file in release.files.items():
@@ -196,8 +198,8 @@ def deployed(release: Release) -> Facts:
     facts.ruleset = release.files[f"{ROOT}/nftables.conf"].sha256
     facts.sysctls = dict(release.sysctls)
     facts.databases = set(release.databases)
-    for path, item in release.databases.items():
-        facts.rows[path] = {row_hash(row) for row in item.rows}
+    for path, rows in release.databases.items():
+        facts.rows[path] = {row_hash(row) for row in rows}
     for name, pair in release.certificates.items():
         facts.pairs[name] = pair.digest
         facts.served |= {(endpoint, name): pair.serial for endpoint, _ in pair.endpoints}

@@ -1,6 +1,7 @@
 """Certificates from an ACME server: what may be set, what a host is asked to do, what certbot gets,
 and the script that takes certificates up, run against real OpenSSL."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,9 +25,10 @@ from fleets import (
 )
 
 from callready.release import refusals
-from callready.release.declaration import HOST, Release
-from callready.release.facts import Facts, UnitFact
+from callready.release.declaration import Release
+from callready.release.facts import Facts, UnitFact, host_script
 from callready.release.node import Node
+from callready.release.plan import plan
 from callready.secrets.__main__ import complete
 from callready.settings.fleet import Fleet
 from callready.settings.ports import port_plan
@@ -105,7 +107,7 @@ def test_ovh_credentials_are_a_file_of_root_alone() -> None:
     write_store_with_ovh()
     release = declare(load(tls(BY_DNS)), TURN1).release
     file = release.files["/etc/callready/ovh.ini"]
-    assert (file.mode, file.owner, file.group, file.secret) == (0o600, "root", "root", True)
+    assert (file.mode, file.owner, file.group) == (0o600, "root", "root")
     assert file.content.decode().splitlines()[1:] == [
         "dns_ovh_endpoint = ovh-eu",
         "dns_ovh_application_key = unitapplicationkey",
@@ -145,13 +147,13 @@ def test_a_name_that_nobody_serves_any_more_is_not_renewed() -> None:
     release = acme_release()
     facts = issued(release)
     facts.pairs["old.callready.test"], facts.asked["old.callready.test"] = "0123", "4567"
-    plan = release.plan(facts)
-    assert [tuple(c) for c in plan.changes] == [
+    made = plan(release, facts)
+    assert [tuple(c) for c in made.changes] == [
         ("-", "certificate", "old.callready.test is not renewed any more")
     ]
-    assert plan.steps == ["take", "unask old.callready.test"]
+    assert [step.line for step in made.steps] == ["lock_host", "unask old.callready.test"]
     by_files = declare(load(), TURN1).release
-    assert "unask " + TURN1 in by_files.plan(issued(release)).keep
+    assert "unask " + TURN1 in [step.line for step in plan(by_files, issued(release)).after]
 
 
 def acme_release(fleet: Fleet | None = None, host: str = TURN1) -> Release:
@@ -171,24 +173,32 @@ def issued(release: Release) -> Facts:
 
 
 def steps(release: Release, facts: Facts) -> list[str]:
-    return [step.split()[0] for step in release.plan(facts).steps]
+    return [step.function for step in plan(release, facts).steps]
 
 
 def test_a_bare_host_gets_a_placeholder_before_its_services_and_a_certificate_after() -> None:
     release = acme_release()
-    plan = release.plan(bare())
-    assert ("+", "certificate", f"{TURN1} from ACME") in plan.changes
-    names = [step.split()[0] for step in plan.steps]
-    order = ["placeholder", "firewall", "restart", "listening", "acme", "take_up", "timer"]
+    made = plan(release, bare())
+    assert ("+", "certificate", f"{TURN1} from ACME") in made.changes
+    names = [step.function for step in made.steps]
+    order = [
+        "install_placeholder",
+        "load_firewall",
+        "restart",
+        "wait_for_ports",
+        "request_certificate",
+        "take_up",
+        "start_timer",
+    ]
     assert [name for name in dict.fromkeys(names) if name in order] == order
-    asked = next(step for step in plan.steps if step.startswith("acme"))
+    asked = next(step.line for step in made.steps if step.function == "request_certificate")
     assert "--standalone --http-01-port 80" in asked
     assert f"--cert-name {TURN1} -d {TURN1}" in asked
 
 
 def test_a_host_with_its_certificate_needs_nothing() -> None:
     release = acme_release()
-    assert release.plan(issued(release)).steps == []
+    assert plan(release, issued(release)).steps == []
 
 
 def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() -> None:
@@ -196,11 +206,11 @@ def test_another_authority_is_asked_and_a_failed_renewal_is_asked_for_again() ->
         acme_release(),
         acme_release(load(tls({**ACME, "server": "https://acme.callready.test/directory"}))),
     )
-    assert steps(staging, issued(release)) == ["take", "acme", "take_up"]
+    assert steps(staging, issued(release)) == ["lock_host", "request_certificate", "take_up"]
     facts = issued(release)
     facts.units[UNIT] = UnitFact("loaded", "failed", "static", 0, False, "-", "-")
-    plan = release.plan(facts)
-    assert [tuple(change) for change in plan.changes] == [
+    made = plan(release, facts)
+    assert [tuple(change) for change in made.changes] == [
         ("~", "certificate", f"{TURN1} from ACME again: its renewal failed")
     ]
 
@@ -209,10 +219,10 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
     release = acme_release()
     facts = issued(release)
     facts.served = dict.fromkeys(facts.served, "29")
-    assert steps(release, facts) == ["take", "reload", "take", "take_up"]
+    assert steps(release, facts) == ["lock_host", "reload", "lock_host", "take_up"]
     facts = issued(release)
     facts.units[TIMER] = UnitFact("loaded", "inactive", "enabled", 0, False, "-", "-")
-    assert steps(release, facts) == ["take", "timer"]
+    assert steps(release, facts) == ["lock_host", "start_timer"]
 
 
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
@@ -232,23 +242,25 @@ def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sorted(complete("inventories/test")[0]) == sorted(f"ovh/{name}" for name in OVH)
 
 
-# The script, with real OpenSSL; only the folder it writes to is another one.
+# The script, with real OpenSSL, in a folder that it takes for the whole host.
 
 
 class Script:
     def __init__(self, folder: Path) -> None:
-        self.root, self.path = folder / "tls", folder / "script"
-        text = (
-            HOST.joinpath("certificates.sh")
-            .read_text()
-            .replace("root=/etc/callready/tls", f"root={self.root}")
+        self.root = folder / "etc/callready/tls"
+        self.path = folder / "script"
+        self.path.write_bytes(host_script("certificates.sh"))
+        self.environment = {**os.environ, "CALLREADY_ROOT": str(folder)}
+        for needed in ("run", "etc/callready"):
+            (folder / needed).mkdir(parents=True)
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["sh", self.path, *arguments], env=self.environment, text=True, capture_output=True
         )
-        self.path.write_text(text.replace("/run/callready-certificates.lock", f"{folder}/lock"))
 
     def install(self, name: str, chain: str, key: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["sh", self.path, "install", name, chain, key, "root"], text=True, capture_output=True
-        )
+        return self.run("install", name, chain, key, "root")
 
     def current(self, name: str) -> bytes:
         return (self.root / name / "current/both.pem").read_bytes()
@@ -314,7 +326,7 @@ def test_a_broken_pair_leaves_the_old_one(
 def test_a_placeholder_is_replaced_by_the_first_certificate(
     script: Script, authority: Authority
 ) -> None:
-    done = subprocess.run(["sh", script.path, "placeholder", TURN1, "root"], capture_output=True)
+    done = script.run("placeholder", TURN1, "root")
     assert done.returncode == 0, done.stderr
     assert b"BEGIN CERTIFICATE" in script.current(TURN1)
     chain, key = authority.issue(DNSName(TURN1))

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from functools import cache
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +21,7 @@ from xml.etree import ElementTree
 import pytest
 from pydantic import ValidationError
 
+import callready
 from callready import docs
 from callready.secrets import store as secrets
 from callready.settings.inventory import inventory_data
@@ -25,75 +29,96 @@ from callready.settings.models import HostSettings
 from callready.settings.ports import Use, port_plan
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = ROOT / "README.md"
+COMMANDS = ROOT / "docs/commands.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
+PAGES += sorted(ROOT.glob("examples/**/*.md"))
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
 
 FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(make|pyinfra|python -m) .+")
+COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(?:\.venv/bin/)?(make|pyinfra|pytest|python -m) .+")
+
+# One Python for all of pyinfra's commands: to import it takes half a second.
+PARSE = """
+import json, sys
+from click import UsageError
+from pyinfra_cli.cli import cli
+
+def wrong(arguments):
+    try:
+        cli.make_context("pyinfra", arguments)
+    except UsageError as error:
+        return error.format_message()
+
+print(json.dumps([wrong(arguments) for arguments in json.load(sys.stdin)]))
+"""
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
     return [body for name, body in FENCE.findall(page.read_text()) if name in languages]
 
 
-def commands() -> list[str]:
-    """Every command of ours in the pages, in fenced blocks or in the text."""
-    found: dict[str, None] = {}
-    for page in PAGES:
-        prose = FENCE.sub("", page.read_text())
-        for line in chain(
-            (line for body in blocks(page, "sh") for line in body.splitlines()),
-            INLINE.findall(prose),
-        ):
-            line = line.partition(" #")[0].strip()
-            if COMMAND.fullmatch(line):
-                found[line] = None
-    return list(found)
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+def prose(page: Path) -> str:
+    """A page without its blocks."""
+    return FENCE.sub("", page.read_text())
 
 
 @cache
-def help_of(*command: str) -> str:
-    done = run(*command, "--help")
-    assert done.returncode == 0, f"{shlex.join(command)} --help: {done.stderr}"
-    return done.stdout
+def commands(program: str) -> list[list[str]]:
+    """The arguments of every command of ours in the pages, in fenced blocks or in the text;
+    pytest's among those of python."""
+    found: dict[tuple[str, ...], None] = {}
+    for page in PAGES:
+        lines = (line for body in blocks(page, "sh") for line in body.splitlines())
+        for line in chain(lines, INLINE.findall(prose(page))):
+            line = line.partition(" #")[0].strip()
+            if COMMAND.fullmatch(line):
+                words = shlex.split(line.replace("…", "x"))
+                while "=" in words[0]:
+                    del words[0]
+                name = Path(words[0]).name
+                if name == "pytest":
+                    name, words[0:1] = "python", ["python", "-m", "pytest"]
+                if name == program:
+                    found[tuple(words[1:])] = None
+    return [list(words) for words in found]
 
 
-def without_variables(command: str) -> list[str]:
-    words = shlex.split(command.replace("…", "x"))
-    while "=" in words[0]:
-        del words[0]
-    return words
+def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, cwd=ROOT, input=given, capture_output=True, text=True, timeout=60
+    )
 
 
-def check_options(command: str, words: list[str], text: str) -> None:
-    for word in words:
-        if word.startswith("-") and word != "--":
-            option = word.partition("=")[0]
-            assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text), (
-                f"{command}: there is no option {option}"
-            )
+def options(words: list[str]) -> list[str]:
+    return [word.partition("=")[0] for word in words if word.startswith("-") and word != "--"]
 
 
-@pytest.mark.parametrize("page", docs.pages(), ids=lambda page: page.name)
+def is_told(option: str, text: str) -> bool:
+    return bool(re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", text))
+
+
+@pytest.mark.parametrize("page", docs.pages(), ids=name_of)
 def test_the_generated_pages_are_what_the_generator_makes(page: Path) -> None:
     assert page.read_text() == docs.pages()[page], "run make docs"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
-    for link in LINK.findall(FENCE.sub("", page.read_text())):
+    for link in LINK.findall(prose(page)):
         if link.startswith("https://"):
             continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {link}"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", FENCE.sub("", target.read_text()), re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", prose(target), re.MULTILINE)
             assert anchor in map(slug, headings), f"{page.name}: {link}"
 
 
@@ -102,57 +127,128 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+def test_every_page_is_linked_from_the_readme() -> None:
+    linked = {ROOT / link.partition("#")[0] for link in LINK.findall(prose(README))}
+    assert set(PAGES) - {README} <= linked
+
+
+def test_the_changelog_begins_with_the_version_of_the_code() -> None:
+    newest = re.search(r"^## \[(.+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest and newest[1] == callready.__version__
+
+
 def test_there_are_commands_to_check() -> None:
-    kinds = {without_variables(command)[0] for command in commands()}
-    assert {"make", "pyinfra", "python"} <= kinds
+    assert commands("make") and commands("pyinfra") and commands("python")
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if without_variables(c)[0] == "make"])
-def test_make_targets_exist(command: str) -> None:
-    _, target, *variables = without_variables(command)
-    assert all(re.fullmatch(r"(ENV|WHAT|HOST)=\S+|RECIPIENTS=.+", item) for item in variables)
-    rule = re.compile(rf"^(\w+ )*{re.escape(target)}( \w+)*:(?!=).*\n?", re.MULTILINE)
-    assert rule.search((ROOT / "Makefile").read_text()), f"the Makefile has no rule for {target}"
-    assert run("make", "-n", target, "ENV=lab", "HOST=h").returncode == 0
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target, *variables in commands("make"):
+        for item in variables:
+            assert re.fullmatch(r"(ENV|INVENTORY|WHAT|HOST)=\S+|RECIPIENTS=.+", item), item
+        rule = re.compile(rf"^(\w+ )*{re.escape(target)}( \w+)*:(?!=).*\n?", re.MULTILINE)
+        assert rule.search(makefile), f"the Makefile has no rule for {target}"
+    for target in {target for target, *_ in commands("make")}:
+        assert run("make", "-n", target, "ENV=lab", "HOST=h").returncode == 0, target
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands() if without_variables(c)[0].endswith("pyinfra")]
-)
-def test_pyinfra_commands_name_files_and_options_that_exist(command: str) -> None:
-    _, inventory, deploy, *options = without_variables(command)
-    assert (ROOT / inventory.replace("ENV", "prod")).is_file()
-    assert (ROOT / deploy).is_file()
-    check_options(command, options, help_of(sys.executable, "-m", "pyinfra"))
+def test_pyinfra_commands_name_files_and_options_that_exist() -> None:
+    for inventory, deploy, *_ in commands("pyinfra"):
+        # An inventory may be one of the operator's own repository, beside this one.
+        assert (ROOT / inventory.removeprefix("../ops/").replace("ENV", "prod")).is_file()
+        assert (ROOT / deploy).is_file()
+    done = run(sys.executable, "-c", PARSE, given=json.dumps(commands("pyinfra")))
+    wrong = zip(commands("pyinfra"), json.loads(done.stdout), strict=True)
+    assert not [pair for pair in wrong if pair[1]]
 
 
-@pytest.mark.parametrize(
-    "command", [c for c in commands() if without_variables(c)[0].endswith("python")]
-)
-def test_python_commands_name_modules_and_options_that_exist(command: str) -> None:
-    _, _, module, *arguments = without_variables(command)
-    assert importlib.util.find_spec(module), f"{command}: no module {module}"
+@pytest.mark.parametrize("words", commands("python"), ids=shlex.join)
+def test_python_commands_name_modules_and_options_that_exist(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, module, *arguments = words
+    assert importlib.util.find_spec(module), f"no module {module}"
     for argument in arguments:
-        if argument.startswith("inventories/"):
-            assert (ROOT / argument).is_file(), command
-    if module in ("lab", "bench", "pytest", "callready.trust") or module.startswith(
-        "callready.probes."
-    ):
-        # Up to --help the arguments are parsed, and a wrong one is an error.
-        check_options(command, arguments, help_of(sys.executable, "-m", module, *arguments))
+        if argument.startswith(("inventories/", "tests/", "../ops/")):
+            assert (ROOT / argument.removeprefix("../ops/")).exists()
+    if not options(arguments) and module in WITHOUT_OPTIONS:
+        return
+    text = (
+        help_of_pytest() if module in PYTESTS else help_of(module, arguments, monkeypatch, capsys)
+    )
+    assert not [option for option in options(arguments) if not is_told(option, text)]
+
+
+WITHOUT_OPTIONS = ("callready.docs", "callready.secrets", "callready.probes")
+PYTESTS = ("pytest", "callready.verify")
+VERIFY = ROOT / "tests/verify/conftest.py"
+
+
+# What callready starts by itself and nobody types.
+INTERNAL = {"callready.rollout.gate", "callready.probes.participants"}
+MODULES = {
+    ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__main__")
+    for path in ROOT.glob("callready/**/*.py")
+    if '__name__ == "__main__"' in path.read_text()
+} - INTERNAL
+
+
+def test_every_deploy_file_is_on_the_page_of_commands() -> None:
+    told = re.findall(r"^### (.+\.py)$", COMMANDS.read_text(), re.MULTILINE)
+    assert {path.name for path in ROOT.glob("*.py")} - {"config.py"} <= set(told)
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_every_module_and_option_is_on_the_page_of_commands(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = dict(re.findall(r"^##+ (\S+)\n(.*?)(?=^##|\Z)", COMMANDS.read_text(), re.M | re.S))
+    assert f"python -m {module}" in sections[module]
+    if module == "callready.verify":
+        text = "\n".join(re.findall(r'addoption\("(.+?)"', VERIFY.read_text()))
     else:
-        assert not [word for word in arguments if word.startswith("-")], command
+        text = help_of(module, [], monkeypatch, capsys) if module not in WITHOUT_OPTIONS else ""
+    own = sections[module] + sections["Probes"] * ("probes" in module)
+    has = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)) - {"--help", "--inventory"}
+    assert not [option for option in sorted(has) if not is_told(option, own)]
 
 
-def test_the_shipped_inventory_is_refused_as_the_guide_says() -> None:
-    done = run(sys.executable, "-m", "callready.docs", "inventories/prod")
+def help_of(
+    module: str,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> str:
+    """What a module says of its options, in this process: a Python each takes half a second. Up
+    to --help the arguments are parsed, and a wrong one is an error."""
+    own = takewhile(lambda word: word != "--", arguments)
+    monkeypatch.setattr(sys, "argv", [module, *own, "--help"])
+    with warnings.catch_warnings(action="ignore"), pytest.raises(SystemExit) as end:
+        runpy.run_module(module, run_name="__main__")
+    said = capsys.readouterr()
+    assert end.value.code == 0, said.err
+    return said.out
+
+
+@cache
+def help_of_pytest() -> str:
+    """pytest's options and those that the project's own tests add to them."""
+    done = run(sys.executable, "-m", "pytest", "--help")
+    assert done.returncode == 0, done.stderr
+    own = [path.read_text() for path in sorted(ROOT.glob("tests/*/conftest.py"))]
+    return "\n".join([done.stdout, *own])
+
+
+def test_the_shipped_inventory_is_refused_as_the_guide_says(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     if "example.com" not in (ROOT / "inventories/prod").read_text():
         pytest.skip("inventories/prod is somebody's own")
-    assert done.returncode == 1
-    assert "edit inventories/prod and inventories/group_data/prod.py" in done.stderr
+    assert docs.main(["inventories/prod"]) == 1
+    assert "edit inventories/prod and inventories/group_data/prod.py" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_settings_that_are_shown_are_settings(page: Path) -> None:
     """What is wrong with an example may only be what it leaves out."""
     for body in blocks(page, "python"):

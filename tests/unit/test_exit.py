@@ -100,3 +100,31 @@ def test_a_limit_that_matches_nothing_is_an_error(clone: Path) -> None:
     assert run.returncode == 1
     assert "callready: no host was selected: check the inventory's path and --limit" in run.stdout
     assert "Traceback" not in run.stdout
+
+
+def test_inventory_in_a_repository_beside_the_clone_has_its_files_beside_it(clone: Path) -> None:
+    """As docs/upgrading-callready.md says; on port 1 nothing listens."""
+    folder = clone.parent / "ops/inventories"
+    (folder / "group_data").mkdir(parents=True)
+    here = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
+    (folder / "prod").write_text(
+        f"livekit = [('sfu1.callready.test', {here | {'address': '192.0.2.11'}})]\n"
+        f"turn = [('turn1.callready.test', {here | {'address': '192.0.2.21', 'pools': ['calls']}})]\n"
+    )
+    (folder / "group_data/prod.py").write_text(
+        "ssh_known_hosts_file = '../ops/inventories/prod.known_hosts'\n"
+        "livekit = {'url': 'ws://sfu1.callready.test:7880', "
+        "'keys': {'APIprod': 'secret:livekit/api_secret'}}\n"
+        "turn = {'tls': False, 'pools': {'calls': {'realm': 'callready.test', "
+        "'secrets': ['secret:turn/calls']}}}\n"
+    )
+    inventory = "../ops/inventories/prod"
+    made = subprocess.run(
+        [sys.executable, "-m", "callready.secrets", inventory], cwd=clone, capture_output=True
+    )
+    assert made.returncode == 0 and (folder / "prod.secrets.yaml").is_file()
+    run = pyinfra(clone, "-y", inventory, "deploy.py")
+    assert run.returncode == 1
+    assert "nothing was connected to" not in run.stdout
+    assert "Failed to load host keys from ../ops/inventories/prod.known_hosts" in run.stdout
+    assert "Unable to connect to port 1 on 127.0.0.1" in run.stdout

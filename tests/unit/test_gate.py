@@ -1,23 +1,37 @@
 """What the health gate asks of a host, and what it tells an operator; the probes themselves are
 tried on lab hosts."""
 
+import dataclasses
 import json
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, deployed, load
+from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, load
 from pydantic import SecretStr
 
-from callready.operations import Back, Deployment
+from callready.probes import __main__ as prober_process
+from callready.probes.probe import (
+    Https,
+    LiveKit,
+    Probe,
+    Stun,
+    Turn,
+    as_json,
+    from_json,
+)
+from callready.release.manifest import Manifest
 from callready.release.node import Node
 from callready.rollout import gate
+from callready.rollout.prober import Prober
 from callready.settings.fleet import Fleet
+from callready.settings.models import HostSettings
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -39,18 +53,21 @@ EDGE = [
 EVERYTHING = (SFU1, "groups", ["livekit", "turn", "app"])
 
 
-def specs(fleet: Fleet, name: str, certificates: bool = True) -> dict[str, gate.Spec]:
+def titled(fleet: Fleet, name: str, certificates: bool = True) -> dict[str, Probe]:
     found = gate.probes(Node(name, fleet), certificates)
-    named = {spec["name"]: spec for spec in found}
+    named = {probe.title: probe for probe in found}
     assert len(named) == len(found)
     return named
 
 
-def places(found: dict[str, gate.Spec]) -> dict[str, str]:
+def places(found: dict[str, Probe]) -> dict[str, str]:
     return {
-        name: f"{spec['address']} {spec['port']}/{spec['transport']}"
-        for name, spec in found.items()
+        title: f"{probe.address} {probe.port}/{probe.transport}" for title, probe in found.items()
     }
+
+
+def kinds(found: Iterable[Probe]) -> dict[str, int]:
+    return dict(Counter(probe.kind for probe in found))
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +79,7 @@ def no_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_turn_host_is_asked_for_every_way_to_a_relay() -> None:
     fleet = load((TURN1, "turn.tls_on_443", True))
     at = "192.0.2.21"
-    assert places(specs(fleet, TURN1)) == {
+    assert places(titled(fleet, TURN1)) == {
         f"STUN of pool calls on {TURN1} (IPv4)": f"{at} 3478/udp",
         f"TURN allocation over udp of pool calls on {TURN1} (IPv4)": f"{at} 3478/udp",
         f"TURN allocation over tcp of pool calls on {TURN1} (IPv4)": f"{at} 3478/tcp",
@@ -75,7 +92,7 @@ def test_a_turn_host_is_asked_for_every_way_to_a_relay() -> None:
 
 def test_ipv6_is_asked_for_where_the_prober_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def by_ipv6(*edits: tuple[str, str, object]) -> bool:
-        return "2001:db8::21" in " ".join(places(specs(load(*edits), TURN1)).values())
+        return "2001:db8::21" in " ".join(places(titled(load(*edits), TURN1)).values())
 
     assert not by_ipv6()
     assert by_ipv6((TURN1, "deploy", {"gate_from": SFU1}))
@@ -86,11 +103,11 @@ def test_ipv6_is_asked_for_where_the_prober_has_it(monkeypatch: pytest.MonkeyPat
 
 def test_livekit_is_asked_where_it_answers() -> None:
     def asked(*edits: tuple[str, str, object]) -> list[tuple[str, str]]:
-        found = specs(load(*edits), SFU1)
+        found = titled(load(*edits), SFU1)
         return [
-            (f"{spec['address']}:{spec['port']}", spec["url"])
-            for spec in found.values()
-            if spec["probe"] == "livekit"
+            (f"{probe.address}:{probe.port}", probe.url)
+            for probe in found.values()
+            if isinstance(probe, LiveKit)
         ]
 
     url = "wss://livekit.callready.test"
@@ -103,45 +120,76 @@ def test_livekit_is_asked_where_it_answers() -> None:
 
 
 def test_one_box_is_asked_for_everything_once() -> None:
-    found = specs(box(*EDGE, EVERYTHING), SFU1)
-    kinds = [spec["probe"] for spec in found.values()]
-    assert {kind: kinds.count(kind) for kind in kinds} == {
+    found = titled(box(*EDGE, EVERYTHING), SFU1)
+    assert kinds(found.values()) == {
         "stun": 2,
         "turn": 6,
         "livekit": 1,
-        "edge": 2,
+        "https": 2,
         "certificate": 4,
         "app": 1,
     }
     health = found["health of the app at https://app.callready.test/health"]
-    assert (health["address"], health["port"]) == ("app.callready.test", 443)
+    assert (health.address, health.port) == ("app.callready.test", 443)
 
 
 def test_a_host_that_waits_for_its_authority_may_show_any_certificate() -> None:
-    found = specs(load(), TURN1, certificates=False)
-    assert {spec["probe"] for spec in found.values()} == {"stun", "turn"}
-    assert not any(spec["verify"] for spec in found.values())
+    found = titled(load(), TURN1, certificates=False)
+    assert kinds(found.values()).keys() == {"stun", "turn"}
+    assert not any(probe.verify for probe in found.values())
+
+
+def node(*edits: Edit) -> Node:
+    return declare(load(*EDGE, *edits), SFU1)
 
 
 def test_an_earlier_release_is_asked_for_what_it_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def deployment(*edits: Edit) -> Deployment:
-        here = declare(load(*EDGE, *edits), SFU1)
-        return Deployment(here, deployed(here.release))
-
-    before = deployment()
-    promised = [("promise", line) for line in before.node.release.promises]
     monkeypatch.setattr(gate, "local_address", lambda _: "2001:db8::1")
-    assert {s["promise"] for s in before.probes} == {line for _, line in promised}
-    now = deployment(
-        ("*", "livekit.url", "wss://turn.callready.test"), (SFU1, "name", "turn.callready.test")
+    before = node().release.manifest
+    again = gate.promised(node(), before)
+    assert {probe.key for probe in again} == {promise.key for promise in before.promises}
+    assert {(p.title, p.verify) for p in again} == {
+        (p.title, p.verify) for p in gate.probes(node())
+    }, "over both families, with the credentials that the inventory still has"
+    health = "health of the app at https://app.callready.test/health"
+    now = gate.promised(node(("*", "livekit.url", "wss://other.callready.test")), before)
+    assert len(now) == len(again)
+    (livekit,) = {probe.url: probe for probe in now if isinstance(probe, LiveKit)}.values()
+    assert (livekit.url, livekit.keys) == ("wss://livekit.callready.test:443", {})
+    assert [probe.title for probe in now].count(health) == 1
+
+
+def test_what_has_left_the_inventory_is_asked_for_what_needs_no_credential() -> None:
+    before = declare(load(), TURN1).release.manifest
+    bare = HostSettings.model_validate({"name": TURN1, "address": "192.0.2.21"})
+    fleet = dataclasses.replace(load(), hosts={TURN1: bare})
+    asked = gate.promised(Node(TURN1, fleet), before)
+    assert kinds(asked) == {"stun": 1, "turn": 3, "certificate": 1}
+    for probe in asked:
+        if isinstance(probe, Turn):
+            assert (probe.secret, probe.password, probe.server_name) == (None, None, TURN1)
+            assert probe.address == "192.0.2.21"
+
+
+def test_on_the_way_back_livekit_is_asked_with_the_keys_that_it_had() -> None:
+    other = ("*", "livekit.keys", {"APIunit": "secret:livekit/second"})
+    both = (
+        "*",
+        "livekit.keys",
+        {"APIunit": "secret:livekit/api_secret", "APInew": "secret:livekit/second"},
     )
-    now.back = Back("earlier", "run", promised)
-    assert {spec["name"].partition(" on sfu1")[0] for spec in now.probes} == {
-        "HTTPS of app.callready.test",
-        "certificate of app.callready.test on port 443",
-        "health of the app at https://app.callready.test/health",
-    }
-    assert len({spec["name"] for spec in now.probes}) == 5, "over both families"
+
+    def asked(before: Manifest, *edits: Edit) -> tuple[list[str], bool]:
+        (probe,) = [p for p in gate.promised(node(*edits), before) if isinstance(p, LiveKit)]
+        return list(probe.keys), probe.any_key
+
+    manifest = node().release.manifest
+    assert asked(manifest) == (["APIunit"], False)
+    assert asked(manifest, both) == (["APIunit"], False)
+    assert asked(manifest, other) == ([], False)
+    promises = [dataclasses.replace(each, credentials=()) for each in manifest.promises]
+    first_format = dataclasses.replace(manifest, promises=promises)
+    assert asked(first_format, both) == (["APIunit", "APInew"], True), "it does not say which"
 
 
 @pytest.mark.parametrize(("any_key", "said"), [(True, None), (False, "refuses a token of key B")])
@@ -153,34 +201,38 @@ def test_one_key_will_do_on_the_way_back(
     monkeypatch.setattr(livekit, "health", lambda *_, **__: None)
     monkeypatch.setattr(livekit, "token", lambda key, *_, **__: key)
     monkeypatch.setattr(livekit, "validate", lambda _, key, **__: 200 if key == "A" else 401)
-    spec = {
-        "url": "ws://x",
-        "keys": {"A": "s", "B": "s"},
-        "any_key": any_key,
-        "address": "",
-        "port": 1,
-        "ca": None,
-        "verify": True,
-        "probe": "livekit",
-    }
-    found = gate._attempts(spec, 0)
-    assert found == said or (said and found and said in found)
+    probe = LiveKit(
+        node="x",
+        address="",
+        port=1,
+        url="ws://x",
+        keys={"A": SecretStr("s"), "B": SecretStr("s")},
+        any_key=any_key,
+    )
+    found = prober_process.found(probe, 0)
+    assert found is None if said is None else found and said in str(found)
 
 
 def test_fixed_users_are_asked_with_their_password() -> None:
     pool = {"realm": "x.test", "users": {"bob": "secret:turn/user"}}
-    found = specs(load((TURN2, "turn.pools.avatar", pool)), TURN2)
-    spec = found[f"TURN allocation over udp of pool avatar on {TURN2} (IPv4)"]
-    assert (spec["user"], spec["password"].get_secret_value()) == ("bob", SECRETS["turn/user"])
+    found = titled(load((TURN2, "turn.pools.avatar", pool)), TURN2)
+    probe = found[f"TURN allocation over udp of pool avatar on {TURN2} (IPv4)"]
+    assert isinstance(probe, Turn)
+    assert (probe.user, probe.password) == ("bob", SecretStr(SECRETS["turn/user"]))
 
 
 def test_no_secret_is_in_a_repr() -> None:
-    shown = repr(specs(box(*EDGE, EVERYTHING), SFU1))
+    shown = repr(titled(box(*EDGE, EVERYTHING), SFU1))
     assert "APIunit" in shown
     assert not [value for value in SECRETS.values() if value in shown]
 
 
-# What comes of it, on ports of loopback where nothing listens or nothing answers.
+# What comes of it, in the prober's process, on ports of loopback where nothing listens or answers.
+
+
+@pytest.fixture
+def prober() -> Prober:
+    return Prober()
 
 
 @pytest.fixture
@@ -197,98 +249,129 @@ def silent_port() -> Iterator[int]:
         yield int(server.getsockname()[1])
 
 
-def test_what_fails_is_a_sentence_each_without_a_secret(closed_port: int) -> None:
-    fleet = box(*EDGE, EVERYTHING)
+def test_what_fails_is_a_finding_each_without_a_secret(prober: Prober, closed_port: int) -> None:
     found = [
-        {**spec, "address": "127.0.0.1", "port": closed_port}
-        for spec in specs(fleet, SFU1).values()
+        dataclasses.replace(probe, connect_to=("127.0.0.1", closed_port))
+        for probe in titled(box(*EDGE, EVERYTHING), SFU1).values()
     ]
-    said = gate.run(found, within=0)
-    assert [text.partition(": ")[0] for text in said] == [
-        spec["name"].partition(": ")[0] for spec in found
+    said = prober.ask(found, within=0)
+    assert len(said) == len(found)
+    for probe, finding in zip(found, said, strict=True):
+        assert finding and finding.evidence == "Connection refused", probe.title
+        assert f"{finding}" == f"{finding.suffers}: Connection refused. Look at: {finding.look_at}"
+        assert "127.0.0.1" not in str(finding), "it is named as callers know it"
+        assert str(closed_port) not in str(finding)
+        assert not [value for value in SECRETS.values() if value in str(finding)]
+    stun = next(str(f) for p, f in zip(found, said, strict=True) if p.kind == "stun")
+    assert "stun:192.0.2.11:3478 over udp" in stun
+    assert "3478/udp in nftables" in stun
+
+
+def test_a_secret_that_a_finding_would_show_is_hidden(prober: Prober, closed_port: int) -> None:
+    probe = LiveKit(
+        node="x",
+        address="127.0.0.1",
+        port=closed_port,
+        url="ws://x/?key=do-not-tell",
+        keys={"A": SecretStr("do-not-tell")},
+    )
+    (finding,) = prober.ask([probe], within=0)
+    assert finding and "/?key=••••••" in finding.suffers
+
+
+def test_a_prober_that_ends_is_a_failure_and_the_next_one_starts(
+    prober: Prober, closed_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prober.ask([]) == []
+    probe = Stun(node="x", pool="x", address="127.0.0.1", port=closed_port)
+    monkeypatch.setattr("callready.rollout.prober.as_json", lambda _: {"kind": "no such"})
+    (finding, second) = prober.ask([probe, probe], within=0)
+    assert str(finding).startswith("the probes did not run: no such probe: no such. Look at: ")
+    assert second is None
+    monkeypatch.undo()
+    assert prober._process
+    prober._process.kill()
+    prober._process.wait()
+    (finding,) = prober.ask([probe], within=0)
+    assert finding and finding.evidence == "Connection refused"
+
+
+def test_many_ask_one_prober_at_once(prober: Prober, closed_port: int) -> None:
+    """Each gets its own answer."""
+    probes = [
+        Stun(node="x", pool="x", address="192.0.2.1", port=port, connect_to=("127.0.0.1", port))
+        for port in (closed_port, 1, 2, 3, 4, 5)
     ]
-    assert all("Connection refused" in text and ". Look at: " in text for text in said)
-    assert not [value for value in SECRETS.values() if value in "".join(said)]
+    with ThreadPoolExecutor() as pool:
+        answers = list(pool.map(lambda probe: prober.ask([probe], 0), probes))
+    for probe, (finding,) in zip(probes, answers, strict=True):
+        assert finding and f"stun:192.0.2.1:{probe.port} " in finding.suffers
 
 
-def test_a_secret_that_a_sentence_would_show_is_hidden(closed_port: int) -> None:
-    spec = {
-        "name": "app",
-        "probe": "app",
-        "transport": "tcp",
-        "address": "127.0.0.1",
-        "port": closed_port,
-        "status": 200,
-        "fields": {},
-        "ca": None,
-        "verify": True,
-        "url": "http://x/?key=do-not-tell",
-        "key": SecretStr("do-not-tell"),
-    }
-    assert "http://x/?key=••••••" in gate.run([spec], within=0)[0]
-
-
-def test_ports_that_lead_elsewhere_are_said_as_they_are_there(closed_port: int) -> None:
-    spec = {
-        **next(iter(specs(load(), TURN1).values())),
-        "address": "127.0.0.1",
-        "port": closed_port,
-        "instead_of": ("2001:db8::21", 3478),
-    }
-    (said,) = gate.run([spec], within=0)
-    assert "stun:[2001:db8::21]:3478 over udp" in said
-    assert "3478/udp in nftables" in said
-    assert str(closed_port) not in said
-
-
-def test_probes_that_cannot_run_are_a_failure() -> None:
-    (said,) = gate.run([{"name": "x", "probe": "no such", "transport": "udp"}], within=0)
-    assert said == "x: the probes did not run: KeyError: 'no such'"
-    assert gate.run([]) == []
-
-
-def test_a_probe_is_tried_until_it_passes() -> None:
+def test_a_probe_is_tried_until_it_passes(prober: Prober) -> None:
     """The server tells no address to who asks for the first time."""
-    spec = next(iter(specs(load(), TURN1).values()))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, ThreadPoolExecutor() as pool:
         server.bind(("127.0.0.1", 0))
         server.settimeout(60)
-        here = {"address": "127.0.0.1", "port": server.getsockname()[1]}
-        said = pool.submit(gate.run, [{**spec, **here}], 30)
+        probe = Stun(node="x", pool="x", address="127.0.0.1", port=server.getsockname()[1])
+        said = pool.submit(prober.ask, [probe], 30)
         transactions: set[bytes] = set()
         while len(transactions) < 2:
             data, sender = server.recvfrom(2000)
             transactions.add(data[4:20])
             mapped = (bytes.fromhex("0020000800010000") + data[4:8]) * (len(transactions) - 1)
             server.sendto(bytes([1, 1, 0, len(mapped)]) + data[4:20] + mapped, sender)
-        assert said.result() == []
+        assert said.result() == [None]
 
 
-def test_udp_that_comes_back_or_not(closed_port: int, silent_port: int) -> None:
-    assert gate.udp_path("127.0.0.1", closed_port) is True
-    assert gate.udp_path("127.0.0.1", silent_port) is None
-    found = [
-        {"name": "STUN on x", "transport": proto, "address": "127.0.0.1", "port": port}
-        for port in (closed_port, silent_port)
-        for proto in ("udp", "udp", "tcp")
-    ]
-    (said,) = gate.blocked(found)
-    assert said.startswith(f"STUN on x: no answer over UDP from 127.0.0.1:{silent_port}: ")
+def test_udp_that_comes_back_or_not(prober: Prober, closed_port: int, silent_port: int) -> None:
+    def probe(kind: type[Stun], port: int) -> Stun:
+        return kind(node="x", pool="x", address="127.0.0.1", port=port)
+
+    tcp = Https(node="x", server_name="x", address="127.0.0.1", port=silent_port)
+    found = [probe(Stun, port) for port in (closed_port, closed_port, silent_port, silent_port)]
+    (said,) = gate.blocked(prober, [*found, tcp])
+    assert said.startswith(
+        f"STUN of pool x on x (IPv4): no answer over UDP from 127.0.0.1:{silent_port}. Look at: "
+    )
+    assert "deploy.gate_from" in said
+
+
+def test_a_probe_survives_its_way_to_the_prober() -> None:
+    for probe in titled(box(*EDGE, EVERYTHING), SFU1).values():
+        again = from_json(json.loads(json.dumps(as_json(probe))))
+        assert (again, again.key, again.title) == (probe, probe.key, probe.title)
+    with pytest.raises(ValueError, match="kind stun has other fields: "):
+        from_json({"kind": "stun", "node": "x", "secret": "do-not-tell"})
 
 
 @pytest.mark.parametrize(
     ("name", "needless"), [(TURN1, "livekit|httpx|paramiko|pyinfra"), (SFU1, "paramiko|pyinfra")]
 )
-def test_the_probes_import_no_more_than_they_need(name: str, needless: str) -> None:
-    found = [{**spec, "port": 9, "address": "127.0.0.1"} for spec in specs(load(), name).values()]
-    request = {"within": 0, "specs": found}
+def test_the_prober_loads_no_more_than_its_probes_need(name: str, needless: str) -> None:
+    found = titled(load(), name).values()
+    request = {"version": 1, "id": 7, "within": 0, "probes": []}
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "callready.rollout.gate"],
+        [sys.executable, "-X", "importtime", "-m", "callready.probes"],
         cwd=REPOSITORY,
         text=True,
-        input=json.dumps(request, default=str),
+        input=json.dumps({**request, "kinds": [probe.kind for probe in found]}) + "\n",
         capture_output=True,
         check=True,
     )
+    assert json.loads(done.stdout) == {"version": 1, "id": 7, "findings": []}
     assert re.search(r"\| +(asyncio|livekit)\n", done.stderr)
     assert not re.search(rf"\| +({needless})\n", done.stderr)
+
+
+def test_a_prober_of_another_version_says_so() -> None:
+    request = {"version": 2, "id": 1, "within": 0, "kinds": [], "probes": []}
+    done = subprocess.run(
+        [sys.executable, "-m", "callready.probes"],
+        cwd=REPOSITORY,
+        text=True,
+        input=json.dumps(request) + "\n",
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["error"] == "this prober speaks version 1"

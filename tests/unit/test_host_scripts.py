@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import os
 import pwd
-import re
+import signal
 import subprocess
 import tarfile
 import threading
@@ -16,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from callready.release.declaration import HOST
+from callready.release.bundle import APPLY, CERTIFICATES, UNITS
 
-SCRIPTS = {"apply.sh": "apply.sh", "release.sh": "release"}
 ME = pwd.getpwuid(os.geteuid()).pw_name
 
 
@@ -26,46 +26,57 @@ class Machine:
     """A folder that the scripts take for the whole machine."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, self.here = root, root / "here"
+        self.environment = {**os.environ, "CALLREADY_ROOT": str(root)}
         for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run", "here"):
             (root / folder).mkdir(parents=True)
-        for name in SCRIPTS:
-            text = re.sub(
-                r"(?<![\w$.*}])/(etc|var|opt|run)/(callready|lib|livekit|letsencrypt)",
-                rf"{root}/\1/\2",
-                HOST.joinpath(name).read_text(),
-            )
-            (root / "here" / SCRIPTS[name]).write_text(text)
+        for name, content in (APPLY | UNITS | CERTIFICATES).items():
+            (self.here / name).write_bytes(content)
 
-    def run(self, script: str, check: bool = True) -> str:
+    def start(self, script: str) -> subprocess.Popen[str]:
         """Functions of release.sh."""
+        return subprocess.Popen(
+            ["sh", "-c", f". {self.here}/release\n{script}"],
+            env=self.environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def run(self, script: str) -> str:
+        """What they say; they must succeed."""
+        process = self.start(script)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        return said
+
+    def apply(self, *steps: str) -> str:
+        """Steps, as a deploy runs them."""
+        (self.here / "steps").write_text("\n".join(steps))
         done = subprocess.run(
-            ["sh", "-c", f". {self.root}/here/release\n{script}"],
+            ["sh", self.here / "apply.sh", self.here],
+            env=self.environment,
             text=True,
             capture_output=True,
             check=False,
         )
-        assert not check or done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    def apply(self, *steps: str) -> str:
-        """Steps, as a deploy runs them."""
-        (self.root / "here/steps").write_text("\n".join(steps))
-        here = self.root / "here"
-        done = subprocess.run(
-            ["sh", here / "apply.sh", here], text=True, capture_output=True, check=False
-        )
-        return done.stdout + done.stderr
-
-    def release(self, name: str, *manifest: str, files: dict[str, str] | None = None) -> None:
-        """A release that the host has confirmed."""
+    def release(
+        self,
+        name: str,
+        *manifest: str,
+        files: dict[str, str] | None = None,
+        confirmed: bool = True,
+    ) -> None:
+        """A release that the host has, and has confirmed."""
         folder = self.root / "etc/callready/releases" / name
         folder.mkdir()
         (folder / "manifest").write_text("".join(f"{line}\n" for line in manifest))
         for path, text in (files or {}).items():
             (folder / f"files{path}").parent.mkdir(parents=True, exist_ok=True)
             (folder / f"files{path}").write_text(text)
-        for link in ("current", "confirmed"):
+        for link in ("current", "confirmed")[: 1 + confirmed]:
             (self.root / "etc/callready" / link).unlink(missing_ok=True)
             (self.root / "etc/callready" / link).symlink_to(f"releases/{name}")
         with (self.root / "var/lib/callready/history").open("a") as history:
@@ -109,8 +120,8 @@ def test_an_environment_file_is_given_back_wherever_a_deploy_was_cut(
     for _ in range(put):
         machine.run(f"put_environment {path} {ME} {folder}/environment{path} /dev/null")
         assert path.read_text() == "A=1\nKEY=new\n" if before else "KEY=new\n"
-        machine.run("ln -sfn releases/one $root/confirmed; keep_environments one")
-    machine.run("environments none one")
+        machine.run("ln -sfn releases/one $ROOT/confirmed; keep_environments one")
+    machine.run("put_environments none one")
     assert (path.read_text() if path.exists() else None) == before
 
 
@@ -123,24 +134,26 @@ def test_a_removal_that_was_taken_back_can_be_done_again(machine: Machine) -> No
     (folder / f"environment{env}").write_text("KEY=new\n")
     (folder / "manifest").write_text(f"file\t{live}\nenvironment\t{env}\t{ME}\thash\t-\n")
     put = f"put_environment {env} {ME} {folder}/environment{env} /dev/null"
-    machine.run(f"keep_environments one; links one; {put}; ln -sfn releases/one $root/confirmed")
+    machine.run(
+        f"keep_environments one; place_links one; {put}; ln -sfn releases/one $ROOT/confirmed"
+    )
     for _ in range(2):
-        machine.run(f"withdraw {live}; environments none one")
+        machine.run(f"withdraw {live}; put_environments none one")
         assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
-        machine.run("links one; environments one none; drop_copies one")
+        machine.run("place_links one; put_environments one none; drop_copies one")
         assert live.is_symlink() and env.read_text() == "KEY=new\n"
-    machine.run(f"withdraw {live}; environments none one; rm $root/confirmed; drop_copies none")
+    machine.run(f"withdraw {live}; put_environments none one; rm $ROOT/confirmed; drop_copies none")
     assert (live.read_text(), env.read_text()) == ("by hand\n", "KEY=old\n")
     # What the operator writes then is what was there before the next time.
     live.write_text("by hand again\n")
-    machine.run(f"links one; withdraw {live}")
+    machine.run(f"place_links one; withdraw {live}")
     assert live.read_text() == "by hand again\n"
 
 
 def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
     """LiveKit's own installer puts its Docker files into /opt/livekit."""
     opt, state = machine.root / "opt/livekit", machine.root / "var/lib/callready"
-    unit = "/etc/systemd/system/livekit-server.service"
+    unit = f"{machine.root}/etc/systemd/system/livekit-server.service"
     for folder in ("1.0.0", "1.1.0", "caddy_data"):
         (opt / folder).mkdir(parents=True)
     (opt / "docker-compose.yaml").touch()
@@ -152,7 +165,9 @@ def test_only_what_callready_installed_is_tidied_away(machine: Machine) -> None:
 
 def test_secrets_of_a_pool_go_with_the_last_release_that_has_it(machine: Machine) -> None:
     state, tls = machine.root / "var/lib/callready", machine.root / "etc/callready/tls"
-    databases = [machine.root / name for name in ("calls.db", "old.db")]
+    turn = machine.root / "var/lib/turn"
+    turn.mkdir()
+    databases = [turn / name for name in ("calls.db", "old.db")]
     (state / "databases").write_text("".join(f"{path}\n" for path in databases))
     for path in databases:
         path.touch()
@@ -177,11 +192,11 @@ def test_what_somebody_made_of_a_managed_file_is_not_what_was_there_before(
 ) -> None:
     path = machine.root / "etc/live.conf"
     machine.release("one", f"file\t{path}", files={str(path): "ours\n"})
-    machine.run("links one")
+    machine.run("place_links one")
     assert path.is_symlink()
     path.unlink()  # as `sed -i` does
     path.write_text("edited\n")
-    machine.run(f"links one && withdraw {path}")
+    machine.run(f"place_links one && withdraw {path}")
     assert not path.exists()
 
 
@@ -192,10 +207,93 @@ def test_what_was_there_before_comes_back(machine: Machine) -> None:
     folder = machine.root / "etc/callready/releases/one"
     (folder / "files").mkdir(parents=True)
     (folder / "manifest").write_text(f"file\t{path}\n")
-    machine.run(f"links one; readlink {path}")
+    machine.run(f"place_links one; readlink {path}")
     assert path.is_symlink()
     machine.run(f"withdraw {path}")
     assert path.read_text() == "by hand\n"
+
+
+BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+# What a host would be asked to do; this machine is not.
+NOTHING = "systemctl() { :; }; nft() { false; }"
+
+
+@pytest.fixture
+def stuck() -> Iterator[subprocess.Popen[bytes]]:
+    """A deploy that hangs, with a process group of its own."""
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("boot", "is_killed"),
+    [(f"@{BOOT}", True), ("@another-boot", False), ("", False)],
+    ids=["this boot", "an earlier boot", "an older callready"],
+)
+def test_only_the_deploy_that_waits_is_killed_and_the_host_returns_anyway(
+    machine: Machine, stuck: subprocess.Popen[bytes], boot: str, is_killed: bool
+) -> None:
+    machine.release("good")
+    machine.release("bad", confirmed=False)
+    pending = machine.root / "var/lib/callready/pending"
+    pending.write_text(f"bad {stuck.pid}{boot} me since now\n")
+    with (machine.root / "run/callready.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        revert = machine.start(f"{NOTHING}; revert")
+        # It has done what it does to the other process when it waits for the lock.
+        while not is_waited_for(lock.fileno()):
+            assert revert.poll() is None, revert.communicate()
+    said, _ = revert.communicate()
+    assert said == "returned to release good\n"
+    assert os.readlink(machine.root / "etc/callready/current") == "releases/good"
+    assert not pending.exists()
+    if is_killed:
+        assert stuck.wait() == -signal.SIGKILL
+    else:
+        assert stuck.poll() is None
+
+
+def is_waited_for(descriptor: int) -> bool:
+    """Whether somebody waits for a lock on a file (proc(5), /proc/locks)."""
+    inode = f":{os.fstat(descriptor).st_ino}"
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any(line[1] == "->" and line[6].endswith(inode) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "line", ["", ".", "keep", "{opt}", "{opt}/", "{opt}/../../keep", "{root}/keep"]
+)
+@pytest.mark.parametrize("how", ["tidy", "uninstall"])
+def test_a_list_of_what_is_ours_does_not_lead_out_of_its_folder(
+    machine: Machine, line: str, how: str
+) -> None:
+    opt, state, keep = (
+        machine.root / path for path in ("opt/livekit", "var/lib/callready", "keep")
+    )
+    for folder in (opt / "1.0.0", opt / "theirs", keep):
+        folder.mkdir(parents=True)
+    line = line.format(opt=opt, root=machine.root)
+    (state / "binaries").write_text(f"{opt}/1.0.0\n{line}\n")
+    if how == "tidy":
+        (state / "databases").write_text(f"{line}\n")
+        machine.release("new")
+        said = machine.run("tidy")
+    else:
+        said = machine.apply(NOTHING, "uninstall")
+        assert "nothing of callready is left on this host" in said
+        assert not state.exists()
+    assert f"'{line}' stays: it is not in {opt}, where callready put it" in said or not line
+    assert keep.exists() and os.listdir(opt) == ["theirs"]
+
+
+@pytest.mark.parametrize("name", ["root", "0", "-r root", "", "no-such-user"])
+def test_only_users_that_callready_created_are_removed(machine: Machine, name: str) -> None:
+    (machine.root / "var/lib/callready/users").write_text(f"{name}\n")
+    said = machine.apply(NOTHING, 'userdel() { echo "userdel $*"; }', "uninstall")
+    assert "userdel" not in said
+    assert (f"user '{name}' stays" in said) == (name in ("root", "0"))
 
 
 ARCHIVE = "livekit_1.0.0_linux_amd64.tar.gz"
@@ -242,7 +340,7 @@ def test_a_download_that_is_sent_on_is_followed(
 ) -> None:
     url, packed = downloads
     pin = hashlib.sha256(packed).hexdigest() if pinned else "''"
-    said = machine.apply(f"archive {url} 1.0.0 {ARCHIVE} {pin}")
+    said = machine.apply(f"install_livekit {url} 1.0.0 {ARCHIVE} {pin}")
     assert said == "downloading livekit-server 1.0.0\n"
     assert (machine.root / "opt/livekit/1.0.0/livekit-server").exists()
 
@@ -253,6 +351,6 @@ def test_a_folder_of_somebody_else_is_not_replaced(
     mine = machine.root / "opt/livekit/1.0.0/notes"
     mine.parent.mkdir(parents=True)
     mine.touch()
-    said = machine.apply(f"archive {downloads[0]} 1.0.0 {ARCHIVE}")
+    said = machine.apply(f"install_livekit {downloads[0]} 1.0.0 {ARCHIVE}")
     assert "is not callready's and has no livekit-server: move it out of the way" in said
     assert mine.exists()

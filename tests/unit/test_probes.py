@@ -151,7 +151,7 @@ def test_a_refusal_says_what_callers_suffer_and_what_to_look_at(code: int) -> No
     assert error.code == code
     assert "callers get no relay through turns:turn1.lab.test:5349?transport=tcp" in str(error)
     assert f"({code} Because)" in str(error)
-    assert len(error.look_at) > 10
+    assert len(error.finding.look_at) > 10
 
 
 @pytest.mark.parametrize(

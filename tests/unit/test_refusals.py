@@ -7,6 +7,7 @@ from fleets import SFU1, Edit, bare, box, load
 
 from callready.release import refusals
 from callready.release.facts import Facts, Listener, UnitFact
+from callready.release.manifest import UnitLine
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -15,7 +16,8 @@ pytestmark = pytest.mark.usefixtures("project")
 def refused(edit: Callable[[Facts], object], *edits: Edit) -> list[str]:
     facts = bare()
     edit(facts)
-    here = declare(box(*edits), SFU1, tuple(sorted(facts.ssh_ports)))
+    here = declare(box(*edits), SFU1)
+    here.learn_ssh_ports(facts.ssh_ports)
     return list(refusals.of(here, facts))
 
 
@@ -223,7 +225,7 @@ def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why:
 
     def after_a_deploy(facts: Facts) -> None:
         foreign(facts)
-        facts.manifest.append(("unit", "haproxy.service"))
+        facts.manifest.units["haproxy.service"] = UnitLine("", (), True, ())
 
     assert refused(after_a_deploy, *edge) == []
 
@@ -286,7 +288,8 @@ def test_the_survey_looks_for_what_the_app_needs() -> None:
 def test_sshd_on_a_port_of_the_plan_is_refused_with_its_way_out() -> None:
     facts = bare()
     facts.ssh_ports = {22, 7880}
-    here = declare(load(), SFU1, (22, 7880))
+    here = declare(load(), SFU1)
+    here.learn_ssh_ports({22, 7880})
     assert list(refusals.of(here, facts)) == [
         "livekit.port: port 7880/tcp is taken twice on this host: sshd (administration, ssh_port) "
         "and LiveKit (signalling); give one of them another port"

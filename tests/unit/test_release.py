@@ -15,18 +15,20 @@ from pathlib import Path
 import pytest
 from cryptography.x509 import DNSName
 from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
+from pydantic import SecretBytes, SecretStr
 
-from callready.release.declaration import (
+from callready.release.bundle import bundle as pack
+from callready.release.declaration import ROOT, Release, Row
+from callready.release.facts import EnvironmentFact, Facts, Listener
+from callready.release.manifest import Manifest, UnitLine
+from callready.release.plan import (
     NONE,
-    ROOT,
     Plan,
-    Release,
-    Rows,
-    content_name,
+    plan,
+    plan_return,
     row_hash,
     rows_sql,
 )
-from callready.release.facts import EnvironmentFact, Facts, Listener
 from tasks import declare
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -44,16 +46,18 @@ def release() -> Release:
     return declare(box(), SFU1).release
 
 
-def said(plan: Plan) -> list[str]:
-    return [" ".join(change) for change in plan.changes]
+def said(made: Plan) -> list[str]:
+    return [" ".join(change) for change in made.changes]
 
 
-def functions(plan: Plan) -> list[str]:
+def functions(made: Plan) -> list[str]:
     """The steps by function, `restart livekit-server.service` with its unit; without the locks."""
-    calls = [shlex.split(step) for step in plan.steps]
-    named = ("restart", "reload", "listening", "stop", "withdraw", "mask")
+    calls = [shlex.split(step.line) for step in made.steps]
+    named = ("restart", "reload", "wait_for_ports", "stop", "withdraw", "mask")
     return [
-        " ".join(call[:2]) if call[0] in named else call[0] for call in calls if call[0] != "take"
+        " ".join(call[:2]) if call[0] in named else call[0]
+        for call in calls
+        if call[0] != "lock_host"
     ]
 
 
@@ -62,13 +66,13 @@ def replace(facts: Facts, path: str, **changes: object) -> None:
 
 
 def test_a_host_as_it_should_be_needs_nothing(release: Release) -> None:
-    plan = release.plan(deployed(release))
-    assert (said(plan), plan.steps, plan.notes) == ([], [], [])
+    made = plan(release, deployed(release))
+    assert (said(made), made.steps, made.notes) == ([], [], [])
 
 
 def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Release) -> None:
-    plan = release.plan(bare())
-    lines = said(plan)
+    made = plan(release, bare())
+    lines = said(made)
     assert lines[:8] == [
         "+ mask coturn.service",
         "+ package ca-certificates",
@@ -88,9 +92,9 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
     secret, avatar = (SECRETS[name] for name in ("turn/calls", "turn/avatar"))
     for text in (
         f"+ row {CALLS_DB} callready.test secret "
-        + row_hash(("turn_secret", "callready.test", secret)),
+        + row_hash(("turn_secret", "callready.test", SecretStr(secret))),
         "+ row /var/lib/turn/avatar.db avatar.callready.test secret "
-        + row_hash(("turn_secret", "avatar.callready.test", avatar)),
+        + row_hash(("turn_secret", "avatar.callready.test", SecretStr(avatar))),
         f"+ certificate {SFU1} serial {release.certificates[SFU1].serial}",
         "+ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, STUN_URIS, "
         "TURN_URIS, TURN_SECRET, TURN_TTL",
@@ -102,30 +106,30 @@ def test_everything_new_on_a_bare_host_is_listed_and_done_in_order(release: Rele
     ):
         assert text in lines
     # coturn must not start as an open relay, and nothing may listen before the packet filter.
-    assert functions(plan) == [
-        "candidates",
+    assert functions(made) == [
+        "check_candidates",
         "mask coturn.service",
-        "packages",
-        "users",
-        "archive",
-        "rows",
-        "rows",
-        "pair",
+        "install_packages",
+        "create_users",
+        "install_livekit",
+        "write_rows",
+        "write_rows",
+        "install_pair",
         "stage",
         "arm",
         "activate",
         "reload_manager",
-        "sysctls",
-        "environment",
-        "firewall",
+        "set_sysctls",
+        "write_environment",
+        "load_firewall",
         "restart turnserver@calls.service",
-        "listening turnserver@calls.service",
+        "wait_for_ports turnserver@calls.service",
         "restart turnserver@avatar.service",
-        "listening turnserver@avatar.service",
+        "wait_for_ports turnserver@avatar.service",
         "restart livekit-server.service",
-        "listening livekit-server.service",
-        *["serving"] * 4,
-        "applied",
+        "wait_for_ports livekit-server.service",
+        *["wait_for_certificate"] * 4,
+        "apply_environment",
         "confirm",
     ]
 
@@ -250,22 +254,22 @@ OLD = "restart, its process is older than its configuration"
         (put_a_file_over_the_link, [f"~ file {CALLS}"], FILES),
         (remove_a_file, [f"+ file {AVATAR}"], FILES),
         (retarget_a_link, ["~ link /usr/local/bin/livekit-server"], FILES),
-        (be_another_release, [], FILES),
-        (drop_a_package, ["+ package nftables"], ["candidates", "packages"]),
+        (be_another_release, ["~ release 0123456789abcdef -> ID: its name differs"], FILES),
+        (drop_a_package, ["+ package nftables"], ["check_candidates", "install_packages"]),
         (use_chrony, [], []),
-        (drop_the_user, ["+ user livekit"], ["users"]),
-        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["archive"]),
+        (drop_the_user, ["+ user livekit"], ["create_users"]),
+        (drop_the_binary, ["+ binary /opt/livekit/1.13.5/livekit-server"], ["install_livekit"]),
         (unmask, ["+ mask coturn.service"], ["mask coturn.service"]),
-        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["sysctls"]),
+        (lower_a_buffer, ["~ sysctl net.core.rmem_max = 5000000"], ["set_sysctls"]),
         (
             lose_the_secret,
             [
                 f"+ row {CALLS_DB} callready.test secret "
-                + row_hash(("turn_secret", "callready.test", SECRETS["turn/calls"]))
+                + row_hash(("turn_secret", "callready.test", SecretStr(SECRETS["turn/calls"])))
             ],
-            ["rows"],
+            ["write_rows"],
         ),
-        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["rows"]),
+        (have_an_old_secret, [f"- row {CALLS_DB} feedfeedfeedfeed"], ["write_rows"]),
         (
             change_the_environment,
             [
@@ -273,7 +277,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             edit_the_environment,
@@ -282,7 +286,7 @@ OLD = "restart, its process is older than its configuration"
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL",
                 "! unit app.service: restart, it reads /srv/app/.env",
             ],
-            ["environment", "applied"],
+            ["write_environment", "apply_environment"],
         ),
         (
             open_the_environment,
@@ -290,44 +294,44 @@ OLD = "restart, its process is older than its configuration"
                 "~ environment /srv/app/.env: LIVEKIT_URL, LIVEKIT_API_KEY, LIVEKIT_API_SECRET, "
                 "STUN_URIS, TURN_URIS, TURN_SECRET, TURN_TTL"
             ],
-            ["environment"],
+            ["write_environment"],
         ),
         (
             fail_to_restart_the_app,
             ["! unit app.service: restart, it reads /srv/app/.env"],
-            ["applied"],
+            ["apply_environment"],
         ),
-        (change_the_table, ["~ firewall table inet callready"], ["firewall"]),
-        (lose_the_table, ["+ firewall table inet callready"], ["firewall"]),
+        (change_the_table, ["~ firewall table inet callready"], ["load_firewall"]),
+        (lose_the_table, ["+ firewall table inet callready"], ["load_firewall"]),
         (
             serve_the_old_certificate,
             [f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched"],
-            [f"reload {CALLS_UNIT}", "serving"],
+            [f"reload {CALLS_UNIT}", "wait_for_certificate"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="0" * 16),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, fingerprint="-"),
             [f"! unit {CALLS_UNIT}: {OLD}"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, given=("0" * 64,)),
             [f"! unit {CALLS_UNIT}: restart, it was started with an edited file"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(CALLS_UNIT, binary="/usr/bin/turnserver (deleted)"),
             [f"! unit {CALLS_UNIT}: restart, its binary was replaced"],
-            [f"restart {CALLS_UNIT}", f"listening {CALLS_UNIT}"],
+            [f"restart {CALLS_UNIT}", f"wait_for_ports {CALLS_UNIT}"],
         ),
         (
             unit(SFU_UNIT, active="failed", pid=0, fingerprint="-"),
             [f"+ unit {SFU_UNIT}: start"],
-            [f"restart {SFU_UNIT}", f"listening {SFU_UNIT}"],
+            [f"restart {SFU_UNIT}", f"wait_for_ports {SFU_UNIT}"],
         ),
         (unit(SFU_UNIT, needs_reload=True), [], ["reload_manager"]),
     ],
@@ -337,9 +341,9 @@ def test_each_difference_is_told_and_mended_and_nothing_else(
 ) -> None:
     facts = deployed(release)
     edit(facts)
-    plan = release.plan(facts)
-    assert said(plan) == lines
-    assert functions(plan) == steps
+    made = plan(release, facts)
+    assert [line.replace(release.id, "ID") for line in said(made)] == lines
+    assert functions(made) == steps
 
 
 def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
@@ -347,17 +351,17 @@ def test_a_renewed_certificate_is_installed_and_reloaded_but_nothing_restarts(
 ) -> None:
     facts = deployed(release)
     have_another_certificate(facts)
-    plan = release.plan(facts)
-    assert said(plan) == [
+    made = plan(release, facts)
+    assert said(made) == [
         f"~ certificate {SFU1} serial {release.certificates[SFU1].serial}",
         f"~ unit {CALLS_UNIT}: reload its certificate, no call is touched",
         "~ unit turnserver@avatar.service: reload its certificate, no call is touched",
     ]
-    assert functions(plan) == [
-        "pair",
+    assert functions(made) == [
+        "install_pair",
         f"reload {CALLS_UNIT}",
         "reload turnserver@avatar.service",
-        *["serving"] * 4,
+        *["wait_for_certificate"] * 4,
     ]
 
 
@@ -398,11 +402,11 @@ def test_a_setting_changes_its_files_and_restarts_what_reads_them_alone(
     path: str, value: object, files: set[str], restarts: set[str]
 ) -> None:
     facts = deployed(declare(box(), SFU1).release)
-    plan = declare(box(("*", path, value)), SFU1).release.plan(facts)
-    changed = {c.what for c in plan.changes if c.kind == "file"}
+    made = plan(declare(box(("*", path, value)), SFU1).release, facts)
+    changed = {c.what for c in made.changes if c.kind == "file"}
     drop_ins = {f"/etc/systemd/system/{unit}.d/callready.conf" for unit in restarts}
     assert changed == files | drop_ins
-    assert {c.what for c in plan.changes if c.mark == "!" and OLD in c.what} == {
+    assert {c.what for c in made.changes if c.mark == "!" and OLD in c.what} == {
         f"{unit}: {OLD}" for unit in restarts
     }
 
@@ -410,13 +414,13 @@ def test_a_setting_changes_its_files_and_restarts_what_reads_them_alone(
 def test_another_version_of_livekit_is_installed_beside_and_started() -> None:
     facts = deployed(declare(box(), SFU1).release)
     release = declare(box((SFU1, "livekit.version", "1.13.1")), SFU1).release
-    plan = release.plan(facts)
-    assert "+ binary /opt/livekit/1.13.1/livekit-server" in said(plan)
-    assert "~ link /usr/local/bin/livekit-server" in said(plan)
-    assert f"! unit {SFU_UNIT}: {OLD}" in said(plan)
-    (step,) = (shlex.split(step) for step in plan.steps if step.startswith("archive "))
+    made = plan(release, facts)
+    assert "+ binary /opt/livekit/1.13.1/livekit-server" in said(made)
+    assert "~ link /usr/local/bin/livekit-server" in said(made)
+    assert f"! unit {SFU_UNIT}: {OLD}" in said(made)
+    (step,) = (shlex.split(step.line) for step in made.steps if step.function == "install_livekit")
     assert step == [
-        "archive",
+        "install_livekit",
         "https://github.com/livekit/livekit/releases/download",
         "1.13.1",
         "livekit_1.13.1_linux_amd64.tar.gz",
@@ -437,16 +441,16 @@ def test_what_a_host_no_longer_runs_is_stopped_and_taken_away() -> None:
         ),
         SFU1,
     ).release
-    plan = release.plan(facts)
+    made = plan(release, facts)
     gone = [
         AVATAR,
         "/etc/systemd/system/turnserver@avatar.service.d/callready.conf",
         "/etc/systemd/system/multi-user.target.wants/turnserver@avatar.service",
     ]
-    assert [c.what for c in plan.changes if c.mark == "-"] == ["turnserver@avatar.service", *gone]
-    steps = [step.split()[0] for step in plan.steps]
+    assert [c.what for c in made.changes if c.mark == "-"] == ["turnserver@avatar.service", *gone]
+    steps = [step.function for step in made.steps]
     assert steps.index("stage") < steps.index("stop") < steps.index("activate")
-    (withdrawn,) = (step for step in plan.steps if step.startswith("withdraw "))
+    (withdrawn,) = (step.line for step in made.steps if step.function == "withdraw")
     assert shlex.split(withdrawn) == ["withdraw", *gone]
 
 
@@ -455,74 +459,76 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
     facts = deployed(release)
     facts.listeners.append(Listener("udp", "192.0.2.11", 50123, "livekit-server", SFU_UNIT))
 
-    def earlier(*changed: str) -> list[tuple[str, ...]]:
+    def earlier(*changed: str) -> Manifest:
         """The manifest of a release in which some units are other ones."""
-        return [
-            (*line[:2], "another", *line[3:]) if line[1] in changed else line
-            for line in facts.manifest
-            if line[1] != AVATAR_UNIT
-        ]
+        units = {
+            unit: dataclasses.replace(line, fingerprint="another") if unit in changed else line
+            for unit, line in facts.manifest.units.items()
+            if unit != AVATAR_UNIT
+        }
+        return dataclasses.replace(facts.manifest, units=units)
 
-    plan = release.go_back("earlier", earlier(SFU_UNIT, "haproxy.service"), facts, "rollback")
-    assert said(plan) == [
+    made = plan_return(release, "earlier", earlier(SFU_UNIT, "haproxy.service"), facts, "rollback")
+    assert said(made) == [
         f"~ release {facts.folder} -> earlier",
         f"! unit {AVATAR_UNIT}: stop",
         f"! unit {SFU_UNIT}: restart, the earlier release has it otherwise",
         "~ unit haproxy.service: reload, no connection is dropped",
     ]
-    assert [note for note in plan.notes if "1 media ports in use" in note]
-    assert [step.split()[0] for step in plan.steps] == [
-        "take",
+    assert [note for note in made.notes if "1 media ports in use" in note]
+    assert [step.function for step in made.steps] == [
+        "lock_host",
         "drain",
         "drain",
         "arm",
         "return_to",
         "confirm",
     ]
-    same = release.go_back("earlier", facts.manifest, facts, "rollback")
-    assert [step.split()[0] for step in same.steps] == ["take", "arm", "return_to", "confirm"]
+    same = plan_return(release, "earlier", facts.manifest, facts, "rollback")
+    assert [step.function for step in same.steps] == ["lock_host", "arm", "return_to", "confirm"]
 
 
 def test_what_a_removal_left_when_it_was_cut_short_is_removed_by_the_next() -> None:
     release, facts = declare(box(), SFU1).release, bare()
-    assert release.go_back(NONE, [], facts, "remove").steps == []
+    assert plan_return(release, NONE, Manifest(), facts, "remove").steps == []
     facts.has_state = True
-    plan = release.go_back(NONE, [], facts, "remove")
-    assert [step.split()[0] for step in plan.steps] == ["take", "forget"]
+    made = plan_return(release, NONE, Manifest(), facts, "remove")
+    assert [step.function for step in made.steps] == ["lock_host", "uninstall"]
 
 
 def test_a_firewall_that_is_switched_off_is_taken_down() -> None:
     facts = deployed(declare(box(), SFU1).release)
-    plan = declare(box((SFU1, "firewall.enabled", False)), SFU1).release.plan(facts)
-    assert "- firewall table inet callready" in said(plan)
-    assert f"- file {ROOT}/nftables.conf" in said(plan)
-    assert "unload_firewall" in functions(plan)
+    made = plan(declare(box((SFU1, "firewall.enabled", False)), SFU1).release, facts)
+    assert "- firewall table inet callready" in said(made)
+    assert f"- file {ROOT}/nftables.conf" in said(made)
+    assert "unload_firewall" in functions(made)
 
 
 def test_a_sysctl_of_several_numbers_may_be_printed_with_tabs() -> None:
     release = Release()
     release.sysctl("net.ipv4.udp_mem", "190000 250000 380000")
-    assert release.plan(Facts(sysctls={"net.ipv4.udp_mem": "190000\t250000\t380000"})).steps == []
-    assert release.plan(Facts(sysctls={"net.ipv4.udp_mem": "190000\t250000\t1"})).steps != []
+    assert plan(release, Facts(sysctls={"net.ipv4.udp_mem": "190000\t250000\t380000"})).steps == []
+    assert plan(release, Facts(sysctls={"net.ipv4.udp_mem": "190000\t250000\t1"})).steps != []
 
 
 def test_a_sysctl_that_a_container_cannot_set_is_a_note(release: Release) -> None:
     facts = deployed(release)
     facts.sysctls["net.core.rmem_max"] = "-"
-    plan = release.plan(facts)
-    assert (said(plan), plan.steps) == ([], [])
-    assert plan.notes == ["sysctl net.core.rmem_max: not applicable, this container cannot set it"]
+    made = plan(release, facts)
+    assert (said(made), made.steps) == ([], [])
+    assert made.notes == ["sysctl net.core.rmem_max: not applicable, this container cannot set it"]
 
 
 def test_no_plan_shows_a_secret(release: Release) -> None:
-    plan = release.plan(bare())
-    shown = "\n".join([*said(plan), *plan.steps, *plan.notes, release.manifest])
+    made = plan(release, bare())
+    lines = [step.line for step in made.steps]
+    shown = "\n".join([*said(made), *lines, *made.notes, release.manifest.text, repr(made)])
     assert not [name for name, value in SECRETS.items() if value in shown]
     assert release.certificates[SFU1].key.decode().splitlines()[1] not in shown
 
 
 def test_the_release_is_named_after_what_it_is(release: Release) -> None:
-    assert release.id == hashlib.sha256(release.manifest.encode()).hexdigest()[:16]
+    assert release.id == hashlib.sha256(release.manifest.text.encode()).hexdigest()[:16]
     assert re.fullmatch("[0-9a-f]{16}", release.id)
     assert declare(box(), SFU1).release.id == release.id
     assert declare(box((SFU1, "livekit.port", 7890)), SFU1).release.id != release.id
@@ -544,23 +550,22 @@ def content(bundle: str, name: str) -> bytes:
 
 
 def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Release) -> None:
-    plan = release.plan(bare())
-    bundle = release.bundle(plan.steps)
+    made = plan(release, bare())
+    bundle = pack(release, made.steps)
     found = members(bundle)
     assert {"apply.sh", "manifest", "steps"} < found.keys()
     assert all(m.isfile() and m.mode == 0o600 for m in found.values())
     steps = content(bundle, "steps").decode()
-    assert steps.splitlines() == plan.steps
-    assert content(bundle, "manifest").decode() == release.manifest
-    hashes = {line.split("\t")[5] for line in release.manifest.splitlines() if "file\t" in line}
+    assert steps.splitlines() == [step.line for step in made.steps]
+    assert content(bundle, "manifest").decode() == release.manifest.text
+    hashes = {file.sha256 for file in release.manifest.files.values()}
     hashes |= {
         word
-        for step in plan.steps
-        if step.split()[0] in ("rows", "pair")
-        for word in shlex.split(step)
+        for step in made.steps
+        if step.function in ("write_rows", "install_pair")
+        for word in shlex.split(step.line)
         if re.fullmatch("[0-9a-f]{64}", word)
     }
-    hashes |= {content_name(rows_sql(item)) for item in release.databases.values()}
     assert {name.removeprefix("files/") for name in found if name.startswith("files/")} == hashes
     assert "environment/srv/app/.env" in found
     for name in hashes:
@@ -568,7 +573,7 @@ def test_the_bundle_has_all_that_the_steps_and_the_manifest_name(release: Releas
 
 
 def test_secrets_are_in_the_bundles_files_and_nowhere_else(release: Release) -> None:
-    bundle = release.bundle(release.plan(bare()).steps)
+    bundle = pack(release, plan(release, bare()).steps)
     used = [SECRETS[name].encode() for name in ("livekit/api_secret", "turn/calls", "turn/avatar")]
     for name in members(bundle):
         if not name.startswith(("files/", "environment/")):
@@ -583,9 +588,9 @@ def test_every_step_is_a_function_of_the_script(release: Release) -> None:
     defined = set(re.findall(r"(?m)^(\w+)\(\) *\{", script))
     for facts in (bare(), deployed(release)):
         have_another_certificate(facts)
-        facts.manifest.append(("unit", "old.service"))
-        facts.manifest.append(("link", "/etc/old", "/etc/older"))
-        assert {step.split()[0] for step in release.plan(facts).steps} <= defined
+        facts.manifest.units["old.service"] = UnitLine("", (), False, ())
+        facts.manifest.links["/etc/old"] = "/etc/older"
+        assert {step.function for step in plan(release, facts).steps} <= defined
 
 
 # Rows of coturn's user database, by the sqlite3 program that runs on a host
@@ -597,8 +602,13 @@ CREATE TABLE turn_secret (realm varchar(127), value varchar(256), primary key (r
 """  # of /usr/share/coturn/schema.sql, 4.6.1
 
 
-def apply(path: Path, sql: bytes) -> None:
-    subprocess.run(["sqlite3", "-bail", path], input=b".timeout 5000\n" + sql, check=True)
+def rows(*items: tuple[str, str, str]) -> tuple[Row, ...]:
+    return tuple((table, realm, SecretStr(value)) for table, realm, value in items)
+
+
+def apply(path: Path, sql: SecretBytes | str) -> None:
+    text = sql if isinstance(sql, str) else sql.get_secret_value().decode()
+    subprocess.run(["sqlite3", "-bail", path], input=f".timeout 5000\n{text}".encode(), check=True)
 
 
 def table(path: Path) -> set[tuple[str, ...]]:
@@ -612,20 +622,17 @@ def table(path: Path) -> set[tuple[str, ...]]:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    apply(tmp_path / "calls.db", SCHEMA.encode())
+    apply(tmp_path / "calls.db", SCHEMA)
     return tmp_path / "calls.db"
 
 
 def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     secret, user = "turn_secret", "turnusers_lt"
-    old = Rows(
-        "",
-        (
-            (secret, "r.test", "old"),
-            (secret, "s.test", "s"),
-            (user, "r.test", "ann:aa"),
-            (user, "r.test", "bob:bb"),
-        ),
+    old = rows(
+        (secret, "r.test", "old"),
+        (secret, "s.test", "s"),
+        (user, "r.test", "ann:aa"),
+        (user, "r.test", "bob:bb"),
     )
     apply(database, rows_sql(old))
     assert table(database) == {
@@ -636,14 +643,11 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     }
     apply(database, rows_sql(old))
     assert len(table(database)) == 4
-    new = Rows(
-        "",
-        (
-            (secret, "r.test", "new"),
-            (secret, "r.test", "old"),
-            (user, "r.test", "bob:new"),
-            (user, "s.test", "bob:bb"),
-        ),
+    new = rows(
+        (secret, "r.test", "new"),
+        (secret, "r.test", "old"),
+        (user, "r.test", "bob:new"),
+        (user, "s.test", "bob:bb"),
     )
     apply(database, rows_sql(new))
     assert table(database) == {
@@ -652,7 +656,7 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
         ("turnusers_lt", "r.test", "bob", "new"),
         ("turnusers_lt", "s.test", "bob", "bb"),
     }
-    apply(database, rows_sql(Rows("", ())))
+    apply(database, rows_sql(rows()))
     assert table(database) == set()
 
 
@@ -660,16 +664,16 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
     "value", ["it's", "'; DROP TABLE turn_secret; --", '"', "a:b", "ü", "%s\\"]
 )
 def test_a_secret_is_data_whatever_it_contains(database: Path, value: str) -> None:
-    apply(database, rows_sql(Rows("", (("turn_secret", "r.test", value),))))
+    apply(database, rows_sql(rows(("turn_secret", "r.test", value))))
     assert table(database) == {("turn_secret", "r.test", value)}
 
 
 def test_a_failing_statement_changes_nothing(database: Path) -> None:
-    apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "old"),))))
+    apply(database, rows_sql(rows(("turn_secret", "r.test", "old"))))
     fail = "BEGIN SELECT RAISE(ABORT, 'disk full'); END;"
-    apply(database, f"CREATE TRIGGER full BEFORE DELETE ON turn_secret {fail}".encode())
+    apply(database, f"CREATE TRIGGER full BEFORE DELETE ON turn_secret {fail}")
     with pytest.raises(subprocess.CalledProcessError):
-        apply(database, rows_sql(Rows("", (("turn_secret", "r.test", "new"),))))
+        apply(database, rows_sql(rows(("turn_secret", "r.test", "new"))))
     assert table(database) == {("turn_secret", "r.test", "old")}
 
 
@@ -678,11 +682,11 @@ def test_fixed_users_are_stored_as_rfc_8489_keys_and_never_as_passwords() -> Non
         ("*", "turn.pools.calls.secrets", ...),
         ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}),
     )
-    (row,) = declare(fleet, TURN1).release.databases[CALLS_DB].rows
+    (row,) = declare(fleet, TURN1).release.databases[CALLS_DB]
     # printf %s bob:callready.test:unit-turn-fixed-user-password-0006 | md5sum
-    assert row == ("turnusers_lt", "callready.test", f"bob:{BOB}")
-    plan = declare(fleet, TURN1).release.plan(bare())
-    assert f"+ row {CALLS_DB} callready.test user bob {row_hash(row)}" in said(plan)
+    assert row == ("turnusers_lt", "callready.test", SecretStr(f"bob:{BOB}"))
+    made = plan(declare(fleet, TURN1).release, bare())
+    assert f"+ row {CALLS_DB} callready.test user bob {row_hash(row)}" in said(made)
 
 
 BOB = (
@@ -702,4 +706,4 @@ def test_an_edge_that_others_started_is_restarted_and_ours_is_reloaded() -> None
     for fingerprint, step in (("-", "restart"), ("0" * 16, "reload")):
         facts = deployed(release)
         unit("haproxy.service", fingerprint=fingerprint)(facts)
-        assert functions(release.plan(facts))[0] == f"{step} haproxy.service"
+        assert functions(plan(release, facts))[0] == f"{step} haproxy.service"

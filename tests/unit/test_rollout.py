@@ -5,8 +5,12 @@ from typing import Any
 import pytest
 from fleets import SFU1, TURN1, TURN2, bare, box, deployed
 
-from callready.operations import Deployment
-from callready.release.declaration import NONE
+from callready.release.facts import Facts
+from callready.release.manifest import Manifest
+from callready.release.node import Node
+from callready.release.plan import NONE, plan, plan_return
+from callready.rollout.deployment import Deployment
+from callready.rollout.prober import Prober
 from callready.rollout.rollout import Rollout
 from tasks import declare
 
@@ -33,7 +37,12 @@ def hosts() -> dict[str, Deployment]:
             )
         ],
     )
-    return {name: Deployment(declare(fleet, name), bare()) for name in fleet.hosts}
+    return {name: deployment(declare(fleet, name)) for name in fleet.hosts}
+
+
+def deployment(node: Node, facts: Facts | None = None) -> Deployment:
+    facts = facts or bare()
+    return Deployment(node, facts, plan(node.release, facts))
 
 
 def inherited(name: str) -> list[tuple[str, str, Any]]:
@@ -43,7 +52,7 @@ def inherited(name: str) -> list[tuple[str, str, Any]]:
 
 
 def waves(deployments: dict[str, Deployment]) -> list[list[str]]:
-    return list(Rollout({}, deployments, True).waves)
+    return list(Rollout({}, deployments, Prober(), True).waves)
 
 
 def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deployment]) -> None:
@@ -53,12 +62,12 @@ def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deplo
 def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:
     for deployment in hosts.values():
         release = deployment.node.release
-        deployment.plan = release.go_back(NONE, [], deployed(release), "rollback")
+        deployment.plan = plan_return(release, NONE, Manifest(), deployed(release), "rollback")
     assert waves(hosts)[0] == [SFU1]
     assert waves(hosts)[1] == [TURN1]
 
 
 def test_a_host_that_needs_nothing_is_no_canary(hosts: dict[str, Deployment]) -> None:
     here = hosts[TURN1].node
-    hosts[TURN1] = Deployment(here, deployed(here.release))
+    hosts[TURN1] = deployment(here, deployed(here.release))
     assert waves(hosts)[0] == [TURN2]

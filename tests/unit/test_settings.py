@@ -904,18 +904,3 @@ def test_an_inventory_that_is_not_there_or_not_python_is_named(project: Path) ->
         match=rf"^{SOURCE}: {SOURCE}, line 1: SyntaxError: '\[' was never closed$",
     ):
         inventory_data(SOURCE)
-
-
-def test_settings_and_probes_need_no_pyinfra_paramiko_or_pytest() -> None:
-    """What goes on looking after a deploy runs where these are not installed."""
-    script = """
-import importlib, pkgutil, sys
-for absent in ("pyinfra", "paramiko", "pytest", "testinfra", "gevent"):
-    sys.modules[absent] = None
-for name in ("callready.settings", "callready.probes"):
-    for module in pkgutil.iter_modules(importlib.import_module(name).__path__, f"{name}."):
-        importlib.import_module(module.name)
-"""
-    root = Path(__file__).parents[2]
-    run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (0, "")

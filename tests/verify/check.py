@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from callready.probes import ProbeError
+from callready.probes import Finding, ProbeError
 from verify.targets import Server, Site
 
 CHECK = pytest.StashKey["Check"]()
@@ -20,7 +20,7 @@ class Check:
     def __init__(self) -> None:
         self.figures: list[str] = []
         self.seconds = 0.0
-        self._wrong: list[ProbeError] = []
+        self.findings: list[Finding] = []
 
     def figure(self, text: str) -> None:
         """Something measured, for the report's last column."""
@@ -29,7 +29,7 @@ class Check:
     def expect(self, is_right: object, suffers: str, look_at: str) -> None:
         """Note what a caller suffers, and what to look at, unless it is right."""
         if not is_right:
-            self._wrong.append(ProbeError(suffers, look_at))
+            self.findings.append(Finding(suffers, look_at))
 
     @contextmanager
     def probing(self) -> Iterator[None]:
@@ -37,14 +37,16 @@ class Check:
         try:
             yield
         except ProbeError as error:
-            self._wrong.append(error)
+            self.findings.append(error.finding)
 
     def conclude(self) -> None:
-        """Raise everything that was noted as one ProbeError."""
-        if self._wrong:
-            suffers = dict.fromkeys(error.suffers for error in self._wrong)
-            look_at = dict.fromkeys(error.look_at for error in self._wrong)
-            raise ProbeError("; ".join(suffers), "; ".join(look_at))
+        """Raise CheckFailed if anything was noted."""
+        if self.findings:
+            raise CheckFailed(*self.findings)
+
+
+class CheckFailed(Exception):
+    """What a check found wrong: its arguments are findings."""
 
 
 def params_of(item: pytest.Item) -> dict[str, Any]:

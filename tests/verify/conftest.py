@@ -104,7 +104,8 @@ def _run(item: pytest.Item, site: Site) -> None:
     check, started = item.stash[CHECK], time.monotonic()
     known = {"check": check, "site": site, **params_of(item)}
     try:
-        item.obj(**{name: known[name] for name in inspect.signature(item.function).parameters})
+        with check.probing():
+            item.obj(**{name: known[name] for name in inspect.signature(item.function).parameters})
         check.conclude()
     finally:
         check.seconds = time.monotonic() - started

@@ -16,8 +16,8 @@ import jinja2
 import pytest
 
 from callready import __version__
-from callready.probes import ProbeError
-from verify.check import CHECK, params_of
+from callready.probes import Finding
+from verify.check import CHECK, CheckFailed, params_of
 from verify.targets import Site
 
 FOLDER = Path(__file__).parent
@@ -31,8 +31,7 @@ class Row:
     title: str
     ok: bool
     figure: str
-    suffers: str = ""
-    look_at: str = ""
+    findings: tuple[Finding, ...] = ()
 
 
 class Report:
@@ -53,29 +52,35 @@ class Report:
     ) -> Iterator[None]:
         report: pytest.TestReport = yield  # type: ignore[assignment]
         error = call.excinfo.value if call.excinfo else None
-        suffers, look_at = self._said(error) if error else ("", "")
-        if isinstance(error, ProbeError) or (error and item.config.option.tbstyle == "no"):
+        findings = self._found(error) if error else ()
+        if isinstance(error, CheckFailed) or (error and item.config.option.tbstyle == "no"):
             # Short, the same everywhere, and without the values that a traceback would show.
-            report.longrepr = f"{suffers}\nLook at: {look_at}"
+            report.longrepr = "\n".join(map(str, findings))
         if report.when == "call" or error:
             report.duration = item.stash[CHECK].seconds
             host, title = describe(item, self.site)
             figure = dict(item.user_properties).get("figure", "")
-            self.rows.append(Row(host, title, error is None, str(figure), suffers, look_at))
+            self.rows.append(Row(host, title, error is None, str(figure), findings))
         return report  # type: ignore[return-value]
 
-    def _said(self, error: BaseException) -> tuple[str, str]:
-        if isinstance(error, ProbeError):
-            said = error.suffers, error.look_at
+    def _found(self, error: BaseException) -> tuple[Finding, ...]:
+        if isinstance(error, CheckFailed):
+            found = error.args
         else:
             frames = traceback.extract_tb(error.__traceback__)
             ours = [frame for frame in frames if Path(frame.filename).parent == FOLDER] or frames
-            said = (
-                f"the check itself failed: {type(error).__name__}: {error}",
-                f"{ours[-1].filename}:{ours[-1].lineno}; run it alone with --tb=short and tell "
-                "callready's authors",
+            found = (
+                Finding(
+                    "the check itself failed",
+                    f"{ours[-1].filename}:{ours[-1].lineno}; run it alone with --tb=short and tell "
+                    "callready's authors",
+                    f"{type(error).__name__}: {error}",
+                ),
             )
-        return self.site.hide(said[0]), self.site.hide(said[1])
+        hide = self.site.hide
+        return tuple(
+            Finding(hide(each.suffers), hide(each.look_at), hide(each.evidence)) for each in found
+        )
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
         if self.rows:
@@ -110,18 +115,19 @@ class Report:
         titles = max(len(row.title) for row in self.rows)
         out.line()
         out.line(f"{'HOST':<{hosts}}  {'CHECK':<{titles}}  RESULT  FIGURE", bold=True)
-        said = set()
+        said: set[Finding] = set()
         for host, rows in self.by_host():
             for row in rows:
                 out.write(f"{host:<{hosts}}  {row.title:<{titles}}  ")
                 out.write("ok      " if row.ok else "FAILED  ", green=row.ok, red=not row.ok)
                 out.line(row.figure)
-                if not row.ok and row.suffers in said:
+                if row.findings and set(row.findings) <= said:
                     out.line("    as above", red=True)
-                elif not row.ok:
-                    out.line(f"    {row.suffers}", red=True)
-                    out.line(f"    Look at: {row.look_at}")
-                said.add(row.suffers)
+                    continue
+                for finding in row.findings:
+                    out.line(f"    {finding.shown}", red=True)
+                    out.line(f"    Look at: {finding.look_at}")
+                said.update(row.findings)
         out.line()
         verdict = f"{self.verdict} in {time.time() - self.started:.0f} s"
         out.write(verdict, green=self.is_good, red=not self.is_good, bold=True)

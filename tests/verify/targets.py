@@ -19,16 +19,17 @@ from pyinfra.api.state import State
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from callready.operations import as_root, survey
 from callready.probes import ProbeError, local_address
 from callready.probes.turn import Credentials, TurnServer, mint
-from callready.release.declaration import Plan, Release
+from callready.release.declaration import Release
 from callready.release.facts import Facts, SurveyError
 from callready.release.node import Node
+from callready.release.plan import Plan, plan
+from callready.rollout.remote import as_root, survey
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
-from callready.settings.models import HostSettings, LiveKit, Pool
+from callready.settings.models import LiveKit, Pool
 from callready.settings.pools import Transport, Way, ways
 from callready.settings.problem import SettingsError
 from tasks import declare
@@ -61,30 +62,31 @@ class RootShell(BaseBackend):
 class Server:
     """A host of the inventory. What it is now is read in one survey, when first asked for."""
 
-    def __init__(self, planned: Node, connection: Connection) -> None:
-        self.name = planned.name
-        self.settings: HostSettings = planned.settings
-        self.planned: Release = planned.release  # before the survey told sshd's ports
-        self._fleet, self._connection = planned.fleet, connection
-        self._lock = Lock()
-        self._seen: tuple[Node, Facts] | ProbeError | None = None
+    def __init__(self, node: Node, connection: Connection) -> None:
+        self.name, self.settings = node.name, node.settings
+        self.planned: Release = node.release
+        """What the deploy would put there, as far as that is known without a look at it."""
+        self._node, self._connection, self._lock = node, connection, Lock()
+        self._seen: Facts | ProbeError | None = None
 
     def __str__(self) -> str:
         return self.name
 
-    def _look(self) -> tuple[Node, Facts]:
+    @property
+    def facts(self) -> Facts:
+        """What the survey found."""
         with self._lock:
             if self._seen is None:
                 try:
                     self._connection.connect(show_errors=False, raise_exceptions=True)
-                    facts = survey(self._connection, declare(self._fleet, self.name))
-                    ssh_ports = tuple(sorted(facts.ssh_ports))
-                    self._seen = declare(self._fleet, self.name, ssh_ports), facts
+                    self._seen = survey(self._connection, self._node)
+                    self._node.learn_ssh_ports(self._seen.ssh_ports)
                 except (ConnectError, SettingsError, SurveyError, SSHException, OSError) as error:
                     self._seen = ProbeError(
-                        f"{self.name} cannot be looked at: {error}",
+                        f"{self.name} cannot be looked at",
                         f"ssh to {self.name} with the inventory's user, key and known_hosts, "
                         "and sudo there",
+                        str(error),
                     )
         if isinstance(self._seen, ProbeError):
             raise self._seen
@@ -92,28 +94,24 @@ class Server:
 
     @property
     def node(self) -> Node:
-        """The host as the settings want it."""
-        return self._look()[0]
+        """The host as the settings want it, with sshd's real ports."""
+        assert self.facts
+        return self._node
 
     @property
     def release(self) -> Release:
         """What the deploy would put there."""
         return self.node.release
 
-    @property
-    def facts(self) -> Facts:
-        """What the survey found."""
-        return self._look()[1]
-
     @cached_property
     def plan(self) -> Plan:
         """What a deploy would change."""
-        return self.release.plan(self.facts)
+        return plan(self.release, self.facts)
 
     @cached_property
     def host(self) -> Host:
         """testinfra's view of it, for what the survey has not."""
-        backend = RootShell(self._connection, self.node)
+        backend = RootShell(self._connection, self._node)
         return Host(backend)
 
     @property

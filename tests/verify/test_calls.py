@@ -26,7 +26,9 @@ def _call(sfu: Sfu, way: Turn | None = None, duration: float = DURATION) -> Call
         return webrtc.call(sfu.url, *sfu.key, servers, way is not None, sfu.ca, duration)
     except ProbeError as error:
         node_ip = f"rtc.node_ip in livekit.yaml (should be {sfu.server.settings.address})"
-        raise ProbeError(error.suffers, f"{error.look_at}; {node_ip}") from None
+        found = error.finding
+        look_at = f"{found.look_at}; {node_ip}"
+        raise ProbeError(found.suffers, look_at, found.evidence) from None
 
 
 def _figures(call: Call, check: Check) -> None:

@@ -5,7 +5,7 @@ import re
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from callready.release.declaration import ROOT
+from callready.release.declaration import ROOT, Environment
 from callready.release.facts import Listener
 from callready.release.refusals import is_version
 from callready.settings.models import Workers
@@ -329,7 +329,7 @@ def test_journal(server: Server, check: Check) -> None:
 def test_secrets(server: Server, check: Check) -> None:
     """TURN secrets as in the inventory"""
     wrong = server.changes("row")
-    count = sum(len(item.rows) for item in server.release.databases.values())
+    count = sum(len(rows) for rows in server.release.databases.values())
     check.figure(f"{count} rows")
     check.expect(
         not wrong,
@@ -390,8 +390,8 @@ def test_environment(server: Server, check: Check) -> None:
         check.expect(found, f"the app has no {path}: it mints no tokens", look_at)
         if not found:
             continue
-        check.figure(f"{len(wanted.keys)} keys, mode {found.mode:04o}")
-        differing = _differing_keys(server, path, dict(zip(wanted.keys, wanted.lines, strict=True)))
+        check.figure(f"{len(wanted.values)} keys, mode {found.mode:04o}")
+        differing = _differing_keys(server, path, wanted)
         check.expect(
             not differing,
             f"callers get 401: {', '.join(differing)} in {path} is not LiveKit's and coturn's",
@@ -404,7 +404,7 @@ def test_environment(server: Server, check: Check) -> None:
         )
 
 
-def _differing_keys(server: Server, path: str, lines: dict[str, str]) -> list[str]:
+def _differing_keys(server: Server, path: str, wanted: Environment) -> list[str]:
     """The keys whose lines in the file have another fingerprint than livekit.yaml's values."""
     command = "while IFS= read -r line; do printf '%%s ' \"${line%%%%=*}\"; "
     command += 'printf %%s "$line" | sha256sum; done < %s'
@@ -413,9 +413,8 @@ def _differing_keys(server: Server, path: str, lines: dict[str, str]) -> list[st
         for line in server.host.check_output(command, path).splitlines()
         if len(line.split()) == 3
     )
-    return [
-        key for key, line in lines.items() if found.get(key) != sha256(line.encode()).hexdigest()
-    ]
+    lines = zip(wanted.values, wanted.text.get_secret_value().splitlines(), strict=True)
+    return [key for key, line in lines if found.get(key) != sha256(line.encode()).hexdigest()]
 
 
 def _workers(server: Server) -> list[Workers]:

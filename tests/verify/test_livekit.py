@@ -81,7 +81,9 @@ def test_candidates(sfu: Sfu, check: Check) -> None:
     for result in webrtc.gather(joined.ice_servers, sfu.ca).values():
         with check.probing():
             if isinstance(result, ProbeError):
-                raise ProbeError(f"with LiveKit's credentials {result.suffers}", result.look_at)
+                why = result.finding
+                suffers = f"with LiveKit's credentials {why.suffers}"
+                raise ProbeError(suffers, why.look_at, why.evidence)
             found["srflx" if isinstance(result, stun.Binding) else "relay"] += 1
     check.figure(", ".join(f"{kind} {count}" for kind, count in found.items()))
     host = urlsplit(sfu.url).hostname

@@ -1,4 +1,4 @@
-#!/bin/sh
+# shellcheck shell=dash
 # Certificates on the host: each name's pair becomes current whole or not at all, and what callers
 # are served is compared with it.
 #   certificates                               take up what certbot has, for every line of
@@ -6,55 +6,74 @@
 #   certificates install NAME CHAIN KEY GROUP  make a pair current
 #   certificates placeholder NAME GROUP        a self-signed pair, for the time before the first one
 #   certificates serving ENDPOINT NAME SERIAL  wait until callers get that certificate
-set -u
-umask 077
-export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
-root=/etc/callready/tls
+TLS=$ROOT/tls
+LIVE=$CALLREADY_ROOT/etc/letsencrypt/live
+CONFIG=$ROOT/certificates.conf # lines NAME GROUP [ADDRESS:PORT,UNIT...]
 status=0
 
-complain() { printf 'callready: %s\n' "$*" >&2; status=1; }
-
-# sound NAME CHAIN KEY: whether they belong together, lead from leaf to last, are for NAME and valid.
-sound() {
-    [ -s "$2" ] && [ -s "$3" ] || { complain "$1: $2 or $3 is empty or not there"; return 1; }
-    public=$(openssl pkey -in "$3" -pubout 2> /dev/null) &&
-        [ "$(openssl x509 -in "$2" -noout -pubkey 2> /dev/null)" = "$public" ] ||
-        { complain "$1: the key does not belong to the certificate"; return 1; }
-    awk '/-BEGIN CERT/ { pem = "" } { pem = pem $0 "\n" } END { printf "%s", pem }' "$2" > "$2.last"
-    case $1 in *[!0-9.]*) subject=-verify_hostname ;; *) subject=-verify_ip ;; esac
-    reason=$(openssl verify -partial_chain -CAfile "$2.last" -untrusted "$2" \
-        $subject "$1" "$2" 2>&1)
-    found=$?
-    rm -f "$2.last"
-    [ $found = 0 ] && return
-    complain "$1: $(printf '%s' "$reason" | sed -n 's/^error [0-9]* at [0-9]* depth lookup: *//p' | head -n 1)"
+# refuse WORD...: say what is wrong, go on with the rest, and fail in the end.
+refuse() {
+    complain "$@"
+    status=1
     return 1
 }
 
-# install_pair NAME CHAIN KEY GROUP [FOLDER]: what is copied is what is checked, and one rename of a
-# link makes certificate and key current together. Anything that fails leaves the old pair.
-install_pair() {
-    tls=$root/$1 new=$root/$1/.new
-    rm -rf "$new"
-    (umask 022 && mkdir -p "$new") &&
-        install -m 0644 "$2" "$new/fullchain.pem" &&
-        install -m 0640 -g "$4" "$3" "$new/privkey.pem" &&
-        cat "$2" "$3" > "$new/both.pem" || # as HAProxy wants it; root only
-        { complain "$1: cannot be copied to $new"; rm -rf "$new"; return 1; }
-    sound "$1" "$new/fullchain.pem" "$new/privkey.pem" || { rm -rf "$new"; return 1; }
-    diff -r "$new" "$tls/current/" > /dev/null 2>&1 && { rm -rf "$new"; return 0; }
-    folder=${5:-$(cat "$new/fullchain.pem" "$new/privkey.pem" | sha256sum | cut -c 1-16)}
+# copy_pair NAME CHAIN KEY GROUP FOLDER
+copy_pair() {
+    {
+        (umask 022 && mkdir -p "$5") &&
+            install -m 0644 "$2" "$5/fullchain.pem" &&
+            install -m 0640 -g "$4" "$3" "$5/privkey.pem" &&
+            cat "$2" "$3" > "$5/both.pem" # as HAProxy wants it; root only
+    } || refuse "$1: cannot be copied to $5"
+}
+
+# check_pair NAME CHAIN KEY: they belong together, lead from leaf to last, are for NAME and valid.
+check_pair() {
+    local name="$1" chain="$2" key="$3" public subject=-verify_ip reason
+    { [ -s "$chain" ] && [ -s "$key" ]; } || refuse "$name: $chain or $key is empty or not there" || return
+    { public=$(openssl pkey -in "$key" -pubout 2> /dev/null) &&
+        [ "$(openssl x509 -in "$chain" -noout -pubkey 2> /dev/null)" = "$public" ]; } ||
+        refuse "$name: the key does not belong to the certificate" || return
+    awk '/-BEGIN CERT/ { pem = "" } { pem = pem $0 "\n" } END { printf "%s", pem }' "$chain" > "$chain.last"
+    case $name in *[!0-9.]*) subject=-verify_hostname ;; esac
+    reason=$(openssl verify -partial_chain -CAfile "$chain.last" -untrusted "$chain" \
+        $subject "$name" "$chain" 2>&1) ||
+        refuse "$name: $(printf '%s' "$reason" | sed -n 's/^error [0-9]* at [0-9]* depth lookup: *//p' | head -n 1)" ||
+        return
+    rm "$chain.last"
+}
+
+# switch_pair NAME NEW FOLDER: one rename of a link makes certificate and key current together.
+switch_pair() {
+    local tls="$TLS/$1" new="$2" folder="$3" old
     sync "$new"/* &&
         if [ -d "$tls/$folder" ]; then mv "$new"/* "$tls/$folder"; else mv -T "$new" "$tls/$folder"; fi &&
         ln -sfn "$folder" "$tls/.current" && mv -T "$tls/.current" "$tls/current" ||
-        { complain "$1: cannot be made current in $tls"; return 1; }
+        refuse "$1: cannot be made current in $tls" || return
     printf 'installed the certificate of %s\n' "$1"
-    for old in "$tls"/* "$new"; do
+    for old in "$tls"/*; do
         case ${old##*/} in "$folder" | current | asked) ;; *) rm -rf "$old" ;; esac
     done
 }
 
-placeholder() {
+# install_pair NAME CHAIN KEY GROUP [FOLDER]: what is copied is what is checked. Anything that fails
+# leaves the old pair.
+install_pair() {
+    local name="$1" new="$TLS/$1/.new" result
+    rm -rf "$new"
+    copy_pair "$name" "$2" "$3" "$4" "$new" &&
+        check_pair "$name" "$new/fullchain.pem" "$new/privkey.pem" && {
+        diff -r "$new" "$TLS/$name/current/" > /dev/null 2>&1 ||
+            switch_pair "$name" "$new" "${5:-$(cat "$new/fullchain.pem" "$new/privkey.pem" | sha256sum | cut -c 1-16)}"
+    }
+    result=$?
+    rm -rf "$new"
+    return $result
+}
+
+install_placeholder() {
+    local made
     made=$(mktemp -d) || return
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 \
         -subj "/CN=no certificate yet" -addext "subjectAltName=DNS:$1" \
@@ -63,73 +82,72 @@ placeholder() {
     rm -rf "$made"
 }
 
-serial() { openssl x509 -noout -serial 2> /dev/null | sed 's/.*=0*//' | tr A-F a-f; }
-
-served() { # ENDPOINT NAME
-    timeout 3 openssl s_client -connect "$1" -servername "$2" < /dev/null 2> /dev/null | serial
+wait_for_certificate() { # ENDPOINT NAME SERIAL
+    local served
+    eventually 10 0.5 serves "$@" || refuse "$1 serves certificate ${served:-none} for $2, not $3"
 }
 
-serving() { # ENDPOINT NAME SERIAL
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        now=$(served "$1" "$2")
-        [ "$now" = "$3" ] && return
-        sleep 0.5
-    done
-    complain "$1 serves certificate ${now:-none} for $2, not $3"
+# serves ENDPOINT NAME SERIAL: says in `served` what it serves.
+serves() {
+    served=$(ask_serial "$1" "$2")
+    [ "$served" = "$3" ]
 }
 
-# due NAME: certbot renews when a third of the validity is left; a sixth says that it does not.
-due() {
-    [ -e "$root/$1/current/fullchain.pem" ] || return
-    since=$(date +%s -d "$(openssl x509 -noout -startdate -in "$root/$1/current/fullchain.pem" | cut -d= -f2)")
-    until=$(date +%s -d "$(openssl x509 -noout -enddate -in "$root/$1/current/fullchain.pem" | cut -d= -f2)")
+# check_renewal NAME: certbot renews when a third of the validity is left; a sixth says that it does
+# not.
+check_renewal() {
+    local chain="$TLS/$1/current/fullchain.pem" since until left
+    [ -e "$chain" ] || return
+    since=$(date +%s -d "$(openssl x509 -noout -startdate -in "$chain" | cut -d= -f2)")
+    until=$(date +%s -d "$(openssl x509 -noout -enddate -in "$chain" | cut -d= -f2)")
     left=$((until - $(date +%s)))
     [ $((left * 6)) -gt $((until - since)) ] ||
-        complain "$1: its certificate has $((left / 86400)) days left and was not renewed: journalctl -u certbot.service"
+        refuse "$1: its certificate has $((left / 86400)) days left and was not renewed: journalctl -u certbot.service"
 }
 
 # Each name on its own: one that is broken does not keep the others from being renewed.
 take_up_all() {
-    config=/etc/callready/certificates.conf
+    local name group unit left
     systemctl is-failed --quiet certbot.service &&
-        complain "certbot's last run failed: journalctl -u certbot.service, /var/log/letsencrypt"
-    while read -r name group endpoints; do
-        live=/etc/letsencrypt/live/$name
-        install_pair "$name" "$live/fullchain.pem" "$live/privkey.pem" "$group" ||
+        refuse "certbot's last run failed: journalctl -u certbot.service, /var/log/letsencrypt"
+    while read -r name group _; do
+        install_pair "$name" "$LIVE/$name/fullchain.pem" "$LIVE/$name/privkey.pem" "$group" ||
             complain "$name: the certificate from before stays; certbot renew --force-renewal --cert-name $name makes a new one"
-        due "$name"
-    done < $config
-    for unit in $(not_served | cut -d ' ' -f 1 | sort -u); do
+        check_renewal "$name"
+    done < "$CONFIG"
+    for unit in $(list_unserved | cut -d ' ' -f 1 | sort -u); do
         printf 'reloading %s\n' "$unit"
-        systemctl reload "$unit" || complain "$unit does not reload: journalctl -u $unit"
+        systemctl reload "$unit" || refuse "$unit does not reload: journalctl -u $unit"
     done
-    for try in 1 2 3 4 5 6 7 8 9 10; do
-        left=$(not_served)
-        [ -n "$left" ] || return
-        sleep 0.5
-    done
-    complain "callers do not get the installed certificate from
+    eventually 10 0.5 all_served || refuse "callers do not get the installed certificate from
 $left"
 }
 
-# Every endpoint that serves something else than the installed certificate of its name.
-not_served() {
-    while read -r name group endpoints; do
-        wanted=$(serial < "$root/$name/current/fullchain.pem")
-        for item in $endpoints; do # ADDRESS:PORT,UNIT
-            now=$(served "${item%,*}" "$name")
-            [ "$now" = "$wanted" ] ||
-                printf '%s on %s: %s instead of %s\n' "${item#*,}" "${item%,*}" "${now:-nothing}" "$wanted"
-        done
-    done < $config
+# all_served: says in `left` what is not.
+# shellcheck disable=SC2329 # eventually calls it
+all_served() {
+    left=$(list_unserved)
+    [ -z "$left" ]
 }
 
-exec 8>> /run/callready-certificates.lock
+# Every endpoint that serves something else than the installed certificate of its name.
+list_unserved() {
+    local name endpoints wanted item served
+    while read -r name _ endpoints; do
+        wanted=$(read_serial < "$TLS/$name/current/fullchain.pem")
+        for item in $endpoints; do
+            serves "${item%,*}" "$name" "$wanted" ||
+                printf '%s on %s: %s instead of %s\n' "${item#*,}" "${item%,*}" "${served:-nothing}" "$wanted"
+        done
+    done < "$CONFIG"
+}
+
+exec 8>> "$RUN/callready-certificates.lock"
 flock 8
 case ${1:-} in
-    install) shift && install_pair "$@" && rm -f "$root/$1/asked" ;;
-    placeholder) placeholder "$2" "$3" ;;
-    serving) serving "$2" "$3" "$4" ;;
+    install) shift && install_pair "$@" && rm -f "$TLS/$1/asked" ;;
+    placeholder) install_placeholder "$2" "$3" ;;
+    serving) wait_for_certificate "$2" "$3" "$4" ;;
     *) take_up_all ;;
 esac
 exit $status

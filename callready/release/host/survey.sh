@@ -1,81 +1,119 @@
+# shellcheck shell=dash
 # What a host is like now: run as root over stdin, prints one tab-separated line a fact, changes
-# nothing. Its variables (FILES, PACKAGES, UNITS, ...) are set by callready/facts.py, one word an
-# item. No secret is printed: contents only as SHA-256.
-export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
-T=$(printf '\t')
+# nothing. Its variables (FILES, PACKAGES, UNITS, ...) are set by callready/release/facts.py, one
+# word an item; `parse` there reads the lines, whose columns are named here before what prints them.
+# No secret is printed: contents only as SHA-256.
 
-system() {
+# os ID VERSION / arch ARCHITECTURE
+print_system() {
+    # shellcheck source=/dev/null
     . /etc/os-release
     printf 'os\t%s\t%s\n' "$ID" "${VERSION_ID:-}"
-    printf 'arch\t%s\n' "$(dpkg --print-architecture 2>/dev/null || uname -m)"
+    printf 'arch\t%s\n' "$(dpkg --print-architecture 2> /dev/null || uname -m)"
 }
 
-clock() {
-    printf 'clock\t%s\n' "$(date +%s.%N)"
-}
+# clock SECONDS: when the survey begins and when it ends.
+print_clock() { printf 'clock\t%s\n' "$(date +%s.%N)"; }
 
-packages() {
+# package NAME VERSION STATUS / candidate NAME VERSION
+print_packages() {
+    local installed package
     [ -n "$PACKAGES" ] || return 0
-    installed=$(dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2>/dev/null |
+    # shellcheck disable=SC2086 # words
+    installed=$(dpkg-query -W -f 'package\t${Package}\t${Version}\t${db:Status-Abbrev}\n' $PACKAGES 2> /dev/null |
         awk -F "$T" '$4 ~ /^.i/')
-    [ -n "$installed" ] && printf '%s\n' "$installed"
+    [ -z "$installed" ] || printf '%s\n' "$installed"
     for package in $CANDIDATES; do
         # apt-cache is slow and what is installed is known.
         case $installed in *"package$T$package$T"*) continue ;; esac
         printf 'candidate\t%s\t%s\n' "$package" \
-            "$(apt-cache policy "$package" 2>/dev/null | awk '$1 == "Candidate:" { print $2 }')"
+            "$(apt-cache policy "$package" 2> /dev/null | awk '$1 == "Candidate:" { print $2 }')"
     done
 }
 
-users() {
+# user NAME
+print_users() {
+    # shellcheck disable=SC2086 # words
     [ -z "$USERS" ] || getent passwd $USERS | sed 's/^\([^:]*\):.*/user\t\1/'
 }
 
-# The files of the running release and their live paths: what each path leads to, and its content.
-files() {
+# current RELEASE / confirmed RELEASE / left (there is something of callready) / format N / pending
+# WORDS ACTIVE (the file as it is, and whether the timer runs that ends the wait) / manifest LINE... /
+# template PATH DIGEST (what each file of the release was made from; not in format 1)
+print_releases() {
+    local link target format
     for link in current confirmed; do
-        target=$(readlink /etc/callready/$link 2>/dev/null)
+        target=$(readlink "$ROOT/$link")
         printf '%s\t%s\n' "$link" "${target##*/}"
     done
-    [ -e /var/lib/callready/pending ] && printf 'pending\t%s\t%s\n' \
-        "$(cat /var/lib/callready/pending)" "$(systemctl is-active callready-dead-man.timer)"
-    [ -d /var/lib/callready ] && printf 'left\n'
-    [ -f /etc/callready/current/manifest ] && sed 's/^/manifest\t/' /etc/callready/current/manifest
+    [ ! -d "$STATE" ] || printf 'left\n'
+    read -r format 2> /dev/null < "$STATE/format" && printf 'format\t%s\n' "$format"
+    [ ! -e "$STATE/pending" ] || printf 'pending\t%s\t%s\n' \
+        "$(cat "$STATE/pending")" "$(systemctl is-active callready-dead-man.timer)"
+    [ ! -f "$ROOT/current/manifest" ] || sed 's/^/manifest\t/' "$ROOT/current/manifest"
+    [ ! -f "$ROOT/current/templates" ] || sed 's/^/template\t/' "$ROOT/current/templates"
+}
+
+# link PATH TARGET (or nothing) / stat PATH MODE OWNER GROUP / sha PATH SHA256: each live path of a
+# release, what it leads to, and what is there.
+print_files() {
     [ -n "$FILES" ] || return 0
-    find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n' 2>/dev/null
-    find -L $FILES -maxdepth 0 -type f -printf 'stat\t%p\t%m\t%u\t%g\n' 2>/dev/null
-    sha256sum $FILES 2>/dev/null | sed "s/^\([0-9a-f]*\)  \(.*\)/sha$T\2$T\1/"
+    # shellcheck disable=SC2086 # words
+    {
+        find $FILES -maxdepth 0 -printf 'link\t%p\t%l\n'
+        find -L $FILES -maxdepth 0 -type f -printf 'stat\t%p\t%m\t%u\t%g\n'
+        sha256sum $FILES | sed "s/^\([0-9a-f]*\)  \(.*\)/sha$T\2$T\1/"
+    } 2> /dev/null
 }
 
-units() {
-    systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS |
-        awk -v RS= -F '\n' '{
-            split("", p); for (i = 1; i <= NF; i++) { eq = index($i, "="); p[substr($i, 1, eq - 1)] = substr($i, eq + 1) }
-            print p["Id"], p["LoadState"], p["ActiveState"], p["UnitFileState"] ? p["UnitFileState"] : "-", p["MainPID"] + 0, p["NeedDaemonReload"]
-        }' | while read -r id load active enabled pid reload; do
-            fingerprint=- binary=- given=
-            if [ "$pid" -gt 0 ]; then
-                fingerprint=$(tr '\0' '\n' < "/proc/$pid/environ" 2>/dev/null | sed -n 's/^CALLREADY_FINGERPRINT=//p')
-                binary=$(readlink "/proc/$pid/exe")
-                given=$(sha256sum "/run/credentials/$id"/* 2>/dev/null | cut -c 1-64 | sort)
-                [ -e "/run/callready/$id" ] && read -r fingerprint < "/run/callready/$id"
-            fi
-            printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$id" "$load" "$active" "$enabled" \
-                "$pid" "$reload" "${fingerprint:--}" "${binary:--}" "$(printf %s "$given" | tr '\n' ' ')"
-        done
+# unit ID LOAD ACTIVE ENABLED PID RELOAD FINGERPRINT BINARY CREDENTIALS: RELOAD, whether its files
+# have changed since systemd read them; the last three are of its process, as the manifest has them.
+print_units() {
+    local property value id='' load='' active='' enabled='' pid=0 reload=''
+    {
+        # shellcheck disable=SC2086 # words
+        systemctl show -p Id,LoadState,ActiveState,UnitFileState,MainPID,NeedDaemonReload $UNITS
+        echo # as between two units
+    } | while IFS='=' read -r property value; do
+        case $property in
+            Id) id=$value ;;
+            LoadState) load=$value ;;
+            ActiveState) active=$value ;;
+            UnitFileState) enabled=$value ;;
+            MainPID) pid=$value ;;
+            NeedDaemonReload) reload=$value ;;
+            "")
+                [ -z "$id" ] || print_unit "$id" "$load" "$active" "${enabled:--}" "$pid" "$reload"
+                id='' enabled='' pid=0
+                ;;
+        esac
+    done
 }
 
-# Every listening socket with the unit of its process, and the port this connection came in by.
-listeners() {
+print_unit() { # ID LOAD ACTIVE ENABLED PID RELOAD
+    local fingerprint='' binary='' credentials=-
+    if [ "$5" -gt 0 ]; then
+        fingerprint=$(fingerprint_of "$1" "$5")
+        binary=$(readlink "/proc/$5/exe")
+        credentials=$(credentials_of "$1")
+    fi
+    printf 'unit\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$@" \
+        "${fingerprint:--}" "${binary:--}" "$credentials"
+}
+
+# listen PROTO ADDRESS PORT PROCESS UNIT: every listening socket / ssh PORT: by which this came in.
+print_listeners() {
+    local found unknown
     found=$(ss -Hlntup)
     # A socket that is opened while ss looks for its process seems to have none, as happens to
     # relays under load: only what has none twice has none.
     unknown=$(printf '%s\n' "$found" | awk 'NF && !/users:/ { printf "%s/%s ", $1, $5 }')
     [ -z "$unknown" ] || found=$(ss -Hlntup |
         awk -v unknown=" $unknown" '/users:/ || index(unknown, " " $1 "/" $5 " ")')
+    # PROTO STATE QUEUE QUEUE LOCAL:PORT PEER:PORT users:(("NAME",pid=PID,fd=N),...)
     printf '%s\n' "$found" | awk -v OFS="$T" '
         function unit_of(pid,  file, line) {
-            if (pid == "-" || pid in unit) return pid in unit ? unit[pid] : "-"
+            if (pid in unit) return unit[pid]
             file = "/proc/" pid "/cgroup"; unit[pid] = "-"
             while ((getline line < file) > 0)
                 if (line ~ /^0::/ && match(line, /[^\/]+\.(service|scope|socket)/))
@@ -83,34 +121,41 @@ listeners() {
             close(file)
             return unit[pid]
         }
+        function part(pattern, before, after) {
+            return match($0, pattern) ? substr($0, RSTART + before, RLENGTH - before - after) : "-"
+        }
+        BEGIN { unit["-"] = "-" }
         NF {
-            pid = match($0, /pid=[0-9]+/) ? substr($0, RSTART + 4, RLENGTH - 4) : "-"
-            name = match($0, /\(\("[^"]+"/) ? substr($0, RSTART + 3, RLENGTH - 4) : "-"
-            port = $5; sub(/.*:/, "", port)
-            address = substr($5, 1, length($5) - length(port) - 1)
+            name = part("\\(\\(\"[^\"]+\"", 3, 1)
+            pid = part("pid=[0-9]+", 4, 0)
+            address = port = $5
+            sub(/.*:/, "", port); sub(/:[^:]*$/, "", address)
             sub(/%.*/, "", address); gsub(/[][]/, "", address)
             if (!seen[$1, address, port, pid]++) print "listen", $1, address, port, name, unit_of(pid)
         }'
-    [ -n "$SSH_PORT" ] && printf 'ssh\t%s\n' "$SSH_PORT"
-    return 0
+    [ -z "${SSH_PORT:-}" ] || printf 'ssh\t%s\n' "$SSH_PORT"
 }
 
-filters() {
-    command -v nft > /dev/null && nft list ruleset 2>/dev/null | awk '
-        $1 == "table" { family = $2; name = $3; print "table\t" family "\t" name }
-        /type nat hook/ { print "nat\t" family "\t" name }' | sort -u
+# table FAMILY NAME / nat FAMILY NAME: nftables' / ruleset SHA256|changed: the file that is loaded /
+# firewall ufw
+print_filters() {
+    local loaded table now
+    command -v nft > /dev/null && nft list ruleset 2> /dev/null | awk -v OFS="$T" '
+        $1 == "table" { table = $2 OFS $3; print "table", table }
+        /type nat hook/ && !seen[table]++ { print "nat", table }'
     # What load-firewall noted, as long as the table is still what it loaded.
-    if read -r source table 2>/dev/null < /run/callready-firewall; then
-        now=$(nft list table inet callready 2>/dev/null | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
-        [ "$table" = "${now%% *}" ] || source=changed
-        printf 'ruleset\t%s\n' "$source"
+    if read -r loaded table 2> /dev/null < "$RUN/callready-firewall"; then
+        now=$(nft list table inet callready 2> /dev/null | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
+        [ "$table" = "${now%% *}" ] || loaded=changed
+        printf 'ruleset\t%s\n' "$loaded"
     fi
     # Its unit says nothing: `ufw enable` leaves it inactive until the next boot.
-    grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf && printf 'firewall\tufw\n'
-    return 0
+    ! grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf || printf 'firewall\tufw\n'
 }
 
-sysctls() {
+# sysctl KEY VALUE|-
+print_sysctls() {
+    local key path
     for key in $SYSCTLS; do
         path=/proc/sys/$(printf %s "$key" | tr . /)
         if [ -w "$path" ]; then
@@ -121,56 +166,92 @@ sysctls() {
     done
 }
 
-# State that lives beside the releases: secret rows, the certificate, the app's environment.
-state() {
+# database PATH / row PATH HASH
+print_databases() {
+    local database row
+    command -v sqlite3 > /dev/null || return 0
     for database in $DATABASES; do
-        [ -f "$database" ] && command -v sqlite3 > /dev/null || continue
+        [ -f "$database" ] || continue
         printf 'database\t%s\n' "$database"
         sqlite3 -readonly -separator "$T" "$database" \
             'select "turn_secret", realm, value from turn_secret;
              select "turnusers_lt", realm, name || ":" || hmackey from turnusers_lt;' |
             while IFS= read -r row; do
-                printf 'row\t%s\t%s\n' "$database" "$(printf %s "$row" | sha256sum | cut -c1-16)"
+                printf 'row\t%s\t%.16s\n' "$database" "$(printf %s "$row" | sha256sum)"
             done
     done
-    for pair in /etc/callready/tls/*/current; do
-        [ -L "$pair" ] || continue
-        name=${pair%/current}
-        printf 'pair\t%s\t%s\t%s\t%s\n' "${name##*/}" \
-            "$(cat "$pair/fullchain.pem" "$pair/privkey.pem" | sha256sum | cut -c1-16)" \
-            "$(openssl x509 -noout -serial -in "$pair/fullchain.pem" | sed 's/.*=0*//' | tr A-F a-f)" \
-            "$(cat "$name/asked" 2>/dev/null)" # as certbot was asked for it
+}
+
+# pair NAME HASH SERIAL ASKED: a certificate and its key, and as what certbot was asked for it.
+print_pairs() {
+    local pair
+    for pair in "$ROOT"/tls/*; do
+        [ -L "$pair/current" ] || continue
+        printf 'pair\t%s\t%.16s\t%s\t%s\n' "${pair##*/}" \
+            "$(cat "$pair/current/fullchain.pem" "$pair/current/privkey.pem" | sha256sum)" \
+            "$(read_serial < "$pair/current/fullchain.pem")" \
+            "$(cat "$pair/asked" 2> /dev/null)"
     done
-    for item in $ENVIRONMENTS; do # path:KEY,KEY
+}
+
+# environment PATH MODE OWNER SHA256 APPLIED: of our keys there, and of what its readers have /
+# linked PATH: one that is a link
+print_environments() {
+    local item path keys
+    for item in $ENVIRONMENTS; do # PATH:KEY,KEY
         path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
         [ ! -L "$path" ] || printf 'linked\t%s\n' "$path"
         [ -f "$path" ] || continue
-        printf 'environment\t%s\t%s\t%s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
-            "$(grep -E "^($keys)=" "$path" | sort | sha256sum | cut -c1-64)" \
-            "$(cat "/var/lib/callready/environment/$(printf %s "$path" | tr / _)" 2>/dev/null)"
+        printf 'environment\t%s\t%s\t%.64s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
+            "$(grep -E "^($keys)=" "$path" | sort | sha256sum)" \
+            "$(cat "$(applied_note "$path")" 2> /dev/null)"
     done
+}
+
+# binary PATH
+print_binaries() {
+    local binary
     for binary in $BINARIES; do
-        [ -x "$binary" ] && printf 'binary\t%s\n' "$binary"
-    done
-    return 0
-}
-
-# The certificate that callers get now, whatever lies in the file.
-served() {
-    for item in $TLS_ENDPOINTS; do # address:port,name
-        printf 'served\t%s\t%s\t%s\n' "${item%,*}" "${item#*,}" "$(timeout 3 openssl s_client \
-            -no-CAfile -no-CApath -no-CAstore -connect "${item%,*}" -servername "${item#*,}" 2>/dev/null |
-            openssl x509 -noout -serial 2>/dev/null | sed 's/.*=0*//' | tr A-F a-f)"
+        [ ! -x "$binary" ] || printf 'binary\t%s\n' "$binary"
     done
 }
 
+# served ENDPOINT NAME SERIAL
+print_served() {
+    local item
+    for item in $TLS_ENDPOINTS; do # ADDRESS:PORT,NAME
+        printf 'served\t%s\t%s\t%s\n' "${item%,*}" "${item#*,}" "$(ask_serial "${item%,*}" "${item#*,}")"
+    done
+}
+
+print_all() {
+    print_system
+    print_packages
+    print_users
+    print_releases
+    print_files
+    print_units
+    print_listeners
+    print_filters
+    print_sysctls
+    print_databases
+    print_pairs
+    print_environments
+    print_binaries
+}
+
+# Handshakes take their time while the rest is read; apart, so that no line is torn.
 survey() {
+    local served
+    print_clock
     exec 3>&1
-    clock
-    # Handshakes take their time while the rest is read; apart, so that no line is torn.
-    tls=$(served & { system; packages; users; files; units; listeners; filters; sysctls; state; } >&3; wait)
-    [ -n "$tls" ] && printf '%s\n' "$tls"
-    clock
+    served=$(
+        print_served &
+        print_all >&3
+        wait
+    )
+    [ -z "$served" ] || printf '%s\n' "$served"
+    print_clock
     printf 'end\n'
 }
 survey < /dev/null

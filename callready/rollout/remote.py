@@ -1,0 +1,56 @@
+"""Root shells on hosts, over pyinfra's own connections."""
+
+from __future__ import annotations
+
+import shlex
+import time
+
+from pyinfra.api.command import StringCommand
+from pyinfra.api.host import Host
+from pyinfra.connectors.util import CommandOutput
+
+from callready.release import facts
+from callready.release.node import Node
+from callready.settings.problem import SettingsError
+
+PASSWORD_END = "--end-of-password--"
+
+
+def as_root(
+    host: Host, node: Node, stdin: str, command: str = "sh -s", print_output: bool = False
+) -> tuple[bool, CommandOutput]:
+    """Run a root shell on a host; whether it ended well, and its output.
+
+    Script, data and sudo's password all travel over stdin: an argument would be in the process
+    list.
+    """
+    password = node.settings.sudo_password
+    sudo = "sudo -n"
+    if password is not None:
+        # sudo takes its line only if it asks; whatever is left of it must not reach the shell.
+        stdin = f"{password.get_secret_value()}\n{PASSWORD_END}\n{stdin}"
+        skip = f'while IFS= read -r line; do [ "$line" = {PASSWORD_END} ] && break; done'
+        sudo, command = "sudo -k -S -p ''", f"sh -c {shlex.quote(f'{skip}; exec {command}')}"
+    # sudo clears the environment; the port this connection came in by is worth knowing.
+    wrapped = f'{sudo} env SSH_PORT="${{SSH_CONNECTION##* }}" {command}'
+    result: tuple[bool, CommandOutput] = host.run_shell_command(
+        StringCommand(wrapped), print_output=print_output, _stdin=stdin
+    )
+    return result
+
+
+def survey(host: Host, node: Node) -> facts.Facts:
+    """Read everything a deploy of a host needs to know, in one round trip.
+
+    Raises:
+        SettingsError: no root shell there.
+        facts.SurveyError: it was cut short.
+    """
+    sent_at = time.time()
+    ok, output = as_root(host, node, facts.script(node.release.survey_variables()))
+    if not ok:
+        words = output.stderr.strip().splitlines()
+        raise SettingsError(
+            f"cannot look at the host as root: {words[-1] if words else 'no words'}"
+        )
+    return facts.parse(output.stdout_lines, sent_at)

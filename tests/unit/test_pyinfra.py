@@ -1,0 +1,94 @@
+"""What pyinfra does by itself and callready/pyinfra_cli.py mends: a test that fails here says that a
+newer pyinfra no longer needs a patch, or that the patch no longer fits it."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import paramiko
+from pyinfra.connectors import ssh
+
+PYINFRA = Path(sys.executable).with_name("pyinfra")
+FAIL = "from pyinfra.operations import server\n\nserver.shell(name='fails', commands=['exit 1'])\n"
+
+
+def pyinfra(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Plain pyinfra, in a folder without a config.py of ours."""
+    return subprocess.run(
+        [PYINFRA, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYINFRA_PROGRESS": "off"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_no_selected_host_is_a_success(tmp_path: Path) -> None:
+    (tmp_path / "deploy.py").write_text(FAIL)
+    assert pyinfra(tmp_path, "-y", "mistyped/inventory", "deploy.py").returncode == 0
+
+
+def test_no_wait_forgets_who_failed(tmp_path: Path) -> None:
+    (tmp_path / "deploy.py").write_text(FAIL)
+    assert pyinfra(tmp_path, "-y", "@local", "deploy.py").returncode == 1
+    assert pyinfra(tmp_path, "-y", "@local", "deploy.py", "--no-wait").returncode == 0
+
+
+def test_nobody_to_ask_is_a_traceback_and_a_deploy_file_is_read_after_connecting(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "deploy.py").write_text(f"print('read')\n{FAIL}")
+    run = pyinfra(tmp_path, "@local", "deploy.py")
+    assert run.returncode == 1 and "EOFError" in run.stderr
+    assert "Connected" in run.stderr and "read" in run.stdout
+    (tmp_path / "deploy.py").write_text("raise SystemExit('never connected')")
+    assert "Connected" in pyinfra(tmp_path, "-y", "@local", "deploy.py").stderr
+
+
+def test_ctrl_c_is_a_success(tmp_path: Path) -> None:
+    running = tmp_path / "running"
+    wait = f"touch {running}; while [ -e {running} ]; do sleep 0.1; done"
+    (tmp_path / "deploy.py").write_text(FAIL.replace("exit 1", wait))
+    process = subprocess.Popen(
+        [PYINFRA, "-y", "@local", "deploy.py"],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not running.exists():
+        assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    running.unlink()
+    assert process.wait(60) == 0
+
+
+def test_unknown_keys_are_accepted_and_nagle_stays() -> None:
+    defaults = ssh.connector_data_meta
+    assert defaults["ssh_strict_host_key_checking"].default == "accept-new"
+    assert defaults["ssh_paramiko_connect_kwargs"].default is None
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as line,
+    ):
+        transport = paramiko.Transport(line)
+        assert not line.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        transport.close()
+
+
+def test_what_is_patched_is_there() -> None:
+    """In a process of its own, because pyinfra_cli has gevent patch the one that imports it."""
+    look = (
+        "from pyinfra_cli import cli; from pyinfra.connectors import ssh; "
+        "from pyinfra.connectors.sshuserclient import client; "
+        "cli.connect_all, cli.disconnect_all, cli.run_ops, ssh.SSHClient, client.SSHClient, "
+        "client.AskPolicy, client.StrictPolicy"
+    )
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
