@@ -8,19 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
 from pydantic import BaseModel, SecretStr
@@ -29,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from callready.secrets.loading import load_fleet
 from callready.settings import models
+from callready.settings.fields import model_in, origin_of
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError
@@ -73,7 +65,7 @@ def pages() -> dict[Path, str]:
 def settings_page() -> str:
     """docs/settings.md: every section of the models with its keys, types and defaults."""
     parts = [GENERATED, SETTINGS_HEAD, _table(HostSettings, "", HOST_DATA)]
-    for path, model in _sections(HostSettings, ""):
+    for path, model in sections(HostSettings):
         parts += [f"## {path}\n", f"{model.__doc__}".replace("\n    ", "\n") + "\n"]
         if model is models.Pool:
             parts.append(POOL_NOTE)
@@ -95,6 +87,9 @@ before any connection is made; all errors are shown at once.
 **Secrets** are references: `"secret:turn/calls"` stands for the entry `turn/calls` of
 `inventories/ENV.secrets.yaml` (mode 0600, not in version control), or for the environment variable
 `CALLREADY_SECRET_TURN_CALLS`, which comes first. A secret written into the inventory is an error.
+`make secrets` makes those that are called generated below; the others belong to something that
+exists and are filled in by hand. `make rotate` renews those that are called rotated
+([secrets.md](secrets.md)).
 
 **How this machine reaches the hosts** is pyinfra's own data and may stand beside these keys:
 `ssh_user`, `ssh_key`, `ssh_hostname`, `ssh_known_hosts_file`, `ssh_config_file` and the other names
@@ -113,43 +108,36 @@ except `version` and `pools`; what it does not set is taken from there.
 """
 
 
-def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Every section below a model, by the heading that its page has."""
     for name, field in model.model_fields.items():
-        inner, is_list, is_map = _model_in(field.annotation)
-        if inner:
-            key = f"{path}.{field.alias or name}".removeprefix(".")
-            key += "[]" if is_list else ".NAME" if is_map else ""
-            yield key, inner
-            yield from _sections(inner, key)
-
-
-def _model_in(hint: Any) -> tuple[type[BaseModel] | None, bool, bool]:
-    """The model that a type leads to, and whether through a list or a mapping."""
-    if isinstance(hint, type) and issubclass(hint, BaseModel):
-        return hint, False, False
-    for argument in get_args(hint):
-        inner, is_list, is_map = _model_in(argument)
-        if inner:
-            origin = get_origin(hint)
-            return inner, is_list or origin in (list, tuple), is_map or origin is dict
-    return None, False, False
+        if inner := model_in(field.annotation):
+            key = f"{path}.{field.alias or name}{inner[1]}".removeprefix(".")
+            yield key, inner[0]
+            yield from sections(inner[0], key)
 
 
 def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str:
     hints = get_type_hints(model, include_extras=True)
     inherited = models.PoolKeys.model_fields if model is models.Pool else {}
-    lines = ["| key | type | default | what it is |", "|---|---|---|---|"]
+    rows = []
     for name, field in model.model_fields.items():
         if name in inherited or (only and name not in only):
             continue
-        cells = [
-            f"`{field.alias or name}`",
-            "; ".join([_type(hints[name]), *_limits(field)]),
-            "the inventory name" if field is HostSettings.model_fields["name"] else _default(field),
-            field.description or "",
-        ]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
+        origin = origin_of(field)
+        rotated = ", rotated" if origin and origin.rotation else ""
+        kind = "; ".join([_type(hints[name]) + rotated, *_limits(field)])
+        is_name = field is HostSettings.model_fields["name"]
+        default = "the inventory name" if is_name else _default(field)
+        rows.append([f"`{field.alias or name}`", kind, default, field.description or ""])
+    return _markdown("key, type, default, what it is", rows)
+
+
+def _markdown(columns: str, rows: Iterable[Iterable[str]]) -> str:
+    heads = columns.split(", ")
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in cells) for cells in (heads, *rows)]
+    head, *body = (f"| {line} |\n" for line in lines)
+    return "".join([head, "|", "---|" * len(heads), "\n", *body])
 
 
 _WORDS: dict[Any, str] = {
@@ -158,8 +146,8 @@ _WORDS: dict[Any, str] = {
     models.IPv6: "IPv6 address",
     models.Endpoint: "`ADDRESS:PORT`",
     models.PeerRange: "address or range",
-    models.Secret: "secret reference",
-    models.StrongSecret: "secret reference; 32 characters or more",
+    models.SecretByHand: "secret reference, by hand",
+    models.GeneratedSecret: "secret reference, 32 characters or more, generated",
     models.Username: "name",
     models.Unit: "systemd unit",
     models.Path: "absolute path",
@@ -188,16 +176,16 @@ def _type(hint: Any) -> str:
     return f"{hint.__name__}"
 
 
-def _limits(field: FieldInfo) -> Iterator[str]:
-    for item in field.metadata:
-        if isinstance(item, annotated_types.Ge):
-            yield f"{item.ge} or more"
-        elif isinstance(item, annotated_types.Gt):
-            yield f"more than {item.gt}"
-        elif isinstance(item, annotated_types.Le):
-            yield f"{item.le} or less"
-        elif isinstance(item, annotated_types.MinLen):
-            yield "not empty"
+_LIMITS = {
+    annotated_types.Ge: "{0.ge} or more",
+    annotated_types.Gt: "more than {0.gt}",
+    annotated_types.Le: "{0.le} or less",
+    annotated_types.MinLen: "not empty",
+}
+
+
+def _limits(field: FieldInfo) -> list[str]:
+    return [_LIMITS[type(item)].format(item) for item in field.metadata if type(item) in _LIMITS]
 
 
 def _default(field: FieldInfo) -> str:
@@ -226,10 +214,10 @@ def example() -> dict[str, HostSettings]:
 
 def one_host() -> HostSettings:
     """The host of inventories/single as it is shipped, with ports that do not meet."""
-    here = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
-    if clash := list(overlaps(port_plan(here))):
+    host = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
+    if clash := list(overlaps(port_plan(host))):
         raise ValueError(f"ONE_HOST of callready/docs.py: {clash}")
-    return here
+    return host
 
 
 def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]) -> HostSettings:
@@ -259,8 +247,8 @@ def ports_page(fleet: Mapping[str, HostSettings]) -> str:
     alone = one_host()
     pools = "".join(f'        "{name}": {json.dumps(own)},\n' for name, own in ONE_HOST.items())
     parts = [GENERATED, PORTS_HEAD]
-    for name, here in fleet.items():
-        parts += [f"## {name}\n", port_table(here)]
+    for name, host in fleet.items():
+        parts += [f"## {name}\n", port_table(host)]
     parts += [
         "## Everything on one host\n",
         ONE_HOST_TEXT,
@@ -296,20 +284,13 @@ LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools ca
 """
 
 
-def port_table(here: HostSettings) -> str:
+def port_table(host: HostSettings) -> str:
     """The port plan of a host."""
-    lines = ["| port | over | service | for | open to | setting |", "|---|---|---|---|---|---|"]
-    for use in port_plan(here):
-        cells = [
-            use.ports,
-            use.proto.upper(),
-            use.service,
-            use.purpose,
-            "anyone" if use.public else "this host",
-            f"`{use.setting}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [use.ports, use.proto.upper(), use.service, use.purpose, use.audience, f"`{use.setting}`"]
+        for use in port_plan(host)
+    ]
+    return _markdown("port, over, service, for, open to, setting", rows)
 
 
 class EdgeRule(NamedTuple):
@@ -329,14 +310,11 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     It is stateless and knows 20 rules an address, IPv4 only; the last one denies. Source:
     OVHcloud, "Enabling and configuring the Edge Network Firewall" (KB0043448).
     """
-    opened = [use for use in plan if use.public]
+    opened = [use for use in plan if use.audience == "anyone"]
     rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
     for use in sorted(opened, key=lambda use: use.proto):
-        rules.append(
-            EdgeRule(
-                "Accept", use.proto.upper(), "", use.ports, "", f"{use.service}: {use.purpose}"
-            )
-        )
+        purpose = f"{use.service}: {use.purpose}"
+        rules.append(EdgeRule("Accept", use.proto.upper(), "", use.ports, "", purpose))
     return [
         *dict.fromkeys(rules),
         EdgeRule("Accept", "UDP", "53", "", "", "answers of DNS resolvers outside OVHcloud"),
@@ -346,20 +324,15 @@ def edge_rules(plan: list[Use]) -> list[EdgeRule]:
     ]
 
 
-def edge_table(here: HostSettings) -> str:
+def edge_table(host: HostSettings) -> str:
     """The edge firewall's rules of a host, with their priorities."""
-    rules = edge_rules(port_plan(here))
-    lines = [
-        "| priority | action | protocol | source port | destination port | TCP state | for |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for priority, rule in enumerate(rules):
-        # The last priority is 19, whatever is added in between.
-        last = max(19, len(rules) - 1) if rule is rules[-1] else priority
-        lines.append("| " + " | ".join([str(last), *rule]) + " |")
-    if len(rules) > 20:
-        lines += ["", f"These are {len(rules)} rules and it takes 20: join neighbouring ports."]
-    return "\n".join(lines) + "\n"
+    rules = edge_rules(port_plan(host))
+    # The last priority is 19, whatever is added in between.
+    priorities = [*range(len(rules) - 1), max(19, len(rules) - 1)]
+    columns = "priority, action, protocol, source port, destination port, TCP state, for"
+    rows = [[f"{priority}", *rule] for priority, rule in zip(priorities, rules, strict=True)]
+    much = f"\nThese are {len(rules)} rules and it takes 20: join neighbouring ports.\n"
+    return _markdown(columns, rows) + much * (len(rules) > 20)
 
 
 def main(arguments: list[str]) -> int:
@@ -374,9 +347,9 @@ def main(arguments: list[str]) -> int:
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
-    for name, here in fleet.items():
-        if here.serves:
-            print(f"# {name}\n\n{port_table(here)}\n{edge_table(here)}")
+    for name, host in fleet.items():
+        if host.serves:
+            print(f"# {name}\n\n{port_table(host)}\n{edge_table(host)}")
     return 0
 
 

@@ -25,43 +25,43 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from callready.secrets.loading import validate
-from callready.secrets.store import GENERATION, NEXT, PREVIOUS, Store, variable
-from callready.secrets.store import references as references_in
+from callready.secrets.store import GENERATION, NEXT, PREVIOUS, Store, references, variable
+from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
+from callready.settings.ports import LIVEKIT
 from callready.settings.problem import SettingsError
 
 RETIRED, UNTIL = ".retired", ".until"
 PHASES = ("", NEXT, PREVIOUS, RETIRED)
+_ACCEPTED = "every coturn of the pool accepts the new secret beside the old one"
+# What each phase brings, by the kind of rotation.
 WORDS = {
-    "turn": (
-        "",
-        "every coturn of the pool accepts the new secret beside the old one",
-        "LiveKit and the app mint with the new secret",
-        "the old secret is gone",
-    ),
-    "livekit": (
-        "",
-        "LiveKit knows the new key beside the old one",
-        "the app makes its tokens with the new key",
-        "the old key is gone",
-    ),
-    "pool": (
-        "",
-        "every coturn of the pool accepts the new secret beside the old one",
-        "the new secret is the pool's in the store: give it to what mints for the pool",
-        "the old secret is gone",
-    ),
-    "app": (
-        "",
-        "the app accepts the new token beside the old one",
-        "the new token is the app's in the store: give it to who calls the app",
-        "the old token is gone",
-    ),
+    "turn": {
+        1: _ACCEPTED,
+        2: "LiveKit and the app mint with the new secret",
+        3: "the old secret is gone",
+    },
+    "livekit": {
+        1: "LiveKit knows the new key beside the old one",
+        2: "the app makes its tokens with the new key",
+        3: "the old key is gone",
+    },
+    "pool": {
+        1: _ACCEPTED,
+        2: "the new secret is the pool's in the store: give it to what mints for the pool",
+        3: "the old secret is gone",
+    },
+    "app": {
+        1: "the app accepts the new token beside the old one",
+        2: "the new token is the app's in the store: give it to who calls the app",
+        3: "the old token is gone",
+    },
 }
 
 
@@ -86,7 +86,7 @@ class Rotation:
         """Read the inventory and its store; raises RotationError, SettingsError, SecretsError."""
         data, store = inventory_data(inventory), Store(inventory)
         fleet = validate(inventory, data)
-        kind, names = _names(fleet, data, what)
+        kind, names = chosen(fleet, data, what)
         entries = store.read()
         for name in names:
             if variable(name) in os.environ:
@@ -115,8 +115,8 @@ class Rotation:
         """How long after phase 2 a credential or token made with the old secret may be valid; the
         clocks of two hosts may differ by twice the limit of each."""
         hosts = self.fleet.hosts.values()
-        skew = 2 * max(here.host.max_clock_skew for here in hosts)
-        livekits = [here.livekit for here in hosts if here.livekit]
+        skew = 2 * max(host.host.max_clock_skew for host in hosts)
+        livekits = [host.livekit for host in hosts if host.livekit]
         if self.kind == "livekit":
             ttl = max(item.token_ttl for item in livekits)
         elif self.kind == "turn":
@@ -126,7 +126,7 @@ class Rotation:
         return timedelta(seconds=skew + ttl)
 
     def begin(self, phase: int) -> None:
-        """Bring the store to a phase (0: the rotation is over)."""
+        """Bring the store to a phase, before the deploy that brings the hosts to it."""
         for name in self.names:
             if phase == 1:
                 self.entries[name + NEXT] = secrets.token_urlsafe(32)
@@ -135,10 +135,19 @@ class Rotation:
                 self.entries[name] = self.entries.pop(name + NEXT)
                 number = int(self.entries.get(name + GENERATION, "1"))
                 self.entries[name + GENERATION] = str(number + 1)
-            elif phase == 3:
+            else:
                 self.entries[name + RETIRED] = self.entries.pop(name + PREVIOUS)
                 del self.entries[name + UNTIL]
-            else:
+        self.store.write(self.entries)
+
+    def complete(self, phase: int) -> None:
+        """Note that every host has reached a phase: from now on phase 3 is waited for, or the
+        rotation is over."""
+        until = (datetime.now(UTC) + self.wait).isoformat(timespec="seconds")
+        for name in self.names:
+            if phase == 2:
+                self.entries[name + UNTIL] = until
+            elif phase == 3:
                 del self.entries[name + RETIRED]
         self.store.write(self.entries)
 
@@ -150,36 +159,25 @@ class Rotation:
             return None
         return max(datetime.fromisoformat(text) for text in found if text)
 
-    def set_until(self) -> None:
-        """Phase 2 is complete as of now."""
-        until = (datetime.now(UTC) + self.wait).isoformat(timespec="seconds")
-        self.entries |= {name + UNTIL: until for name in self.names}
-        self.store.write(self.entries)
 
-
-def _names(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[str, list[str]]:
-    """The kind of rotation and the names of the secrets it is about."""
+def chosen(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[str, list[str]]:
+    """The kind of rotation that `what` means, and the names of the secrets it is about."""
     kinds: dict[str, str] = {}
-    ours: list[str] = []
-    pools = {here.livekit.turn_pool for here in fleet.hosts.values() if here.livekit}
-    for host in data.values():
-        seen: list[str] = []
-        for path, name in references_in(host):
-            parts = path.split(".")
-            # The first key is the app's and the first secret of a pool mints; others are for
-            # programs that callready does not know.
-            if path.startswith("livekit.keys."):
-                first = not any(key.startswith("livekit.keys.") for key in seen)
-                kinds[name] = "livekit"
-                ours += [name] if what == "livekit" and first else []
-            seen.append(path)
-            if path.startswith("turn.pools.") and parts[3:] == ["secrets", "0"]:
-                kinds[name] = "turn" if parts[2] in pools else "pool"
-                ours += [name] if what == "turn" and parts[2] in pools else []
-            if path == "app.api_token":
-                kinds[name] = "app"
+    ours: set[str] = set()
+    livekits = [host.livekit for host in fleet.hosts.values() if host.livekit]
+    minted = {f"turn.pools.{livekit.turn_pool}.secrets" for livekit in livekits}
+    for field in chain.from_iterable(map(secret_fields, data.values())):
+        names = [name for _, name in references(field.value)]
+        kind: str | None = field.origin.rotation
+        if kind == "turn":
+            del names[1:]  # the first one mints
+            kind = "turn" if field.path in minted else "pool"
+        if kind:
+            kinds |= dict.fromkeys(names, kind)
+        if kind == what and what in ("turn", "livekit"):
+            ours |= set(names[:1])  # the first key is the app's, others are for other programs
     if ours:
-        return what, sorted(set(ours))
+        return what, sorted(ours)
     if what in kinds:
         return kinds[what], [what]
     raise RotationError(
@@ -200,45 +198,42 @@ def rotate(inventory: str, what: str, wanted: int | None = None, end_calls: bool
     Raises RotationError, SettingsError or SecretsError if a phase may not begin or fails.
     """
     rotation = Rotation.load(inventory, what)
+    phase, found = rotation.phase, survey(inventory)
+    differing = ", ".join(sorted(host for host, item in found.items() if item["changes"]))
+    if not differing and (phase == 3 or (phase == 2 and rotation.until is None)):
+        return _complete(rotation, phase)  # the last run was cut short before it noted that
+    target = phase if differing else phase + 1
+    _may_go_on(rotation, target, wanted, differing)
+    if differing:
+        print(f"phase {phase} is not complete on {differing}: completing it", flush=True)
+    else:
+        if target == 3:
+            _may_retire(rotation, found, end_calls)
+        rotation.begin(target)
+        print(f"phase {target} of 3: {WORDS[rotation.kind][target]}", flush=True)
+    deploy(inventory, target)
+    return _complete(rotation, target)
+
+
+def _may_go_on(rotation: Rotation, target: int, wanted: int | None, differing: str) -> None:
+    """Raise RotationError where no rotation may start, or the operator means another phase."""
     phase = rotation.phase
-    found = survey(inventory)
-    differing = sorted(host for host, item in found.items() if item["changes"])
-    complete = not differing
-    target = phase + 1 if complete else phase
-    if phase == 3 and complete:  # the last run was cut short at its very end
-        rotation.begin(0)
-        return _reached(rotation, 3)
-    if not complete and phase == 0:
+    if differing and phase == 0:
         raise RotationError(
-            f"{', '.join(differing)}: not what the inventory and the store say; a rotation starts "
-            f"from there: look at pyinfra {inventory} deploy.py --dry, deploy, then rotate"
+            f"{differing}: not what the inventory and the store say; a rotation starts from there: "
+            f"look at pyinfra {rotation.inventory} deploy.py --dry, deploy, then rotate"
         )
     if wanted not in (None, target):
-        state = "has begun and is not complete" if not complete else "is complete"
+        state = "has begun and is not complete" if differing else "is complete"
         raise RotationError(
             f"phase {wanted} is not what comes next: "
             + (f"phase {phase} {state}" if phase else "no rotation is under way")
             + f", next is phase {target}"
         )
-    if not complete:
-        print(f"phase {phase} is not complete on {', '.join(differing)}: completing it", flush=True)
-    else:
-        if phase == 2:
-            _may_retire(rotation, found, end_calls)
-            if rotation.until is None:
-                rotation.set_until()
-                return _reached(rotation, 2)
-        rotation.begin(target)
-        print(f"phase {target} of 3: {WORDS[rotation.kind][target]}", flush=True)
-    deploy(inventory, target)
-    if target == 2:
-        rotation.set_until()
-    if target == 3:
-        rotation.begin(0)
-    return _reached(rotation, target)
 
 
 def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> None:
+    """Raise RotationError while something that callers have needs the old secret."""
     until = rotation.until
     if until and datetime.now(UTC) < until:
         raise RotationError(
@@ -247,8 +242,8 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
         )
     # LiveKit signs the refresh tokens of running calls with any key it knows (getFirstKeyPair in
     # its roommanager.go), the old one too, and a removal means a restart.
-    ports = sum(item["busy"].get("livekit-server.service", 0) for item in found.values())
-    if until and rotation.kind == "livekit" and ports and not end_calls:
+    ports = sum(item["busy"].get(LIVEKIT, 0) for item in found.values())
+    if rotation.kind == "livekit" and ports and not end_calls:
         raise RotationError(
             f"phase 3 has to wait for the end of the calls ({ports} media ports in use): LiveKit "
             "restarts without the old key, and calls whose last token it signed with that could "
@@ -256,7 +251,9 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
         )
 
 
-def _reached(rotation: Rotation, phase: int) -> str:
+def _complete(rotation: Rotation, phase: int) -> str:
+    """Note that every host has reached a phase; what the operator is told about it and the next."""
+    rotation.complete(phase)
     livekit = rotation.kind == "livekit"
     again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
     done = f"phase {phase} is complete: {WORDS[rotation.kind][phase]}"

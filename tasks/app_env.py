@@ -6,8 +6,8 @@ from callready.settings.uris import stun_uris, turn_uris
 
 def app_env(node: Node) -> None:
     """LIVEKIT_* and TURN_* in the app's .env; this is what ends the 401 of differing keys."""
-    app, livekit = node.settings.app, node.settings.livekit
-    if "app" not in node.settings.groups or app is None or livekit is None:
+    app, livekit = node.settings.backend, node.settings.livekit
+    if app is None or livekit is None:
         return
     key, secret = next(iter(livekit.keys.items()))
     values = {
@@ -15,8 +15,8 @@ def app_env(node: Node) -> None:
         "LIVEKIT_API_KEY": key,
         "LIVEKIT_API_SECRET": secret.get_secret_value(),
     }
-    hosts = node.fleet.pool(livekit.turn_pool) if livekit.turn_pool else {}
-    pool = next((turn.turn_pools[livekit.turn_pool or ""] for turn in hosts.values()), None)
+    hosts = node.fleet.pool(livekit.turn_pool).values()
+    pool = next((host.turn_pools[livekit.turn_pool or ""] for host in hosts), None)
     if pool and pool.secrets:
         values |= {
             "STUN_URIS": ",".join(stun_uris(node.fleet, livekit.turn_pool)),

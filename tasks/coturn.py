@@ -7,61 +7,51 @@ from pydantic import SecretStr
 
 from callready.release.declaration import Row
 from callready.release.node import Node
-from callready.settings import coturn_keys
+from callready.settings import coturn_keys, pools
 from callready.settings.models import Pool
+from callready.settings.ports import listeners
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
 
 
 def coturn(node: Node) -> None:
     """The TURN pools of this host."""
-    pools = node.settings.turn_pools
-    if not pools:
+    host, version = node.settings, node.settings.turn.version
+    if not host.turn_pools:
         return
-    version = node.settings.turn.version
     # Debian's package starts coturn when it is installed, as an open relay.
     node.release.mask("coturn.service")
     node.release.package("coturn", version)
     node.release.package("sqlite3")
     node.release.file(UNIT_FILE, "turnserver@.service.j2")
-    for name, pool in pools.items():
-        config = f"/etc/coturn/{name}.conf"
+    for name, pool in host.turn_pools.items():
+        config, unit = f"/etc/coturn/{name}.conf", pools.unit(name)
         userdb = f"/var/lib/turn/{name}.db"
         node.release.file(
             config,
             "turnserver.conf.j2",
             mode=0o640,
             group="turnserver",
-            here=node.settings,
+            host=host,
             name=name,
             pool=pool,
+            behind_edge=pools.behind_edge(host, name),
             userdb=userdb,
-            certificate=node.release.certificates.get(node.settings.name),
+            certificate=node.release.certificates.get(host.name),
             allowed=allowed_peers(node, pool),
             denied=DENIED,
             knows=lambda key: coturn_keys.knows(version, key),
         )
         node.release.secret_rows(userdb, rows(pool))
-        node.release.enable(f"turnserver@{name}.service", UNIT_FILE)
+        node.release.enable(unit, UNIT_FILE)
         node.release.service(
-            f"turnserver@{name}.service",
+            unit,
             inputs=[UNIT_FILE],
             credentials=[config],
-            listens=listens(node, name, pool),
+            listens=listeners(node.ports, unit),
             restart_means="every call relayed here breaks off until its client connects anew",
-            drain="USR1" if coturn_keys.drains(node.settings.turn.version) else "",
+            drain="USR1" if coturn_keys.drains(version) else "",
         )
-
-
-def listens(node: Node, name: str, pool: Pool) -> list[str]:
-    """What coturn itself opens; on a host with an edge, TCP and TLS come through that."""
-    if pool.tls_on_443 and node.settings.has_edge:
-        return [f"udp/{pool.listening_port}", f"tcp/{pool.proxy_port}"]
-    return [
-        f"{use.proto}/{use.first}"
-        for use in node.ports
-        if use.service == f"coturn {name}" and not use.relay and use.first != 443
-    ]
 
 
 def allowed_peers(node: Node, pool: Pool) -> list[str]:
@@ -101,10 +91,7 @@ _ALL_BUT_ZERO = tuple(
 
 # Addresses that no public peer has: IANA's special-purpose registries (RFC 6890 and successors).
 DENIED = {
-    "sfu": (
-        "0.0.0.0-255.255.255.255",
-        *_ALL_BUT_ZERO,
-    ),
+    "sfu": ("0.0.0.0-255.255.255.255", *_ALL_BUT_ZERO),
     "internet": (
         "0.0.0.0-0.255.255.255",
         "10.0.0.0-10.255.255.255",

@@ -5,8 +5,9 @@ from typing import Any
 from pydantic import SecretStr
 
 from callready.release.node import Node
+from callready.settings.pools import advertised
+from callready.settings.ports import LIVEKIT as UNIT
 
-UNIT = "livekit-server.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = "/etc/livekit/livekit.yaml"
 TURN_SECRET = "/etc/livekit/turn_secret"
@@ -14,8 +15,7 @@ TURN_SECRET = "/etc/livekit/turn_secret"
 
 def livekit(node: Node) -> None:
     """The SFU with a pinned release, its configuration as a credential only it can read."""
-    settings = node.settings.livekit
-    if not node.settings.is_sfu or settings is None:
+    if not (settings := node.settings.sfu):
         return
     servers, secret = turn_servers(node)
     node.release.user("livekit")
@@ -27,7 +27,7 @@ def livekit(node: Node) -> None:
         "livekit.yaml.j2",
         mode=0o600,
         secret=True,
-        here=node.settings,
+        host=node.settings,
         lk=settings,
         turn_servers=servers,
         stun_servers=stun_servers(node),
@@ -55,23 +55,17 @@ def livekit(node: Node) -> None:
 def turn_servers(node: Node) -> tuple[list[dict[str, Any]], SecretStr | None]:
     """livekit.yaml's `rtc.turn_servers`: every coturn of the pool over every transport, and the
     shared secret LiveKit mints credentials with (none where the pool has fixed users)."""
-    settings = node.settings.livekit
-    if settings is None or settings.turn_pool is None:
-        return [], None
+    name = node.settings.livekit.turn_pool if node.settings.livekit else None
     servers: list[dict[str, Any]] = []
     secret = None
-    for turn in node.fleet.pool(settings.turn_pool).values():
-        pool = turn.turn_pools[settings.turn_pool]
-        secret = pool.secrets[0] if pool.secrets else None
-        fixed = next(iter(pool.users.items()), None)
-        ports = [("udp", pool.listening_port), ("tcp", pool.listening_port)]
-        if pool.tls:
-            ports.append(("tls", pool.advertised_tls_port))
-        for protocol, port in ports:
-            server: dict[str, Any] = {"host": turn.name, "port": port, "protocol": protocol}
-            if fixed:
-                server |= {"username": fixed[0], "credential": fixed[1]}
-            servers.append(server)
+    for host, way in advertised(node.fleet, name):
+        pool = host.turn_pools[name or ""]
+        server: dict[str, Any] = {"host": host.name, "port": way.port, "protocol": way.transport}
+        if pool.secrets:
+            secret = pool.secrets[0]
+        else:
+            server["username"], server["credential"] = next(iter(pool.users.items()))
+        servers.append(server)
     return servers, secret
 
 
@@ -81,10 +75,6 @@ def stun_servers(node: Node) -> list[str]:
     settings = node.settings.livekit
     if settings is None:
         return []
-    pool = settings.turn_pool
-    own = [
-        f"{turn.name}:{turn.turn_pools[pool].listening_port}"
-        for turn in (node.fleet.pool(pool).values() if pool else ())
-        if pool
-    ]
+    ours = advertised(node.fleet, settings.turn_pool)
+    own = [f"{host.name}:{way.port}" for host, way in ours if way.transport == "udp"]
     return own + settings.rtc.stun_servers

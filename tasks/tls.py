@@ -7,6 +7,7 @@ from callready.release.facts import host_script
 from callready.release.node import Node
 from callready.settings.certificates import read_pair
 from callready.settings.models import Acme
+from callready.settings.pools import EDGE, ways
 
 SCRIPT = "/usr/local/lib/callready/certificates"
 UNIT, TIMER = "callready-certificates.service", "callready-certificates.timer"
@@ -66,13 +67,8 @@ def renewal(node: Node, acme: Acme) -> None:
 def certbot_arguments(node: Node, acme: Acme, name: str) -> tuple[str, ...]:
     """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
     if acme.dns:
-        proof = [
-            "--dns-ovh",
-            "--dns-ovh-credentials",
-            CREDENTIALS,
-            "--dns-ovh-propagation-seconds",
-            str(acme.dns.propagation),
-        ]
+        proof = ["--dns-ovh", "--dns-ovh-credentials", CREDENTIALS]
+        proof += ["--dns-ovh-propagation-seconds", str(acme.dns.propagation)]
     else:
         proof = ["--standalone", "--http-01-port", str(node.settings.challenge_port)]
         if node.settings.has_edge:
@@ -82,20 +78,16 @@ def certbot_arguments(node: Node, acme: Acme, name: str) -> tuple[str, ...]:
 
 def endpoints(node: Node, name: str) -> list[tuple[str, str]]:
     """Where a name's certificate is served, and by which unit."""
-    settings = node.settings
-    found: list[tuple[str, str]] = []
-    for address in (settings.local_address, f"[{settings.address6}]" if settings.address6 else ""):
-        if not address:
-            continue
-        if name in settings.edge_backends and settings.edge:
-            found.append((f"{address}:{settings.edge.port}", "haproxy.service"))
-        if name != settings.name:
-            continue
-        for pool_name, pool in settings.turn_pools.items():
-            shared = pool.tls_on_443 and settings.has_edge
-            unit = "haproxy.service" if shared else f"turnserver@{pool_name}.service"
-            if pool.tls:
-                found.append((f"{address}:{pool.tls_listening_port}", unit))
-            if shared and settings.edge:
-                found.append((f"{address}:{settings.edge.port}", unit))
-    return found
+    host = node.settings
+    served: list[tuple[int, str]] = []
+    if host.edge and name in host.edge_backends:
+        served.append((host.edge.port, EDGE))
+    if name == host.name:
+        turn = [way for pool in host.turn_pools for way in ways(host, pool)]
+        served += [(way.listens_on, way.unit) for way in turn if way.transport == "tls"]
+    addresses = (host.local_address, f"[{host.address6}]" if host.address6 else "")
+    return [
+        (f"{address}:{port}", unit)
+        for address in filter(None, addresses)
+        for port, unit in dict.fromkeys(served)
+    ]

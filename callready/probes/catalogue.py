@@ -39,7 +39,7 @@ def probes(
             *_edge(settings, common),
             *(_certificates(settings, common) if certificates else ()),
         ]
-    for check in settings.app.health if "app" in settings.groups and settings.app else ():
+    for check in settings.backend.health if settings.backend else ():
         host, port = place(check.url)
         common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
         found.append(Health(url=check.url, status=check.status, fields=check.fields, **common))
@@ -64,9 +64,9 @@ def _turn(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
 
 
 def _livekit(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
-    if not settings.is_sfu or settings.livekit is None:
+    if not (livekit := settings.sfu):
         return
-    livekit, address = settings.livekit, common["address"]
+    address = common["address"]
     is_first = address == settings.address
     wanted = set(livekit.bind_addresses)
     reached = {address, "::"} | ({"0.0.0.0", settings.local_address} if is_first else set())

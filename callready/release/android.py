@@ -9,12 +9,10 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from callready.release import render as templates
 from callready.settings.android import Android, Domain, address, governs, network, url_domain
 
 Build = Literal["release", "debug", "profile"]
@@ -39,15 +37,6 @@ LOCAL_NETWORKS = [
 ]
 
 NAME = "{http://schemas.android.com/apk/res/android}"
-
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parents[2] / "templates"),
-    undefined=StrictUndefined,
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
 
 
 @dataclass
@@ -81,12 +70,12 @@ def _render(android: Android, livekit_url: str, build: Build) -> bytes:
         groups = [group for group in groups if _says_more_than_base(group, groups)]
     anchors = [android.private_ca] if android.private_ca else []
     anchors += ["user"] if android.user_certificates else []
-    text = TEMPLATES.get_template("network_security_config.xml.j2").render(
+    return templates.render(
+        "network_security_config.xml.j2",
         base_cleartext=debug and android.debug_cleartext == "all",
         groups=groups,
         debug_anchors=anchors if debug else [],
     )
-    return text.encode()
 
 
 def _says_more_than_base(group: Group, groups: list[Group]) -> bool:

@@ -121,7 +121,7 @@ def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
         if any(p == item.proto and a <= item.port <= b for p, a, b in others):
             continue
         for use in node.ports:
-            if use.proto == item.proto and item.port in use and use.service != "extra":
+            if use.proto == item.proto and item.port in use and use.role != "extra":
                 who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
                 what = "program (a container?)"
                 if who == "-":

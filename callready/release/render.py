@@ -24,7 +24,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,
+        autoescape=lambda name: bool(name and name.endswith(".xml.j2")),
         finalize=_plain,
         bytecode_cache=jinja2.FileSystemBytecodeCache(str(_cache_folder())),
     )

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import sys
 
 from callready.secrets import sops
 from callready.secrets.store import Store, references
+from callready.settings.fields import secret_fields
 from callready.settings.inventory import inventory_data
 from callready.settings.problem import SettingsError
-
-# Where secrets belong to something that exists already.
-_BY_HAND = re.compile(
-    r"sudo_password$|livekit\.(redis|config)\.|tls\.acme\.dns\.|turn\.(pools\.[^.]+\.)?extra\."
-)
 
 
 def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
@@ -28,21 +23,21 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
     """
     store = Store(inventory)
     entries = store.read()
-    by_hand: list[str] = []
-    wanted = {
-        name: path for data in inventory_data(inventory).values() for path, name in references(data)
-    }
+    wanted: set[str] = set()
+    theirs: set[str] = set()
+    for data in inventory_data(inventory).values():
+        wanted |= {name for _, name in references(data)}
+        for field in secret_fields(data):
+            if field.origin.by_hand:
+                theirs |= {name for _, name in references(field.value)}
     if recipients:
         print(f"wrote {sops.create_config(store.path, recipients)}")
-    for name, path in sorted(wanted.items()):
-        if store.lookup(entries, name):
-            continue
-        if _BY_HAND.match(path):
-            by_hand.append(name)
-        else:
+    missing = sorted(name for name in wanted if not store.lookup(entries, name))
+    for name in missing:
+        if name not in theirs:
             entries[name] = secrets.token_urlsafe(32)
             print(f"generated {name}")
-    return by_hand, store.write(entries)
+    return [name for name in missing if name in theirs], store.write(entries)
 
 
 def main() -> int:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from callready.secrets.store import Store, references, resolve, rotating
-from callready.settings import android, models
 from callready.settings.checks import check
+from callready.settings.fields import model_in
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
@@ -108,7 +108,7 @@ class Report:
 
     def error(self, hosts: Iterable[str], key: str, message: str) -> None:
         """Note an error."""
-        self.add(hosts, Problem("error", key, message))
+        self.add(hosts, Problem(key, message))
 
     def invalid(self, host: str, error: ValidationError) -> None:
         """Note what pydantic found, without the values and in our words."""
@@ -128,19 +128,15 @@ class Report:
 
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Note names that the shipped examples use and nobody can own (RFC 2606)."""
-        text = sorted(
-            {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
-        )
-        if text:
-            env = Path(self.source).name
-            self.found[
-                Problem(
-                    "error",
-                    "",
-                    f"still has the example's {', '.join(text)}: edit {self.source} and "
-                    f"{Path(self.source).parent}/group_data/{env}.py to name your own hosts",
-                )
-            ] = []
+        found = {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
+        if found:
+            env = Path(self.source)
+            self.error(
+                [],
+                "",
+                f"still has the example's {', '.join(sorted(found))}: edit {self.source} and "
+                f"{env.parent}/group_data/{env.name}.py to name your own hosts",
+            )
 
     def lines(self, level: str) -> Iterable[str]:
         """One line a finding: `inventories/prod: turn1.example.com: turn.min_port: …`."""
@@ -163,24 +159,10 @@ def _words(data: Any) -> Iterable[str]:
 
 
 def _suggestion(loc: tuple[int | str, ...]) -> str:
-    sections: dict[str, Any] = {
-        "livekit": models.LiveKit,
-        "rtc": models.Rtc,
-        "turn": models.Turn,
-        "pools": models.Pool,
-        "firewall": models.Firewall,
-        "app": models.App,
-        "host": models.Host,
-        "tls": models.Tls,
-        "logging": models.Logging,
-        "redis": models.Redis,
-        "prometheus": models.Prometheus,
-        "webhook": models.Webhook,
-        "android": android.Android,
-        "edge": models.Edge,
-    }
-    model = next(
-        (sections[str(part)] for part in reversed(loc[:-1]) if str(part) in sections), HostSettings
-    )
+    model: type[BaseModel] = HostSettings
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        inner = model_in(field.annotation) if field else None
+        model = inner[0] if inner else model  # else an index or a name
     close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from callready.secrets import sops
 from callready.secrets.sops import SecretsError as SecretsError
+from callready.settings.fields import secret_fields
 
 PREFIX = "secret:"
 # What stands beside a secret while it is rotated (callready/rotate.py) and is accepted too.
@@ -137,26 +138,26 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
     the name in it): `APIprod`, then `APIprod-2`.
     """
     found = copy.deepcopy(dict(data))
-    for pool in _mapping(_mapping(found.get("turn")).get("pools")).values():
-        if isinstance(pool, dict) and isinstance(pool.get("secrets"), list | tuple):
-            pool["secrets"] = [each for item in pool["secrets"] for each in _both(item, entries)]
-    app = _mapping(found.get("app"))
-    if isinstance(app.get("api_token"), str):
-        app["api_token"] = _both(app["api_token"], entries)
-    livekit = _mapping(found.get("livekit"))
-    if isinstance(livekit.get("keys"), dict):
-        given = livekit["keys"]
-        livekit["keys"] = {
-            key_name(key, item, entries, step): f"{item}{beside}" if beside else item
-            for key, item in given.items()
-            for beside, step in (("", 0), (NEXT, 1), (PREVIOUS, -1))
-            if not beside or _beside(item, beside, entries)
-        }
-        webhook = _mapping(livekit.get("webhook"))
-        key = str(webhook.get("api_key"))
-        if key in given:
-            webhook["api_key"] = key_name(key, given[key], entries)
+    for field in secret_fields(found):
+        if field.origin.rotation and isinstance(field.value, Mapping):
+            field.section[field.key] = {
+                key_name(key, item, entries, step): each
+                for key, item in field.value.items()
+                for each, step in _generations(item, entries)
+            }
+            _name_again(field.section.get("webhook"), field.value, entries)
+        elif field.origin.rotation and isinstance(field.value, list | tuple | str):
+            given = [field.value] if isinstance(field.value, str) else field.value
+            both = [each for item in given for each, _ in _generations(item, entries)]
+            field.section[field.key] = both if len(both) > 1 else field.value
     return found
+
+
+def _name_again(webhook: Any, keys: Mapping[str, Any], entries: Mapping[str, str]) -> None:
+    """The key that signs webhooks by the name that it has now."""
+    key = str(webhook.get("api_key")) if isinstance(webhook, dict) else ""
+    if key in keys:
+        webhook["api_key"] = key_name(key, keys[key], entries)
 
 
 def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0) -> str:
@@ -166,13 +167,10 @@ def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0
     return key if number <= 1 else f"{key}-{number}"
 
 
-def _both(item: Any, entries: Mapping[str, str]) -> list[Any]:
-    return [item, *(f"{item}{b}" for b in (NEXT, PREVIOUS) if _beside(item, b, entries))]
-
-
-def _beside(item: Any, beside: str, entries: Mapping[str, str]) -> bool:
-    return isinstance(item, str) and item.removeprefix(PREFIX) + beside in entries
-
-
-def _mapping(value: Any) -> dict[Any, Any]:
-    return value if isinstance(value, dict) else {}
+def _generations(item: Any, entries: Mapping[str, str]) -> Iterator[tuple[Any, int]]:
+    """A reference and those of its secret's next and previous value, where the store has them;
+    each with how many generations later it is."""
+    yield item, 0
+    for beside, step in ((NEXT, 1), (PREVIOUS, -1)):
+        if isinstance(item, str) and item.removeprefix(PREFIX) + beside in entries:
+            yield f"{item}{beside}", step

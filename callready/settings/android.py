@@ -14,11 +14,13 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import date, timedelta
-from typing import Annotated, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import idna
 from pydantic import BaseModel, ConfigDict, Field
+
+from callready.settings.problem import Problem
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -36,27 +38,25 @@ class Domain(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    host: Annotated[str, Field(description="Host name (A-label), IP address or CIDR range.")]
-    scheme: Annotated[
-        Literal["wss", "ws"], Field(description="`ws` permits cleartext; debug builds only.")
-    ] = "wss"
-    scope: Annotated[
-        Literal["release", "debug"],
-        Field(description="`release`: all builds; `debug`: debug and profile builds only."),
-    ] = "release"
-    include_subdomains: Annotated[
-        bool, Field(description="Match names below it too; never applied to an IP address.")
-    ] = False
-    pins: Annotated[
-        tuple[str, ...],
-        Field(description="SHA-256 of public keys (SPKI), base64; one in use and one backup."),
-    ] = ()
-    pin_expiration: Annotated[
-        date | None, Field(description="From this day on Android ignores the pins.")
-    ] = None
-    expand: Annotated[
-        bool, Field(description=f"List every host of a range of up to {MAX_EXPANDED} hosts.")
-    ] = False
+    host: str = Field(description="Host name (A-label), IP address or CIDR range.")
+    scheme: Literal["wss", "ws"] = Field(
+        "wss", description="`ws` permits cleartext; debug builds only."
+    )
+    scope: Literal["release", "debug"] = Field(
+        "release", description="`release`: all builds; `debug`: debug and profile builds only."
+    )
+    include_subdomains: bool = Field(
+        False, description="Match names below it too; never applied to an IP address."
+    )
+    pins: tuple[str, ...] = Field(
+        (), description="SHA-256 of public keys (SPKI), base64; one in use and one backup."
+    )
+    pin_expiration: date | None = Field(
+        None, description="From this day on Android ignores the pins."
+    )
+    expand: bool = Field(
+        False, description=f"List every host of a range of up to {MAX_EXPANDED} hosts."
+    )
 
 
 class Android(BaseModel):
@@ -64,34 +64,29 @@ class Android(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkout: Annotated[str, Field(description="Absolute path of the app's project.")]
-    source_root: Annotated[
-        str, Field(description="Folder of the source sets `main`, `debug` and `profile`.")
-    ] = "android/app/src"
-    file: Annotated[str, Field(description="Name of the file in `res/xml`.")] = (
-        "network_security_config.xml"
+    checkout: str = Field(description="Absolute path of the app's project.")
+    source_root: str = Field(
+        "android/app/src", description="Folder of the source sets `main`, `debug` and `profile`."
     )
-    domains: Annotated[
-        tuple[Domain, ...],
-        Field(description="Hosts beside the one of `livekit.url`, which is listed by itself."),
-    ] = ()
-    debug_cleartext: Annotated[
-        Literal["listed", "all"],
-        Field(description="What debug builds may reach in cleartext: the `ws` hosts, or all."),
-    ] = "listed"
-    private_ca: Annotated[
-        str | None, Field(description="Resource of a CA that debug builds trust: `@raw/name`.")
-    ] = None
-    release_private_ca: Annotated[
-        bool | None,
-        Field(description="Whether release builds trust `private_ca` for the release hosts."),
-    ] = None
-    user_certificates: Annotated[
-        bool, Field(description="Debug builds trust the CAs a user installed (debugging proxies).")
-    ] = False
-    client_settings: Annotated[
-        str, Field(description="JSON file for the app, relative to the checkout.")
-    ] = "assets/callready.json"
+    file: str = Field("network_security_config.xml", description="Name of the file in `res/xml`.")
+    domains: tuple[Domain, ...] = Field(
+        (), description="Hosts beside the one of `livekit.url`, which is listed by itself."
+    )
+    debug_cleartext: Literal["listed", "all"] = Field(
+        "listed", description="What debug builds may reach in cleartext: the `ws` hosts, or all."
+    )
+    private_ca: str | None = Field(
+        None, description="Resource of a CA that debug builds trust: `@raw/name`."
+    )
+    release_private_ca: bool | None = Field(
+        None, description="Whether release builds trust `private_ca` for the release hosts."
+    )
+    user_certificates: bool = Field(
+        False, description="Debug builds trust the CAs a user installed (debugging proxies)."
+    )
+    client_settings: str = Field(
+        "assets/callready.json", description="JSON file for the app, relative to the checkout."
+    )
 
     @property
     def manifest(self) -> str:
@@ -155,79 +150,81 @@ def url_domain(livekit_url: str) -> Domain | None:
         return None
 
 
-def problems(android: Android, livekit_url: str, today: date | None = None) -> list[str]:
-    """Everything that is wrong with `android`, each as `android.<setting>: what, and what to do`.
+def check(android: Android, livekit_url: str, today: date | None = None) -> Iterator[Problem]:
+    """Everything that is wrong with `android`, and what is allowed and still worth a look.
 
     `today` (default: the local date) is what pin expirations are compared with.
     """
     today = today or date.today()
-    found = [*_path_problems(android), *_private_ca_problems(android, livekit_url)]
+    yield from _paths(android)
+    yield from _private_ca(android, livekit_url)
     for index, domain in enumerate(android.domains):
-        found += [
-            f"android.domains[{index}].{message}"
-            for message in (
-                *_host_problems(domain, android.debug_cleartext),
-                *_cleartext_problems(domain),
-                *_pin_problems(domain, today),
-            )
-        ]
-    return [*found, *_duplicates(android.domains), *_url_problems(android, livekit_url)]
+        for problem in (
+            *_host(domain, android.debug_cleartext),
+            *_cleartext(domain),
+            *_pins(domain, today),
+        ):
+            yield problem._replace(key=f"android.domains[{index}].{problem.key}")
+    yield from _duplicates(android.domains)
+    yield from _url(android, livekit_url)
+    yield from _warnings(android, today)
 
 
-def _path_problems(android: Android) -> Iterator[str]:
+def _paths(android: Android) -> Iterator[Problem]:
     if not android.checkout.startswith("/"):
-        yield f'android.checkout: "{android.checkout}" is not an absolute path'
+        yield Problem("android.checkout", f'"{android.checkout}" is not an absolute path')
     for name in ("source_root", "client_settings"):
         path: str = getattr(android, name)
         if not path or path.startswith("/") or ".." in path.split("/"):
-            yield f'android.{name}: "{path}" is not a path inside the checkout'
+            yield Problem(f"android.{name}", f'"{path}" is not a path inside the checkout')
     if not re.fullmatch(r"[a-z][a-z0-9_]*\.xml", android.file):
-        yield (
-            f'android.file: "{android.file}" is no name for an Android resource; '
-            r"it must match [a-z][a-z0-9_]*\.xml"
-        )
+        why = r"is no name for an Android resource; it must match [a-z][a-z0-9_]*\.xml"
+        yield Problem("android.file", f'"{android.file}" {why}')
 
 
-def _private_ca_problems(android: Android, livekit_url: str) -> Iterator[str]:
+def _private_ca(android: Android, livekit_url: str) -> Iterator[Problem]:
     ca = android.private_ca
     if ca is None:
         if android.release_private_ca:
-            yield "android.release_private_ca: names no CA; set android.private_ca"
+            yield Problem("android.release_private_ca", "names no CA; set android.private_ca")
         return
     if not re.fullmatch(r"@raw/[a-z][a-z0-9_]*", ca):
-        yield (
-            f'android.private_ca: "{ca}" is not a raw resource; put the certificate (PEM or DER) '
-            'into res/raw/my_ca.pem and write "@raw/my_ca"'
+        yield Problem(
+            "android.private_ca",
+            f'"{ca}" is not a raw resource; put the certificate (PEM or DER) into '
+            'res/raw/my_ca.pem and write "@raw/my_ca"',
         )
     # Left unsaid, debug builds would connect and release builds would not.
     release_hosts = livekit_url.lower().startswith("wss:") or any(
         domain.scheme == "wss" and domain.scope == "release" for domain in android.domains
     )
     if release_hosts and android.release_private_ca is None:
-        yield (
-            f'android.private_ca: a private CA ("{ca}") is for debug builds; say what release '
-            "builds do: release_private_ca = False if their hosts' certificates are publicly "
-            "trusted, True to ship the private CA in release builds"
+        yield Problem(
+            "android.private_ca",
+            f'a private CA ("{ca}") is for debug builds; say what release builds do: '
+            "release_private_ca = False if their hosts' certificates are publicly trusted, True "
+            "to ship the private CA in release builds",
         )
 
 
-def _host_problems(domain: Domain, debug_cleartext: str) -> Iterator[str]:
-    if message := host_problem(domain.host):
-        yield f"host: {message}"
+def _host(domain: Domain, debug_cleartext: str) -> Iterator[Problem]:
+    if message := _wrong_host(domain.host):
+        yield Problem("host", message)
     elif net := network(domain.host):
         covered_by_base = debug_cleartext == "all" and domain.scheme == "ws"
         if domain.expand and host_count(net) > MAX_EXPANDED:
-            yield (
-                f'host: "{domain.host}" has {host_count(net)} hosts; expand lists up to '
-                f"{MAX_EXPANDED}. {LIST_HOSTS}"
+            yield Problem(
+                "host",
+                f'"{domain.host}" has {host_count(net)} hosts; expand lists up to {MAX_EXPANDED}. '
+                + LIST_HOSTS,
             )
         elif not domain.expand and not (covered_by_base and domain.scope == "debug"):
-            yield f"host: {A_RANGE.format(domain.host)}"
+            yield Problem("host", A_RANGE.format(domain.host))
     elif domain.expand:
-        yield f'expand: "{domain.host}" is not a range'
+        yield Problem("expand", f'"{domain.host}" is not a range')
 
 
-def host_problem(host: str) -> str | None:
+def _wrong_host(host: str) -> str | None:
     """Why Android would never match `host` (a name, an address or a CIDR range), or None."""
     if not host.strip():
         return "a domain is empty"
@@ -258,42 +255,46 @@ def _has_url_parts(host: str) -> bool:
     return "/" in host or "?" in host or "@" in host or bool(re.search(r"(^[^:]*|\]):\d*$", host))
 
 
-def _cleartext_problems(domain: Domain) -> Iterator[str]:
+def _cleartext(domain: Domain) -> Iterator[Problem]:
     if domain.scheme == "wss":
         return
     if domain.scope == "release":
-        yield (
-            f'scheme: cleartext to "{domain.host}" in release builds: use wss:// '
-            'or scope it to debug (scope = "debug")'
+        yield Problem(
+            "scheme",
+            f'cleartext to "{domain.host}" in release builds: use wss:// or scope it to debug '
+            '(scope = "debug")',
         )
     if domain.pins:
-        yield "pins: pins are checked in TLS, a ws:// connection has none; use wss://"
+        yield Problem("pins", "pins are checked in TLS, a ws:// connection has none; use wss://")
 
 
-def _pin_problems(domain: Domain, today: date) -> Iterator[str]:
+def _pins(domain: Domain, today: date) -> Iterator[Problem]:
     if not domain.pins:
         return
     for index, pin in enumerate(domain.pins):
-        if message := _pin_problem(pin):
-            yield f"pins[{index}]: {message}"
+        if message := _wrong_pin(pin):
+            yield Problem(f"pins[{index}]", message)
     if len(set(domain.pins)) < 2:
-        yield (
-            "pins: no backup pin; when the one key must be replaced, every installed app is cut "
-            "off. Add the pin of a second key that is kept off the host"
+        yield Problem(
+            "pins",
+            "no backup pin; when the one key must be replaced, every installed app is cut off. "
+            "Add the pin of a second key that is kept off the host",
         )
     if domain.pin_expiration is None:
-        yield (
-            "pin_expiration: missing; without it an app that is not updated is cut off for good. "
-            "Set a day, and update the app before it"
+        yield Problem(
+            "pin_expiration",
+            "missing; without it an app that is not updated is cut off for good. Set a day, and "
+            "update the app before it",
         )
     elif domain.pin_expiration <= today:
-        yield (
-            f"pin_expiration: {domain.pin_expiration} is past; Android silently stops checking "
-            "the pins. Set a later day"
+        yield Problem(
+            "pin_expiration",
+            f"{domain.pin_expiration} is past; Android silently stops checking the pins. Set a "
+            "later day",
         )
 
 
-def _pin_problem(pin: str) -> str | None:
+def _wrong_pin(pin: str) -> str | None:
     if re.search(r"\s", pin):
         return "white space in the pin; Android does not trim it"
     try:
@@ -305,7 +306,7 @@ def _pin_problem(pin: str) -> str | None:
     return None
 
 
-def _duplicates(domains: tuple[Domain, ...]) -> Iterator[str]:
+def _duplicates(domains: tuple[Domain, ...]) -> Iterator[Problem]:
     """Hosts that would be listed twice. An entry of its own takes a host out of a range."""
     single: dict[str, int] = {}
     ranges: list[tuple[int, Network]] = []
@@ -320,9 +321,10 @@ def _duplicates(domains: tuple[Domain, ...]) -> Iterator[str]:
         else:
             continue  # no host of it is listed
         if clash != index:
-            yield (
-                f"android.domains[{index}].host: domain {name} duplicated: the app crashes on "
-                f"its first connection (already in android.domains[{clash}])"
+            yield Problem(
+                f"android.domains[{index}].host",
+                f"domain {name} duplicated: the app crashes on its first connection (already in "
+                f"android.domains[{clash}])",
             )
 
 
@@ -333,55 +335,51 @@ def _comparable(host: str) -> str:
         return host.strip().lower()
 
 
-def _url_problems(android: Android, livekit_url: str) -> Iterator[str]:
+def _url(android: Android, livekit_url: str) -> Iterator[Problem]:
     scheme = livekit_url.partition(":")[0].lower()
     own = url_domain(livekit_url)
     if scheme not in ("ws", "wss") or own is None:
-        yield "livekit.url: must be wss://host or ws://host"  # its text may hold a password
+        # Its text may hold a password.
+        yield Problem("livekit.url", "must be wss://host or ws://host")
         return
     governing = governs(android.domains, own.host)
     if scheme == "ws" and not (governing and governing.scheme == "ws"):
-        yield (
-            f"livekit.url: cleartext (ws://) to {own.host} in release builds: use wss:// or scope "
-            f'it to debug: add {{"host": "{own.host}", "scheme": "ws", "scope": "debug"}} to '
-            "android.domains"
+        yield Problem(
+            "livekit.url",
+            f"cleartext (ws://) to {own.host} in release builds: use wss:// or scope it to debug: "
+            f'add {{"host": "{own.host}", "scheme": "ws", "scope": "debug"}} to android.domains',
         )
     for index, domain in enumerate(android.domains):
         if scheme == "wss" and domain.host == own.host and domain.scheme == "ws":
-            yield (
-                f"android.domains[{index}].scheme: livekit.url reaches {own.host} over wss://; "
-                "NSC has no port scope, so this would permit cleartext to it. Remove the entry"
+            yield Problem(
+                f"android.domains[{index}].scheme",
+                f"livekit.url reaches {own.host} over wss://; NSC has no port scope, so this would "
+                "permit cleartext to it. Remove the entry",
             )
 
 
-def warnings(android: Android, today: date | None = None) -> list[str]:
-    """What is allowed and still worth a look, each as `android.<setting>: what`."""
-    return list(_warnings(android, today or date.today()))
-
-
-def _warnings(android: Android, today: date) -> Iterator[str]:
+def _warnings(android: Android, today: date) -> Iterator[Problem]:
+    ca = android.private_ca
+    found: list[tuple[str, str]] = []
     if android.debug_cleartext == "all":
-        yield "android.debug_cleartext: debug builds may send cleartext to every unlisted host"
+        text = "debug builds may send cleartext to every unlisted host"
+        found.append(("debug_cleartext", text))
     if android.user_certificates:
-        yield "android.user_certificates: debug builds trust every CA that a user installed"
-    if android.private_ca:
-        yield (
-            f"android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore "
-            f"{android.private_ca}; only a publicly trusted certificate works there"
-        )
-    if android.private_ca and android.release_private_ca:
-        yield f"android.release_private_ca: release builds trust {android.private_ca}"
+        found.append(("user_certificates", "debug builds trust every CA that a user installed"))
+    if ca:
+        text = f"Dart (Flutter's signalling) and TURN/TLS ignore {ca}"
+        found.append(("private_ca", f"{text}; only a publicly trusted certificate works there"))
+    if ca and android.release_private_ca:
+        found.append(("release_private_ca", f"release builds trust {ca}"))
     for index, domain in enumerate(android.domains):
-        at = f"android.domains[{index}]"
+        at, until = f"domains[{index}]", domain.pin_expiration
         # Android lint (PinSetExpiry) warns from 10 days before.
-        if (
-            domain.pins
-            and domain.pin_expiration
-            and (domain.pin_expiration <= today + timedelta(days=10))
-        ):
-            yield f"{at}.pin_expiration: the pins expire on {domain.pin_expiration}"
+        if domain.pins and until and until <= today + timedelta(days=10):
+            found.append((f"{at}.pin_expiration", f"the pins expire on {until}"))
         if domain.include_subdomains and (address(domain.host) or network(domain.host)):
-            yield f"{at}.include_subdomains: ignored; {domain.host} is an address"
+            found.append((f"{at}.include_subdomains", f"ignored; {domain.host} is an address"))
+    for key, text in found:
+        yield Problem(f"android.{key}", text, "warning")
 
 
 def governs(domains: tuple[Domain, ...], host: str) -> Domain | None:

@@ -5,31 +5,361 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Literal
-
-from pydantic import SecretStr
 
 from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
+from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, port_plan
-from callready.settings.problem import Problem
+from callready.settings.problem import Level, Problem
 from callready.settings.uris import place
 
-Finding = tuple[list[str], Problem]
+Problems = Iterator[Problem]
+Findings = Iterator[tuple[list[str], Problem]]
 
 # The groups that get something; others are the operator's own.
 GROUPS = frozenset({"livekit", "turn", "app", "android"})
 
-# Where LiveKit reads the secret of its TURN pool (tasks/livekit.py).
-_SECRET_FILE = "rtc.turn_servers[].secret_file"
+
+def check(fleet: Fleet) -> Findings:
+    """Everything that is wrong with a fleet whose hosts are valid one by one."""
+    for name, host in fleet.hosts.items():
+        for rule in (*_OF_ROLES, *_OF_THE_EDGE, *_OF_CERTIFICATES):
+            yield from (([name], problem) for problem in rule(host))
+        for key, message in overlaps(port_plan(host)):
+            yield [name], Problem(key, message)
+    for rule_of_fleet in (*_OF_HOSTS, *_OF_POOLS, *_OF_SECRETS):
+        yield from rule_of_fleet(fleet)
+
+
+# ---- one host ----
+
+# Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
+# these. Documentation addresses are left out: the lab has them.
+_UNREACHABLE = [
+    ipaddress.ip_network(net)
+    for net in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16"),
+        *("172.16.0.0/12", "192.168.0.0/16", "224.0.0.0/3"),
+        *("::/127", "::ffff:0:0/96", "fc00::/7", "fe80::/10", "ff00::/8"),
+    )
+]
+
+
+def _addresses(host: HostSettings) -> Problems:
+    if not host.serves:
+        return
+    if host.address is None:
+        yield Problem(
+            "address",
+            "IPv6-only hosts are not supported, many callers have no IPv6: give the host an IPv4 "
+            "address too"
+            if host.address6
+            else "is missing: the host's public IPv4 address",
+        )
+    # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
+    elif _unreachable(host.address) and not (host.livekit and host.livekit.url.startswith("ws://")):
+        yield Problem(
+            "address",
+            f"{host.address} is not reachable from the Internet: set the public address, and "
+            "private_address to the one on the interface",
+        )
+    if host.address6 and _unreachable(host.address6):
+        yield Problem("address6", f"{host.address6} is not reachable from the Internet")
+
+
+def _unreachable(address: str) -> bool:
+    return any(ipaddress.ip_address(address) in net for net in _UNREACHABLE)
+
+
+def _groups(host: HostSettings) -> Problems:
+    if not host.groups & GROUPS:
+        groups = ", ".join(sorted(GROUPS))
+        yield Problem("", f"is in none of the groups {groups}: it gets nothing", "warning")
+    if "livekit" in host.groups and host.livekit is None:
+        yield Problem("livekit", "is missing: the host is in group livekit")
+
+
+def _pools_of_host(host: HostSettings) -> Problems:
+    if "turn" in host.groups and not host.pools:
+        yield Problem("pools", "is missing: which TURN pools this host of group turn runs")
+    if host.pools and "turn" not in host.groups:
+        yield Problem("pools", "needs the host in group turn")
+    for name in host.pools:
+        if name not in host.turn.pools:
+            known = ", ".join(host.turn.pools) or "none"
+            yield Problem("pools", f"{name!r} is not one of turn.pools ({known})")
+
+
+def _app(host: HostSettings) -> Problems:
+    if "app" in host.groups and host.app is None:
+        yield Problem("app", "is missing: the host is in group app")
+    if "app" in host.groups and host.livekit is None:
+        yield Problem("livekit", "is missing: the app's .env needs the key and the URL")
+
+
+def _android(host: HostSettings) -> Problems:
+    if "android" not in host.groups:
+        return
+    if host.android is None or host.livekit is None:
+        missing = "livekit" if host.android else "android"
+        yield Problem(missing, "is missing: the host is in group android")
+        return
+    yield from android.check(host.android, host.livekit.url)
+
+
+def _version_keys(host: HostSettings) -> Problems:
+    for name, pool in host.turn_pools.items():
+        yield from coturn_keys.check(host.turn.version, pool.extra, f"turn.pools.{name}.extra")
+    if livekit := host.sfu:
+        yield from livekit_keys.check(livekit.version, livekit.config, "livekit.config")
+
+
+def _stun_server(host: HostSettings) -> Problems:
+    if (livekit := host.sfu) and livekit.turn_pool is None and not livekit.rtc.stun_servers:
+        yield Problem(
+            "livekit.rtc.stun_servers",
+            "is empty and there is no turn_pool: LiveKit would send its clients to public "
+            "STUN servers; name one",
+        )
+
+
+_OF_ROLES = (_addresses, _groups, _pools_of_host, _app, _android, _version_keys, _stun_server)
+
+
+def _url_without_edge(host: HostSettings) -> Problems:
+    livekit = host.sfu
+    if host.edge or not livekit or not livekit.url.startswith("ws://"):
+        return
+    if (port := place(livekit.url)[1]) != livekit.port:
+        yield Problem(
+            "livekit.url",
+            f"leads to port {port}, LiveKit listens on {livekit.port} (livekit.port): callers "
+            "need a proxy of yours in between",
+            "warning",
+        )
+
 
 _NO_NAME = (
     "is an address, which clients do not send in the TLS handshake (RFC 6066, section 3), and the "
     "edge chooses the certificate by what they send: use a host name"
 )
+
+
+def _urls_of_edge(host: HostSettings) -> Problems:
+    """What clients are told leads to the edge, over TLS and by name."""
+    if not (edge := host.edge):
+        return
+    livekit, app = host.sfu, host.backend
+    urls = [("livekit.url", "wss", livekit.url)] if livekit else []
+    urls += [("app.url", "https", app.url)] if app and app.url and app.upstream else []
+    for key, scheme, url in urls:
+        name, port = place(url)
+        if not url.startswith(f"{scheme}://"):
+            yield Problem(key, f"must be {scheme}:// with an edge, which takes TLS only")
+        elif port != edge.port:
+            right = f"{scheme}://{name}" + (f":{edge.port}" if edge.port != 443 else "")
+            yield Problem(
+                key,
+                f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
+                f"edge.port to {port}",
+            )
+        if android.address(name):
+            yield Problem(key, _NO_NAME)
+
+
+def _app_behind_edge(host: HostSettings) -> Problems:
+    if host.edge and host.app and bool(host.app.url) != bool(host.app.upstream):
+        yield Problem("app", "the edge needs both url and upstream, or neither")
+    livekit, app = host.sfu, host.backend
+    if host.edge and livekit and app and app.url and place(app.url)[0] == place(livekit.url)[0]:
+        yield Problem("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
+
+
+def _turn_on_443(host: HostSettings) -> Problems:
+    """TURN over TLS that shares 443 with the edge is told apart by its name."""
+    pools = [pool for pool in host.turn_pools.values() if pool.tls_on_443]
+    if not pools or not host.edge:
+        return
+    if host.name in host.edge_backends:
+        yield Problem(
+            "name",
+            f"{host.name} is both HTTPS and TURN over TLS on 443, told apart by name only: give "
+            "the host another name for TURN (name) or LiveKit another one (livekit.url)",
+        )
+    if host.has_edge and host.edge.port != 443:
+        yield Problem("edge.port", "must be 443 for turn.tls_on_443, which this host has")
+    if host.has_edge and android.address(host.name):
+        yield Problem("name", _NO_NAME)
+    if len(pools) > 1:
+        yield Problem(
+            "turn.tls_on_443",
+            "only one pool of a host can be reached on 443: set it in one of turn.pools",
+        )
+
+
+_OF_THE_EDGE = (_url_without_edge, _urls_of_edge, _app_behind_edge, _turn_on_443)
+
+
+def _ca_file(host: HostSettings) -> Problems:
+    if host.tls and host.tls.ca and not Path(host.tls.ca).expanduser().is_file():
+        yield Problem("tls.ca", f"{host.tls.ca}: no such file")
+
+
+def _certificates(host: HostSettings) -> Problems:
+    if host.tls_names and host.tls is None:
+        yield Problem(
+            "tls",
+            f"is missing: {', '.join(host.tls_names)} needs certificate and key (without TURN "
+            "over TLS, turn.tls = False, callers behind strict firewalls are shut out)",
+        )
+
+
+def _acme(host: HostSettings) -> Problems:
+    if not host.tls or not (acme := host.tls.acme):
+        return
+    for name in host.tls_names:
+        if "." not in name or name.rpartition(".")[2].isdigit():
+            yield Problem(
+                "tls.acme",
+                f"{name} is not a name that an authority certifies: use "
+                "certificate and key, or a name in a public domain",
+            )
+    if host.challenge_port and host.edge and host.has_edge and host.edge.http_port != 80:
+        yield Problem(
+            "edge.http_port",
+            "must be 80: that is where the authority looks for HTTP-01 challenges (RFC 8555, "
+            "section 8.3); or use dns-01",
+        )
+    if acme.ca and not Path(acme.ca).expanduser().is_file():
+        yield Problem("tls.acme.ca", f"{acme.ca}: no such file")
+    if "acme-staging" in acme.server and not host.tls.ca:
+        yield Problem(
+            "tls.ca",
+            "is missing: nothing trusts the authority's staging roots, so no probe would pass. "
+            "Put them in one PEM file and name it (letsencrypt.org/docs/staging-environment)",
+        )
+
+
+_OF_CERTIFICATES = (_ca_file, _certificates, _acme)
+
+
+# ---- the fleet ----
+
+
+def _roles(fleet: Fleet) -> Findings:
+    if not fleet.group("livekit") and not fleet.group("turn"):
+        yield [], Problem("", "no host in group livekit or turn: nothing to deploy")
+
+
+def _certificate_files(fleet: Fleet) -> Findings:
+    for host_name, host in fleet.hosts.items():
+        if not (tls := host.tls) or tls.acme:
+            continue
+        for name in host.tls_names:
+            try:
+                read_pair(*tls.files(host_name, name), name)
+            except CertificateError as error:
+                yield [host_name], Problem("tls", str(error))
+
+
+def _gate_from(fleet: Fleet) -> Findings:
+    for name, host in fleet.hosts.items():
+        prober = host.deploy.gate_from
+        if prober == name:
+            why = f"is {name} itself; it is probed from another host"
+        elif prober is not None and prober not in fleet.hosts:
+            why = f"{prober!r} is not one of the hosts: {', '.join(fleet.hosts)}"
+        else:
+            continue
+        yield [name], Problem("deploy.gate_from", why)
+
+
+def _same_addresses(fleet: Fleet) -> Findings:
+    for key in ("address", "address6"):
+        hosts: dict[str, list[str]] = {}
+        for name, host in fleet.hosts.items():
+            if host.groups & GROUPS and getattr(host, key):
+                hosts.setdefault(getattr(host, key), []).append(name)
+        for address, names in hosts.items():
+            if len(names) > 1:
+                yield names, Problem(key, f"{address} is the address of more than one host")
+
+
+_OF_HOSTS = (_roles, _certificate_files, _gate_from, _same_addresses)
+
+
+def _pools(fleet: Fleet) -> Findings:
+    for name in sorted({name for host in fleet.hosts.values() for name in host.turn.pools}):
+        hosts = fleet.pool(name)
+        pools = [host.turn.pools[name] for host in hosts.values()]
+        if not hosts:
+            yield [], Problem(f"turn.pools.{name}", "no host of group turn has it in its pools")
+        elif not _all_same([(pool.realm, pool.secrets, pool.users) for pool in pools]):
+            why = (
+                "realm, secrets or users differ between its hosts; callers are sent to any of "
+                "them: set them once for the group"
+            )
+            yield list(hosts), Problem(f"turn.pools.{name}", why)
+
+
+def _all_same(values: list[object]) -> bool:
+    return all(value == values[0] for value in values)
+
+
+# Where LiveKit reads the secret of its TURN pool (tasks/livekit.py).
+_SECRET_FILE = "rtc.turn_servers[].secret_file"
+
+
+def _pools_of_livekit(fleet: Fleet) -> Findings:
+    declared = {name for host in fleet.hosts.values() for name in host.turn.pools}
+    for name, host in fleet.hosts.items():
+        if not (livekit := host.sfu) or livekit.turn_pool is None:
+            continue
+        pool = livekit.turn_pool
+        if pool not in declared:
+            why = f"{pool!r} is not one of turn.pools"
+            yield [name], Problem("livekit.turn_pool", why)
+        elif not livekit_keys.known(_SECRET_FILE, livekit.version) and any(
+            turn.turn_pools[pool].secrets for turn in fleet.pool(pool).values()
+        ):
+            why = (
+                f"{livekit.version} does not know {_SECRET_FILE}, which it would read the secret "
+                f"of pool {pool} from: set {livekit_keys.SINCE[_SECRET_FILE]} or later"
+            )
+            yield [name], Problem("livekit.version", why)
+
+
+def _livekit_keys(fleet: Fleet) -> Findings:
+    hosts = [host for host in fleet.hosts.values() if host.groups & {"livekit", "app"}]
+    if not _all_same([list(host.livekit.keys.items()) for host in hosts if host.livekit]):
+        why = "differ between hosts; the app's tokens would be refused with 401: set them once"
+        yield [], Problem("livekit.keys", why)
+
+
+_OF_POOLS = (_pools, _pools_of_livekit, _livekit_keys)
+
+
+def _generated(fleet: Fleet) -> dict[str, list[str]]:
+    """The places of every secret that lets somebody in to what callready installs."""
+    places: dict[str, set[str]] = {}
+    for field in chain.from_iterable(map(secret_fields, fleet.hosts.values())):
+        for path, secret in field.items():
+            if not field.origin.by_hand:
+                places.setdefault(secret.get_secret_value(), set()).add(path)
+    return {value: sorted(paths) for value, paths in places.items()}
+
+
+def _same_secrets(fleet: Fleet) -> Findings:
+    """The same secret at two places opens both with one leak."""
+    for first, *others in _generated(fleet).values():
+        if others:
+            why = f"is the same secret as {', '.join(others)}: use different ones"
+            yield [], Problem(first, why)
+
 
 # Base64, in both alphabets, and more that means nothing to dotenv, systemd and sh.
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+=@%-]+")
@@ -38,349 +368,39 @@ _NOT_PLAIN = (
     ".env take differently: generate one with make secrets ENV=…"
 )
 
-# Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
-# these. Documentation addresses are left out: the lab has them.
-_UNREACHABLE = [
-    ipaddress.ip_network(net)
-    for net in (
-        "0.0.0.0/8",
-        "10.0.0.0/8",
-        "100.64.0.0/10",
-        "127.0.0.0/8",
-        "169.254.0.0/16",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "224.0.0.0/3",
-        "::/127",
-        "::ffff:0:0/96",
-        "fc00::/7",
-        "fe80::/10",
-        "ff00::/8",
-    )
-]
+
+def _secrets_of_env(fleet: Fleet) -> Findings:
+    """In the app's .env they stand without quotes, about which its readers differ
+    (tasks/app_env.py)."""
+    livekits = [host.livekit for host in fleet.group("app").values() if host.livekit]
+    pools = (f"turn.pools.{livekit.turn_pool}.secrets." for livekit in livekits)
+    in_env = ("livekit.keys.", "app.api_token.", *pools) if livekits else ()
+    for value, paths in _generated(fleet).items():
+        if not _PLAIN.fullmatch(value):
+            yield from (([], Problem(at, _NOT_PLAIN)) for at in paths if at.startswith(in_env))
 
 
-def check(fleet: Fleet) -> Iterator[Finding]:
-    """Everything that is wrong with a fleet whose hosts are valid one by one."""
-    for name, here in fleet.hosts.items():
-        for problem in (
-            *_addresses(here),
-            *_roles(here),
-            *_keys(here),
-            *_edge(here),
-            *_certificates(here, name),
-        ):
-            yield [name], problem
-        for key, message in overlaps(port_plan(here)):
-            yield [name], Problem("error", key, message)
-    yield from _gates(fleet)
-    yield from _same_addresses(fleet)
-    yield from _pools(fleet)
-    yield from _secrets(fleet)
-    yield from _pins(fleet)
-    if not fleet.group("livekit") and not fleet.group("turn"):
-        yield [], Problem("error", "", "no host in group livekit or turn: nothing to deploy")
-
-
-def _error(key: str, message: str) -> Problem:
-    return Problem("error", key, message)
-
-
-def _gates(fleet: Fleet) -> Iterator[Finding]:
-    key = "deploy.gate_from"
-    for name, here in fleet.hosts.items():
-        host = here.deploy.gate_from
-        if host == name:
-            yield [name], _error(key, f"is {host} itself; it is probed from another host")
-        elif host is not None and host not in fleet.hosts:
-            yield [name], _error(key, f"{host!r} is not one of the hosts: {', '.join(fleet.hosts)}")
-
-
-def _same_addresses(fleet: Fleet) -> Iterator[Finding]:
-    for key in ("address", "address6"):
-        hosts: dict[str, list[str]] = {}
-        for name, here in fleet.hosts.items():
-            if here.groups & GROUPS and getattr(here, key):
-                hosts.setdefault(getattr(here, key), []).append(name)
-        for address, names in hosts.items():
-            if len(names) > 1:
-                yield names, _error(key, f"{address} is the address of more than one host")
-
-
-def _addresses(here: HostSettings) -> Iterator[Problem]:
-    if not here.serves:
-        return
-    if here.address is None:
-        yield _error(
-            "address",
-            "IPv6-only hosts are not supported, many callers have no IPv6: give the host an IPv4 "
-            "address too"
-            if here.address6
-            else "is missing: the host's public IPv4 address",
-        )
-    # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
-    elif _unreachable(here.address) and not (here.livekit and here.livekit.url.startswith("ws://")):
-        yield _error(
-            "address",
-            f"{here.address} is not reachable from the Internet: set the public address, and "
-            "private_address to the one on the interface",
-        )
-    if here.address6 and _unreachable(here.address6):
-        yield _error("address6", f"{here.address6} is not reachable from the Internet")
-
-
-def _unreachable(address: str) -> bool:
-    return any(ipaddress.ip_address(address) in net for net in _UNREACHABLE)
-
-
-def _roles(here: HostSettings) -> Iterator[Problem]:
-    if not here.groups & GROUPS:
-        groups = ", ".join(sorted(GROUPS))
-        yield Problem("warning", "", f"is in none of the groups {groups}: it gets nothing")
-    if here.is_sfu and here.livekit is None:
-        yield _error("livekit", "is missing: the host is in group livekit")
-    if "turn" in here.groups and not here.pools:
-        yield _error("pools", "is missing: which TURN pools this host of group turn runs")
-    if here.pools and "turn" not in here.groups:
-        yield _error("pools", "needs the host in group turn")
-    for name in here.pools:
-        if name not in here.turn.pools:
-            known = ", ".join(here.turn.pools) or "none"
-            yield _error("pools", f"{name!r} is not one of turn.pools ({known})")
-    if "app" in here.groups:
-        if here.app is None:
-            yield _error("app", "is missing: the host is in group app")
-        if here.livekit is None:
-            yield _error("livekit", "is missing: the app's .env needs the key and the URL")
-    if "android" in here.groups:
-        if here.android is None or here.livekit is None:
-            missing = "livekit" if here.android else "android"
-            yield _error(missing, "is missing: the host is in group android")
-            return
-        for text in android.problems(here.android, here.livekit.url):
-            key, _, message = text.partition(": ")
-            yield _error(key, message)
-        for text in android.warnings(here.android):
-            key, _, message = text.partition(": ")
-            yield Problem("warning", key, message)
-
-
-def _keys(here: HostSettings) -> Iterator[Problem]:
-    for name, pool in here.turn_pools.items():
-        yield from coturn_keys.check(here.turn.version, pool.extra, f"turn.pools.{name}.extra")
-    if here.is_sfu and here.livekit:
-        lk = here.livekit
-        yield from livekit_keys.check(lk.version, lk.config, "livekit.config")
-        if lk.turn_pool is None and not lk.rtc.stun_servers:
-            yield _error(
-                "livekit.rtc.stun_servers",
-                "is empty and there is no turn_pool: LiveKit would send its clients to public "
-                "STUN servers; name one",
-            )
-
-
-def _certificates(here: HostSettings, inventory_name: str) -> Iterator[Problem]:
-    if here.tls and here.tls.ca and not Path(here.tls.ca).expanduser().is_file():
-        yield _error("tls.ca", f"{here.tls.ca}: no such file")
-    if here.tls_names and here.tls is None:
-        yield _error(
-            "tls",
-            f"is missing: {', '.join(here.tls_names)} needs certificate and key (without TURN "
-            "over TLS, turn.tls = False, callers behind strict firewalls are shut out)",
-        )
-    elif here.tls and here.tls.acme:
-        for name in here.tls_names:
-            if "." not in name or name.rpartition(".")[2].isdigit():
-                yield _error(
-                    "tls.acme",
-                    f"{name} is not a name that an authority certifies: use "
-                    "certificate and key, or a name in a public domain",
-                )
-        if here.challenge_port and here.edge and here.has_edge and here.edge.http_port != 80:
-            yield _error(
-                "edge.http_port",
-                "must be 80: that is where the authority looks for HTTP-01 challenges (RFC 8555, "
-                "section 8.3); or use dns-01",
-            )
-        if here.tls.acme.ca and not Path(here.tls.acme.ca).expanduser().is_file():
-            yield _error("tls.acme.ca", f"{here.tls.acme.ca}: no such file")
-        if "acme-staging" in here.tls.acme.server and not here.tls.ca:
-            yield _error(
-                "tls.ca",
-                "is missing: nothing trusts the authority's staging roots, so no probe would pass. "
-                "Put them in one PEM file and name it (letsencrypt.org/docs/staging-environment)",
-            )
-    elif here.tls:
-        for name in here.tls_names:
-            try:
-                read_pair(*here.tls.files(inventory_name, name), name)
-            except CertificateError as error:
-                yield _error("tls", str(error))
-
-
-def _pins(fleet: Fleet) -> Iterator[Finding]:
+def _pins(fleet: Fleet) -> Findings:
     """Pins of release builds against the certificate files that are about to be served."""
     files = {
-        name: (here.tls.files(host, name)[0], here.tls.ca)
-        for host, here in fleet.hosts.items()
-        for name in here.edge_backends
-        if here.tls and not here.tls.acme
+        name: (host.tls.files(host_name, name)[0], host.tls.ca)
+        for host_name, host in fleet.hosts.items()
+        for name in host.edge_backends
+        if host.tls and not host.tls.acme
     }
-    for host, app in fleet.group("android").items():
-        for name, (path, ca) in files.items() if app.android else ():
-            if not app.android or not pins.is_pinned(app.android, name):
+    for host_name, host in fleet.group("android").items():
+        for name, (path, ca) in files.items():
+            if not host.android or not pins.is_pinned(host.android, name):
                 continue
             try:
                 keys, complete = pins.chain_pins(Path(path).expanduser().read_bytes(), ca)
             except (OSError, ValueError):
                 continue  # said already
-            if why := pins.mismatch(app.android, name, keys):
+            if why := pins.mismatch(host.android, name, keys):
                 why += f": {path} needs a pinned key, or the app a release with a new pin"
                 # Without the root a pin may be the root's.
-                level: Literal["error", "warning"] = "error" if complete else "warning"
-                yield [host], Problem(level, "android.domains", why)
+                level: Level = "error" if complete else "warning"
+                yield [host_name], Problem("android.domains", why, level)
 
 
-def _edge(here: HostSettings) -> Iterator[Problem]:
-    livekit = here.livekit if here.is_sfu else None
-    app = here.app if "app" in here.groups else None
-    if not here.edge:
-        port = place(livekit.url)[1] if livekit else 0
-        if livekit and livekit.url.startswith("ws://") and port != livekit.port:
-            yield Problem(
-                "warning",
-                "livekit.url",
-                f"leads to port {port}, LiveKit listens on {livekit.port} (livekit.port): callers "
-                "need a proxy of yours in between",
-            )
-        return
-    for key, scheme, url in (
-        ("livekit.url", "wss", livekit.url if livekit else None),
-        ("app.url", "https", app.url if app and app.upstream else None),
-    ):
-        name, port = place(url or "")
-        if url and not url.startswith(f"{scheme}://"):
-            yield _error(key, f"must be {scheme}:// with an edge, which takes TLS only")
-        elif url and port != here.edge.port:
-            right = f"{scheme}://{name}" + (f":{here.edge.port}" if here.edge.port != 443 else "")
-            yield _error(
-                key,
-                f"leads to port {port}, the edge listens on edge.port: write {right}, or set "
-                f"edge.port to {port}",
-            )
-        if url and android.address(name):
-            yield _error(key, _NO_NAME)
-    if here.app and bool(here.app.url) != bool(here.app.upstream):
-        yield _error("app", "the edge needs both url and upstream, or neither")
-    if livekit and app and app.url and place(app.url)[0] == place(livekit.url)[0]:
-        yield _error("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
-    names = [here.name for pool in here.turn_pools.values() if pool.tls_on_443]
-    for name in names:
-        if name in here.edge_backends:
-            yield _error(
-                "name",
-                f"{name} is both HTTPS and TURN over TLS on 443, told apart by name only: give "
-                "the host another name for TURN (name) or LiveKit another one (livekit.url)",
-            )
-    if names and here.has_edge and here.edge.port != 443:
-        yield _error("edge.port", "must be 443 for turn.tls_on_443, which this host has")
-    if names and here.has_edge and android.address(here.name):
-        yield _error("name", _NO_NAME)
-    if len(names) > 1:
-        yield _error(
-            "turn.tls_on_443",
-            "only one pool of a host can be reached on 443: set it in one of turn.pools",
-        )
-
-
-def _pools(fleet: Fleet) -> Iterator[Finding]:
-    declared = {name for here in fleet.hosts.values() for name in here.turn.pools}
-    for name in sorted(declared):
-        hosts = fleet.pool(name)
-        if not hosts:
-            yield [], _error(f"turn.pools.{name}", "no host of group turn has it in its pools")
-        elif len({repr(_identity(here, name)) for here in hosts.values()}) > 1:
-            yield (
-                list(hosts),
-                _error(
-                    f"turn.pools.{name}",
-                    "realm, secrets or users differ between its hosts; callers are sent to any of "
-                    "them: set them once for the group",
-                ),
-            )
-    for key, here in fleet.group("livekit").items():
-        lk = here.livekit
-        if lk is None or lk.turn_pool is None:
-            continue
-        turns = fleet.pool(lk.turn_pool).values()
-        if lk.turn_pool not in declared:
-            yield [key], _error("livekit.turn_pool", f"{lk.turn_pool!r} is not one of turn.pools")
-        elif any(turn.turn_pools[lk.turn_pool].secrets for turn in turns) and not (
-            livekit_keys.known(_SECRET_FILE, lk.version)
-        ):
-            yield (
-                [key],
-                _error(
-                    "livekit.version",
-                    f"{lk.version} does not know {_SECRET_FILE}, which it would read the secret of "
-                    f"pool {lk.turn_pool} from: set {livekit_keys.SINCE[_SECRET_FILE]} or later",
-                ),
-            )
-    keys = {
-        repr({k: v.get_secret_value() for k, v in here.livekit.keys.items()})
-        for here in fleet.hosts.values()
-        if here.livekit and here.groups & {"livekit", "app"}
-    }
-    if len(keys) > 1:
-        yield (
-            [],
-            _error(
-                "livekit.keys",
-                "differ between hosts; the app's tokens would be refused with 401: set them once",
-            ),
-        )
-
-
-def _identity(here: HostSettings, name: str) -> object:
-    pool = here.turn.pools[name]
-    values = [secret.get_secret_value() for secret in pool.secrets]
-    users = {user: secret.get_secret_value() for user, secret in pool.users.items()}
-    return pool.realm, values, users
-
-
-def _secrets(fleet: Fleet) -> Iterator[Finding]:
-    """The same secret at two places opens both with one leak; what the app's .env gets stands there
-    without quotes, about which its readers differ (tasks/app_env.py)."""
-    apps = [here.livekit for here in fleet.group("app").values() if here.livekit]
-    pools = (f"turn.pools.{livekit.turn_pool}.secrets." for livekit in apps)
-    in_env = ("livekit.keys.", "app.api_token", *pools) if apps else ()
-    places: dict[str, set[str]] = {}
-    for here in fleet.hosts.values():
-        for key, secret in _credentials(here):
-            places.setdefault(secret.get_secret_value(), set()).add(key)
-    for value, keys in places.items():
-        if not _PLAIN.fullmatch(value):
-            for key in sorted(key for key in keys if key.startswith(in_env)):
-                yield [], _error(key, _NOT_PLAIN)
-        if len(keys) > 1:
-            first, *others = sorted(keys)
-            yield (
-                [],
-                _error(first, f"is the same secret as {', '.join(others)}: use different ones"),
-            )
-
-
-def _credentials(here: HostSettings) -> Iterator[tuple[str, SecretStr]]:
-    """What somebody is let in with, by dotted path."""
-    for name, pool in here.turn.pools.items():
-        for index, secret in enumerate(pool.secrets):
-            yield f"turn.pools.{name}.secrets.{index}", secret
-        for user, secret in pool.users.items():
-            yield f"turn.pools.{name}.users.{user}", secret
-    if here.livekit:
-        for api_key, secret in here.livekit.keys.items():
-            yield f"livekit.keys.{api_key}", secret
-        if here.livekit.prometheus:
-            yield "livekit.prometheus.password", here.livekit.prometheus.password
-    for token in here.app.api_token if here.app else ():
-        yield "app.api_token", token
+_OF_SECRETS = (_same_secrets, _secrets_of_env, _pins)

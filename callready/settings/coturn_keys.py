@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from callready.settings.problem import Problem
+from callready.settings.problem import Level, Problem
 
 OLDEST, NEWEST = "4.6.1", "4.18.0"
 
@@ -41,27 +41,40 @@ class Key(NamedTuple):
     note: str = ""
 
 
-_PLAIN = {
-    "flag": """Verbose allow-loopback-peers check-origin-consistency daemon dh1066 dh566 fingerprint
-        log-binding lt-cred-mech mobility new-log-timestamp no-auth no-multicast-peers
-        no-stdout-log no-stun no-tcp no-tcp-relay no-tls no-tlsv1_2 no-udp no-udp-relay oauth
-        secure-stun server-relay simple-log stun-only syslog udp-self-balance verbose web-admin
-        web-admin-listen-on-workers""",
-    "switch": "no-auth-pings no-dynamic-ip-list no-dynamic-realms use-auth-secret version",
-    "port": """alt-listening-port alt-tls-listening-port cli-port listening-port max-port min-port
-        tcp-proxy-port tls-listening-port web-admin-port""",
-    "int": """bps-capacity cli-max-output-sessions max-allocate-timeout max-bps relay-threads
-        total-quota user-quota""",
-    "int?": "channel-lifetime max-allocate-lifetime permission-lifetime stale-nonce",
-    "ip": "cli-ip listening-ip relay-ip web-admin-ip",
-    "endpoint": "alternate-server aux-server tls-alternate-server",
-    "peer": "allowed-peer-ip denied-peer-ip",
-    "ipv4|ipv6|keep": "allocation-default-address-family",
-    "text": """CA-file acme-redirect cert cipher-list cli-password db dh-file ec-curve-name
-        external-ip listening-device log-file mysql-userdb new-log-timestamp-format pidfile pkey
-        pkey-pwd proc-group proc-user psql-userdb realm redis-statsdb redis-userdb relay-device
-        rest-api-separator secret-key-file server-name sql-userdb static-auth-secret
-        syslog-facility user userdb""",
+# As `kind name name; kind name`, by the version that they came with.
+_KINDS = {
+    "": """flag Verbose allow-loopback-peers check-origin-consistency daemon dh1066 dh566
+        fingerprint log-binding lt-cred-mech mobility new-log-timestamp no-auth
+        no-multicast-peers no-stdout-log no-stun no-tcp no-tcp-relay no-tls no-tlsv1_2
+        no-udp no-udp-relay oauth secure-stun server-relay simple-log stun-only syslog
+        udp-self-balance verbose web-admin web-admin-listen-on-workers;
+        switch no-auth-pings no-dynamic-ip-list no-dynamic-realms use-auth-secret version;
+        port alt-listening-port alt-tls-listening-port cli-port listening-port max-port
+        min-port tcp-proxy-port tls-listening-port web-admin-port;
+        int bps-capacity cli-max-output-sessions max-allocate-timeout max-bps relay-threads
+        total-quota user-quota;
+        int? channel-lifetime max-allocate-lifetime permission-lifetime stale-nonce;
+        ip cli-ip listening-ip relay-ip web-admin-ip;
+        endpoint alternate-server aux-server tls-alternate-server;
+        peer allowed-peer-ip denied-peer-ip;
+        ipv4|ipv6|keep allocation-default-address-family;
+        text CA-file acme-redirect cert cipher-list cli-password db dh-file ec-curve-name
+        external-ip listening-device log-file mysql-userdb new-log-timestamp-format pidfile
+        pkey pkey-pwd proc-group proc-user psql-userdb realm redis-statsdb redis-userdb
+        relay-device rest-api-separator secret-key-file server-name sql-userdb
+        static-auth-secret syslog-facility user userdb""",
+    "4.6.3": "flag raw-public-keys respond-http-unsupported",
+    "4.7.0": "switch rfc5780; flag software-attribute stun-backward-compatibility tlsv1 tlsv1_1",
+    "4.8.0": "int cpus sock-buf-size; flag drop-invalid-packets-log",
+    "4.10.0": "flag cli include-reason-string udp-recvmmsg",
+    "4.12.0": "switch multiplex-peer; port multiplex-peer-port; flag udp-gso udp-recvmmsg-log",
+    "4.13.0": "flag udp-sendmmsg-log",
+    "4.14.0": "flag unauthorized-ratelimit; int? unauthorized-ratelimit-rps",
+    "4.15.0": """int drain-min-allocations; debug|info|warning|error log-min-level;
+        endpoint tcp-alternate-server udp-alternate-server""",
+    "4.16.0": """int multiplex-peer-max-peers; flag rfc5766-channel-numbers stateless-nonce;
+        text stateless-nonce-secret""",
+    "4.17.0": "flag dtls",
 }
 
 _OFF_NOW = "it is the default now: leave it out"
@@ -96,56 +109,28 @@ _CHANGED = {
         deprecated="4.6.1",
         note="it has no effect: the expiry is part of the user name",
     ),
-    # New since 4.6.1, the deprecated ones among them with their note.
-    "raw-public-keys": Key("flag", "4.6.3"),
-    "respond-http-unsupported": Key("flag", "4.6.3"),
-    "rfc5780": Key("switch", "4.7.0"),
-    "software-attribute": Key("flag", "4.7.0"),
-    "stun-backward-compatibility": Key("flag", "4.7.0"),
-    "tlsv1": Key("flag", "4.7.0"),
-    "tlsv1_1": Key("flag", "4.7.0"),
-    "cpus": Key("int", "4.8.0"),
+    # New since 4.6.1, and on the way out again.
     "drop-invalid-packets": Key("flag", "4.8.0", "4.18.0", note="it is always on: leave it out"),
-    "drop-invalid-packets-log": Key("flag", "4.8.0"),
-    "sock-buf-size": Key("int", "4.8.0"),
-    "cli": Key("flag", "4.10.0"),
-    "include-reason-string": Key("flag", "4.10.0"),
-    "udp-recvmmsg": Key("flag", "4.10.0"),
-    "multiplex-peer": Key("switch", "4.12.0"),
-    "multiplex-peer-port": Key("port", "4.12.0"),
-    "udp-gso": Key("flag", "4.12.0"),
-    "udp-recvmmsg-log": Key("flag", "4.12.0"),
-    "udp-sendmmsg-log": Key("flag", "4.13.0"),
-    "unauthorized-ratelimit": Key("flag", "4.14.0"),
-    "unauthorized-ratelimit-rps": Key("int?", "4.14.0"),
-    "drain-min-allocations": Key("int", "4.15.0"),
-    "log-min-level": Key("debug|info|warning|error", "4.15.0"),
-    "tcp-alternate-server": Key("endpoint", "4.15.0"),
-    "udp-alternate-server": Key("endpoint", "4.15.0"),
-    "multiplex-peer-max-peers": Key("int", "4.16.0"),
     "rfc3489-compatibility": Key(
         "flag",
         "4.16.0",
         deprecated="4.16.0",
         note="the next major release has none; RFC 8489 dropped it",
     ),
-    "rfc5766-channel-numbers": Key("flag", "4.16.0"),
-    "stateless-nonce": Key("flag", "4.16.0"),
-    "stateless-nonce-secret": Key("text", "4.16.0"),
-    "dtls": Key("flag", "4.17.0"),
 }
 
-KEYS = {name: Key(kind) for kind, names in _PLAIN.items() for name in names.split()} | _CHANGED
-
-REPEATABLE = {
-    "allowed-peer-ip",
-    "alternate-server",
-    "aux-server",
-    "denied-peer-ip",
-    "tcp-alternate-server",
-    "tls-alternate-server",
-    "udp-alternate-server",
+KEYS = {
+    **{
+        name: Key(kind, since)
+        for since, text in _KINDS.items()
+        for kind, *names in map(str.split, text.split(";"))
+        for name in names
+    },
+    **_CHANGED,
 }
+
+# Lists of addresses.
+REPEATABLE = {name for name, key in KEYS.items() if key.kind in ("endpoint", "peer")}
 
 # Leaving these out, as the template does for false, leaves them on.
 _ON_BY_DEFAULT = {"udp-recvmmsg": "4.13.0", "stateless-nonce": "4.17.0"}
@@ -194,16 +179,11 @@ REFUSED = {
     **dict.fromkeys(
         ("userdb", "db", "psql-userdb", "sql-userdb", "mysql-userdb", "redis-userdb"), _CREDENTIALS
     ),
-    **dict.fromkeys(
-        (
-            "prometheus",
-            "prometheus-address",
-            "prometheus-path",
-            "prometheus-port",
-            "prometheus-username-labels",
-        ),
-        f"{_NOT_IN_DEBIAN} Prometheus",
-    ),
+    "prometheus": f"{_NOT_IN_DEBIAN} Prometheus",
+    **{
+        f"prometheus-{key}": f"{_NOT_IN_DEBIAN} Prometheus"
+        for key in ("address", "path", "port", "username-labels")
+    },
 }
 
 # What the old configuration set: accepted, but nobody should keep it without knowing this.
@@ -236,11 +216,6 @@ _BYTE_BY_BYTE = (
 _LINE = 1023  # read_config_file() reads a line into char[1025] and takes the rest for another
 
 
-def debian_default(release: Literal[12, 13]) -> str:
-    """The version of coturn that a Debian release installs (4.6.1-1 and 4.6.1-2)."""
-    return {12: "4.6.1", 13: "4.6.1"}[release]
-
-
 def knows(version: str, key: str) -> bool:
     """Whether this version takes the key and does not call it deprecated."""
     entry = KEYS.get(key)
@@ -263,11 +238,11 @@ def check(version: str, options: Mapping[str, object], where: str) -> list[Probl
     found = []
     if not _number(OLDEST) <= _number(version) <= _number(NEWEST):
         text = f"the keys of coturn {version} are not known, only those of {OLDEST} to {NEWEST}"
-        found.append(Problem("warning", where, f"{text}: checked against the nearer"))
+        found.append(Problem(where, f"{text}: checked against the nearer", "warning"))
     number = min(max(_number(version), _number(OLDEST)), _number(NEWEST))
     for key, value in options.items():
         for level, message in _check_key(key, value, version, number):
-            found.append(Problem(level, f"{where}.{key}", message))
+            found.append(Problem(f"{where}.{key}", message, level))
     return found
 
 
@@ -282,7 +257,7 @@ def range_of(network: str) -> str | None:
     return str(first) if first == net[-1] else f"{first}-{net[-1]}"
 
 
-_Finding = tuple[Literal["error", "warning"], str]
+_Finding = tuple[Level, str]
 
 
 def _check_key(

@@ -23,8 +23,8 @@ class Fleet:
 
     def group(self, name: str) -> dict[str, HostSettings]:
         """The hosts of an inventory group."""
-        return {key: here for key, here in self.hosts.items() if name in here.groups}
+        return {key: host for key, host in self.hosts.items() if name in host.groups}
 
-    def pool(self, name: str) -> dict[str, HostSettings]:
-        """The hosts that run the TURN pool `name`."""
-        return {key: here for key, here in self.hosts.items() if name in here.turn_pools}
+    def pool(self, name: str | None) -> dict[str, HostSettings]:
+        """The hosts that run the TURN pool `name`; none if there is no such pool."""
+        return {key: host for key, host in self.hosts.items() if name in host.turn_pools}

@@ -25,265 +25,205 @@ OLDEST, NEWEST = "1.9.12", "1.13.5"
 Tree: TypeAlias = "str | list[Tree] | dict[str, Tree]"
 
 
-def _each(kind: Tree, names: str) -> dict[str, Tree]:
-    return dict.fromkeys(names.split(), kind)
+def _keys(text: str, **sections: Tree) -> dict[str, Tree]:
+    """Keys written as `type name name; [type] name`, and sections of more keys."""
+    keys: dict[str, Tree] = {}
+    for kind, *names in map(str.split, text.split(";")):
+        keys |= dict.fromkeys(names, [kind.strip("[]")] if kind.startswith("[") else kind)
+    return keys | sections
 
 
-_ESTIMATE = {
-    **_each("int", "required_samples required_samples_min"),
-    "downward_trend_threshold": "float64",
-    **_each("duration", "downward_trend_max_wait collapse_threshold validity_window"),
-}
+_ESTIMATE = _keys(
+    """int required_samples required_samples_min; float64 downward_trend_threshold;
+    duration downward_trend_max_wait collapse_threshold validity_window"""
+)
 _CHANNEL_OBSERVER: Tree = {
-    "estimate": {**_ESTIMATE},
-    "nack": {
-        **_each("duration", "window_min_duration window_max_duration"),
-        "ratio_threshold": "float64",
+    "estimate": _ESTIMATE,
+    "nack": _keys("duration window_min_duration window_max_duration; float64 ratio_threshold"),
+}
+_PROBE_REGULATOR = _keys(
+    """duration base_interval max_interval min_duration max_duration;
+    float64 backoff_factor duration_increase_factor"""
+)
+_SETTLE = "uint32 settle_wait_num_rtt; duration settle_wait_min settle_wait_max"
+_PACKET_GROUP = _keys("int min_packets; duration max_window_duration")
+_WEIGHTED_LOSS = _keys(
+    """duration min_duration_for_loss_validity base_duration; int base_pps;
+    float64 loss_penalty_factor"""
+)
+_CONGESTION_DETECTOR = _keys(
+    """duration packet_group_max_age jqr_min_delay dqr_max_delay estimaton_window_duration;
+    float64 jqr_min_trend_coefficient jqr_min_weighted_loss dqr_max_weighted_loss
+    congested_ctr_epsilon""",
+    packet_group=_PACKET_GROUP,
+    congested_packet_group=_PACKET_GROUP,
+    probe_packet_group=_keys(_SETTLE, packet_group=_PACKET_GROUP),
+    probe_regulator=_PROBE_REGULATOR,
+    probe_signal=_keys(
+        """float64 min_bytes_ratio min_duration_ratio jqr_min_weighted_loss dqr_max_weighted_loss;
+        duration jqr_min_delay dqr_max_delay""",
+        weighted_loss=_WEIGHTED_LOSS,
+    ),
+    weighted_loss=_WEIGHTED_LOSS,
+    congested_ctr_trend=_ESTIMATE,
+    **{
+        f"{sign}_{level}_{region}": _keys("int min_number_of_groups; duration min_duration")
+        for sign in ("queuing_delay", "loss")
+        for level in ("early_warning", "congested")
+        for region in ("jqr", "dqr")
     },
-}
-_PROBE_REGULATOR = {
-    **_each("duration", "base_interval max_interval min_duration max_duration"),
-    **_each("float64", "backoff_factor duration_increase_factor"),
-}
-_SETTLE = {"settle_wait_num_rtt": "uint32", **_each("duration", "settle_wait_min settle_wait_max")}
-_PACKET_GROUP: Tree = {"min_packets": "int", "max_window_duration": "duration"}
-_WEIGHTED_LOSS: Tree = {
-    **_each("duration", "min_duration_for_loss_validity base_duration"),
-    "base_pps": "int",
-    "loss_penalty_factor": "float64",
-}
-_CONGESTION_DETECTOR: Tree = {
-    **_each(_PACKET_GROUP, "packet_group congested_packet_group"),
-    **_each(
-        "duration", "packet_group_max_age jqr_min_delay dqr_max_delay estimaton_window_duration"
+)
+_CONGESTION_CONTROL = _keys(
+    """bool enabled allow_pause use_send_side_bwe_interceptor use_send_side_bwe;
+    string send_side_bwe_pacer""",
+    stream_allocator=_keys(
+        """int64 min_channel_capacity probe_overage_pct probe_min_bps;
+        bool disable_etimation_unmanaged_tracks; string probe_mode; duration paused_min_wait"""
     ),
-    "probe_packet_group": {"packet_group": _PACKET_GROUP, **_SETTLE},
-    "probe_regulator": {**_PROBE_REGULATOR},
-    "probe_signal": {
-        **_each(
-            "float64",
-            "min_bytes_ratio min_duration_ratio jqr_min_weighted_loss dqr_max_weighted_loss",
-        ),
-        **_each("duration", "jqr_min_delay dqr_max_delay"),
-        "weighted_loss": _WEIGHTED_LOSS,
-    },
-    **_each(
-        "float64",
-        "jqr_min_trend_coefficient jqr_min_weighted_loss dqr_max_weighted_loss "
-        "congested_ctr_epsilon",
+    remote_bwe=_keys(
+        "float64 nack_ratio_attenuator expected_usage_threshold",
+        channel_observer_probe=_CHANNEL_OBSERVER,
+        channel_observer_non_probe=_CHANNEL_OBSERVER,
+        probe_controller=_keys(_SETTLE, probe_regulator=_PROBE_REGULATOR),
     ),
-    "weighted_loss": _WEIGHTED_LOSS,
-    **_each(
-        {"min_number_of_groups": "int", "min_duration": "duration"},
-        "queuing_delay_early_warning_jqr queuing_delay_early_warning_dqr "
-        "loss_early_warning_jqr loss_early_warning_dqr queuing_delay_congested_jqr "
-        "queuing_delay_congested_dqr loss_congested_jqr loss_congested_dqr",
-    ),
-    "congested_ctr_trend": {**_ESTIMATE},
-}
-_CONGESTION_CONTROL: Tree = {
-    **_each("bool", "enabled allow_pause use_send_side_bwe_interceptor use_send_side_bwe"),
-    "send_side_bwe_pacer": "string",
-    "stream_allocator": {
-        **_each("int64", "min_channel_capacity probe_overage_pct probe_min_bps"),
-        "disable_etimation_unmanaged_tracks": "bool",
-        "probe_mode": "string",
-        "paused_min_wait": "duration",
-    },
-    "remote_bwe": {
-        **_each("float64", "nack_ratio_attenuator expected_usage_threshold"),
-        **_each(_CHANNEL_OBSERVER, "channel_observer_probe channel_observer_non_probe"),
-        "probe_controller": {"probe_regulator": {**_PROBE_REGULATOR}, **_SETTLE},
-    },
-    "send_side_bwe": {"congestion_detector": _CONGESTION_DETECTOR},
-}
-_INCLUDES: Tree = {**_each(["string"], "includes excludes")}
-_RTX_LIMIT: Tree = {"max_ratio": "float64", "burst_bytes": "int"}
-_RTC: Tree = {
-    **_each("uint32", "tcp_port port_range_start port_range_end"),
-    **_each("text", "udp_port node_ip"),
-    **_each(
-        "bool",
-        "use_stun_port_as_ice use_external_ip skip_external_ip_validation "
-        "advertise_internal_ip use_ice_lite enable_loopback_candidate use_mdns "
-        "external_ip_only force_tcp strict_acks allow_tcp_fallback "
-        "allow_udp_unstable_fallback reconnect_on_publication_error "
-        "reconnect_on_subscription_error reconnect_on_data_channel_error "
-        "enable_rtp_stream_restart_detection enable_warp",
-    ),
-    "stun_servers": ["string"],
-    **_each(_INCLUDES, "interfaces ips"),
-    "batch_io": {"batch_size": "int", "max_flush_interval": "duration"},
-    **_each(
-        "int",
-        "sctp_min_cwnd sctp_fast_rtx_wnd sctp_cwnd_ca_step packet_buffer_size "
-        "packet_buffer_size_video packet_buffer_size_audio tcp_fallback_rtt_threshold "
-        "datachannel_slow_threshold",
-    ),
-    **_each(
-        "duration",
-        "host_acceptance_min_wait srflx_acceptance_min_wait "
-        "prflx_acceptance_min_wait relay_acceptance_min_wait datachannel_lossy_target_latency "
-        "datachannel_data_track_target_latency",
-    ),
-    "turn_servers": [
-        {
-            **_each(
-                "string", "host protocol username credential secret secret_file credentials_file"
-            ),
-            **_each("int", "port ttl"),
-        }
+    send_side_bwe={"congestion_detector": _CONGESTION_DETECTOR},
+)
+_INCLUDES = _keys("[string] includes excludes")
+_RTX_LIMIT = _keys("float64 max_ratio; int burst_bytes")
+_RTC = _keys(
+    """uint32 tcp_port port_range_start port_range_end; text udp_port node_ip;
+    bool use_stun_port_as_ice use_external_ip skip_external_ip_validation advertise_internal_ip
+    use_ice_lite enable_loopback_candidate use_mdns external_ip_only force_tcp strict_acks
+    allow_tcp_fallback allow_udp_unstable_fallback reconnect_on_publication_error
+    reconnect_on_subscription_error reconnect_on_data_channel_error
+    enable_rtp_stream_restart_detection enable_warp;
+    [string] stun_servers;
+    int sctp_min_cwnd sctp_fast_rtx_wnd sctp_cwnd_ca_step packet_buffer_size
+    packet_buffer_size_video packet_buffer_size_audio tcp_fallback_rtt_threshold
+    datachannel_slow_threshold;
+    duration host_acceptance_min_wait srflx_acceptance_min_wait prflx_acceptance_min_wait
+    relay_acceptance_min_wait datachannel_lossy_target_latency
+    datachannel_data_track_target_latency;
+    uint64 data_channel_max_buffered_amount""",
+    interfaces=_INCLUDES,
+    ips=_INCLUDES,
+    batch_io=_keys("int batch_size; duration max_flush_interval"),
+    turn_servers=[
+        _keys(
+            """string host protocol username credential secret secret_file credentials_file;
+            int port ttl"""
+        )
     ],
-    "pli_throttle": {**_each("duration", "low_quality mid_quality high_quality")},
-    "congestion_control": _CONGESTION_CONTROL,
-    "data_channel_max_buffered_amount": "uint64",
-    "forward_stats": {**_each("duration", "summary_interval report_interval report_window")},
-    "rtx_budget": {**_each(_RTX_LIMIT, "audio video")},
-    "flexfec": {"upstream_enabled": "bool"},
-}
-_STREAM_TRACKER: Tree = {
-    "stream_tracker_type": "string",
-    "bitrate_report_interval": {"#": "duration"},
-    "packet_tracker": {
-        "#": {**_each("uint32", "samples_required cycles_required"), "cycle_duration": "duration"}
-    },
-    "frame_tracker": {"#": {"min_fps": "float64"}},
-}
+    pli_throttle=_keys("duration low_quality mid_quality high_quality"),
+    congestion_control=_CONGESTION_CONTROL,
+    forward_stats=_keys("duration summary_interval report_interval report_window"),
+    rtx_budget={"audio": _RTX_LIMIT, "video": _RTX_LIMIT},
+    flexfec=_keys("bool upstream_enabled"),
+)
+_STREAM_TRACKER = _keys(
+    "string stream_tracker_type",
+    bitrate_report_interval={"#": "duration"},
+    packet_tracker={"#": _keys("uint32 samples_required cycles_required; duration cycle_duration")},
+    frame_tracker={"#": _keys("float64 min_fps")},
+)
 
-TREE: dict[str, Tree] = {
-    "port": "uint32",
-    "bind_addresses": ["string"],
-    "prometheus_port": "uint32",
-    "prometheus": {"port": "uint32", **_each("string", "username password")},
-    "debug_handler": {"port": "uint32"},
-    "rtc": _RTC,
-    "redis": {
-        **_each(
-            "string",
-            "address username password sentinel_master_name sentinel_username sentinel_password",
+TREE = _keys(
+    """uint32 port prometheus_port; [string] bind_addresses; string key_file region log_level;
+    bool development enable_data_tracks enable_participant_data_blob""",
+    prometheus=_keys("uint32 port; string username password"),
+    debug_handler=_keys("uint32 port"),
+    rtc=_RTC,
+    redis=_keys(
+        """string address username password sentinel_master_name sentinel_username
+        sentinel_password;
+        int db dial_timeout read_timeout write_timeout max_redirects pool_size;
+        bool use_tls; [string] sentinel_addresses cluster_addresses; duration pool_timeout""",
+        tls=_keys(
+            """bool enabled insecure;
+            string server_name ca_cert_file client_cert_file client_key_file"""
         ),
-        **_each("int", "db dial_timeout read_timeout write_timeout max_redirects pool_size"),
-        "use_tls": "bool",
-        "tls": {
-            **_each("bool", "enabled insecure"),
-            **_each("string", "server_name ca_cert_file client_cert_file client_key_file"),
-        },
-        **_each(["string"], "sentinel_addresses cluster_addresses"),
-        "pool_timeout": "duration",
-    },
-    "audio": {
-        **_each("uint8", "active_level min_percentile"),
-        **_each("uint32", "update_interval smooth_intervals"),
-        **_each("bool", "active_red_encoding enable_loss_proxying"),
-    },
-    "video": {
-        "dynacast_pause_delay": "duration",
-        "stream_tracker_manager": {**_each(_STREAM_TRACKER, "video screenshare")},
-        "codec_regression_threshold": "int",
-    },
-    "room": {
-        **_each(
-            "bool",
-            "auto_create enable_remote_unmute sync_streams create_room_enabled "
-            "enable_full_room_in_webhooks",
+    ),
+    audio=_keys(
+        """uint8 active_level min_percentile; uint32 update_interval smooth_intervals;
+        bool active_red_encoding enable_loss_proxying"""
+    ),
+    video=_keys(
+        "duration dynacast_pause_delay; int codec_regression_threshold",
+        stream_tracker_manager={"video": _STREAM_TRACKER, "screenshare": _STREAM_TRACKER},
+    ),
+    room=_keys(
+        """bool auto_create enable_remote_unmute sync_streams create_room_enabled
+        enable_full_room_in_webhooks;
+        uint32 max_participants empty_timeout departure_timeout max_metadata_size;
+        duration create_room_timeout;
+        int create_room_attempts update_batch_target_size max_room_name_length
+        max_participant_identity_length""",
+        enabled_codecs=[_keys("string mime fmtp_line")],
+        playout_delay=_keys("bool enabled; int min max"),
+        room_configurations={"*": "any"},
+    ),
+    turn=_keys(
+        """bool enabled external_tls proxy_protocol; string domain cert_file key_file;
+        int tls_port udp_port ttl_seconds per_user_relay_allocation_limit;
+        uint16 relay_range_start relay_range_end;
+        [string] bind_addresses allow_restricted_peer_cidrs deny_peer_cidrs
+        proxy_protocol_trusted_cidrs"""
+    ),
+    ingress=_keys("string rtmp_base_url whip_base_url; bool enable_udp_url_pull"),
+    webhook=_keys(
+        "[string] urls; string api_key",
+        url_notifier=_keys("int num_workers queue_size"),
+        resource_url_notifier=_keys("duration max_age; int max_depth"),
+        filter_params=_keys("[string] include_events exclude_events"),
+    ),
+    node_selector=_keys(
+        "string kind sort_by algorithm; float32 cpu_load_limit sysload_limit",
+        regions=[_keys("string name; float64 lat lon")],
+    ),
+    keys={"*": "string"},
+    signal_relay=_keys(
+        """duration retry_timeout min_retry_interval max_retry_interval;
+        int stream_buffer_size connect_attempts"""
+    ),
+    psrpc=_keys("int max_attempts buffer_size; duration timeout backoff"),
+    logging=_keys(
+        """bool json sample; string level pion_level; int sample_initial sample_interval
+        item_sample_seconds item_sample_initial item_sample_interval""",
+        component_levels={"*": "string"},
+    ),
+    limit=_keys(
+        """int32 num_tracks subscription_limit_video subscription_limit_audio;
+        float32 bytes_per_sec; uint32 max_metadata_size max_attributes_size max_data_blobs_size;
+        int max_room_name_length max_participant_identity_length max_participant_name_length
+        max_data_blob_key_length max_data_track_custom_encoding_length;
+        int64 signal_message_size_limit agent_signal_message_size_limit max_api_request_body_size;
+        [float64] subscribe_pace_shadow_rates"""
+    ),
+    agents=_keys(
+        """bool enable_user_data_recording enable_user_data_redaction; float32 target_load""",
+        endpoints=_keys(
+            "bool disabled; uint32 max_streams max_tunnels; duration tunnel_drain_timeout"
         ),
-        "enabled_codecs": [{**_each("string", "mime fmtp_line")}],
-        **_each("uint32", "max_participants empty_timeout departure_timeout max_metadata_size"),
-        "playout_delay": {"enabled": "bool", **_each("int", "min max")},
-        "create_room_timeout": "duration",
-        **_each(
-            "int",
-            "create_room_attempts update_batch_target_size max_room_name_length "
-            "max_participant_identity_length",
+    ),
+    metric={
+        "timestamper_config": _keys(
+            """duration one_way_delay_estimator_min_interval;
+            int one_way_delay_estimator_max_batch"""
         ),
-        "room_configurations": {"*": "any"},
+        "collector": _keys("uint32 sampling_interval_ms batch_interval_ms"),
+        "reporter": _keys("uint32 reporting_interval_ms"),
     },
-    "turn": {
-        **_each("bool", "enabled external_tls proxy_protocol"),
-        **_each("string", "domain cert_file key_file"),
-        **_each("int", "tls_port udp_port ttl_seconds per_user_relay_allocation_limit"),
-        **_each("uint16", "relay_range_start relay_range_end"),
-        **_each(
-            ["string"],
-            "bind_addresses allow_restricted_peer_cidrs deny_peer_cidrs "
-            "proxy_protocol_trusted_cidrs",
-        ),
-    },
-    "ingress": {**_each("string", "rtmp_base_url whip_base_url"), "enable_udp_url_pull": "bool"},
-    "webhook": {
-        "urls": ["string"],
-        "api_key": "string",
-        "url_notifier": {**_each("int", "num_workers queue_size")},
-        "resource_url_notifier": {"max_age": "duration", "max_depth": "int"},
-        "filter_params": {**_each(["string"], "include_events exclude_events")},
-    },
-    "node_selector": {
-        **_each("string", "kind sort_by algorithm"),
-        **_each("float32", "cpu_load_limit sysload_limit"),
-        "regions": [{"name": "string", **_each("float64", "lat lon")}],
-    },
-    **_each("string", "key_file region log_level"),
-    "keys": {"*": "string"},
-    "signal_relay": {
-        **_each("duration", "retry_timeout min_retry_interval max_retry_interval"),
-        **_each("int", "stream_buffer_size connect_attempts"),
-    },
-    "psrpc": {**_each("int", "max_attempts buffer_size"), **_each("duration", "timeout backoff")},
-    "logging": {
-        **_each("bool", "json sample"),
-        **_each("string", "level pion_level"),
-        "component_levels": {"*": "string"},
-        **_each(
-            "int",
-            "sample_initial sample_interval item_sample_seconds item_sample_initial "
-            "item_sample_interval",
-        ),
-    },
-    "limit": {
-        **_each("int32", "num_tracks subscription_limit_video subscription_limit_audio"),
-        "bytes_per_sec": "float32",
-        **_each("uint32", "max_metadata_size max_attributes_size max_data_blobs_size"),
-        **_each(
-            "int",
-            "max_room_name_length max_participant_identity_length "
-            "max_participant_name_length max_data_blob_key_length "
-            "max_data_track_custom_encoding_length",
-        ),
-        **_each(
-            "int64",
-            "signal_message_size_limit agent_signal_message_size_limit max_api_request_body_size",
-        ),
-        "subscribe_pace_shadow_rates": ["float64"],
-    },
-    "agents": {
-        **_each("bool", "enable_user_data_recording enable_user_data_redaction"),
-        "target_load": "float32",
-        "endpoints": {
-            "disabled": "bool",
-            **_each("uint32", "max_streams max_tunnels"),
-            "tunnel_drain_timeout": "duration",
-        },
-    },
-    **_each("bool", "development enable_data_tracks enable_participant_data_blob"),
-    "metric": {
-        "timestamper_config": {
-            "one_way_delay_estimator_min_interval": "duration",
-            "one_way_delay_estimator_max_batch": "int",
-        },
-        "collector": {**_each("uint32", "sampling_interval_ms batch_interval_ms")},
-        "reporter": {"reporting_interval_ms": "uint32"},
-    },
-    "trace": {"jaeger_url": "string"},
-    "node_stats": {
-        **_each("duration", "stats_update_interval stats_max_delay"),
-        "stats_rate_measurement_intervals": ["duration"],
-    },
-    "api": {
-        **_each("duration", "execution_timeout check_interval max_check_interval"),
-        "enable_psrpc_for_get_list_participants": "bool",
-    },
-    "webtransport": {"port": "uint32", **_each("string", "tls_cert_file tls_key_file")},
-}
+    trace=_keys("string jaeger_url"),
+    node_stats=_keys(
+        """duration stats_update_interval stats_max_delay;
+        [duration] stats_rate_measurement_intervals"""
+    ),
+    api=_keys(
+        """duration execution_timeout check_interval max_check_interval;
+        bool enable_psrpc_for_get_list_participants"""
+    ),
+    webtransport=_keys("uint32 port; string tls_cert_file tls_key_file"),
+)
 
 # The first version of a key (and of what is below it), where that is later than OLDEST.
 SINCE = {
@@ -367,53 +307,44 @@ def check(
     found = []
     if not _number(OLDEST) <= _number(version) <= _number(NEWEST):
         nearest = NEWEST if _number(version) > _number(NEWEST) else OLDEST
-        found.append(
-            Problem(
-                "warning",
-                where,
-                f"the keys of livekit-server {version} are not all known here: checked against "
-                f"those of {nearest}",
-            )
-        )
-    for level, path, message in _walk(TREE, config, "", "", version):
-        found.append(Problem("error" if level else "warning", f"{where}.{path}", message))
+        text = f"the keys of livekit-server {version} are not all known here: checked against those"
+        found.append(Problem(where, f"{text} of {nearest}", "warning"))
+    for path, message, level in _walk(TREE, config, "", "", version):
+        found.append(Problem(f"{where}.{path}", message, level))
     return found
 
 
-_Finding = tuple[bool, str, str]  # whether it is an error, where, what
-
-
-def _walk(tree: Tree, value: object, path: str, schema: str, version: str) -> Iterator[_Finding]:
+def _walk(tree: Tree, value: object, path: str, schema: str, version: str) -> Iterator[Problem]:
     """Findings of a value; `path` names it (rooms[0].x), `schema` its place in TREE (rooms[].x)."""
     if value is None:  # YAML's null leaves the default
         return
     if isinstance(tree, str):
         if wanted := _wanted(tree, value):
-            yield True, path, f"must be {wanted}, not {_kind(value)}"
+            yield Problem(path, f"must be {wanted}, not {_kind(value)}")
     elif isinstance(tree, list):
         if not isinstance(value, list | tuple):
-            yield True, path, f"must be a list, not {_kind(value)}"
+            yield Problem(path, f"must be a list, not {_kind(value)}")
             return
         for index, item in enumerate(value):
             yield from _walk(tree[0], item, f"{path}[{index}]", f"{schema}[]", version)
     elif not isinstance(value, Mapping):
-        yield True, path, f"must be a mapping, not {_kind(value)}"
+        yield Problem(path, f"must be a mapping, not {_kind(value)}")
     else:
         for key, item in value.items():
             at, place = (f"{part}.{key}".removeprefix(".") for part in (path, schema))
             if "*" in tree:
                 yield from _walk(tree["*"], item, at, f"{schema}.*", version)
             elif "#" in tree and _wanted("int32", key):
-                yield True, at, "must have a whole number (a spatial layer) as its key"
+                yield Problem(at, "must have a whole number (a spatial layer) as its key")
             elif "#" in tree:
                 yield from _walk(tree["#"], item, at, f"{schema}.#", version)
             elif place in MANAGED:
-                yield True, at, f"callready writes it: set {MANAGED[place]} instead"
+                yield Problem(at, f"callready writes it: set {MANAGED[place]} instead")
             elif unknown := _unknown(tree, str(key), place, version):
-                yield True, at, unknown
+                yield Problem(at, unknown)
             else:
                 if place in DEPRECATED:
-                    yield False, at, f"deprecated: {DEPRECATED[place]}"
+                    yield Problem(at, f"deprecated: {DEPRECATED[place]}", "warning")
                 yield from _walk(tree[key], item, at, place, version)
 
 

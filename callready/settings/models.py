@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -25,6 +26,16 @@ from callready.settings import coturn_keys
 from callready.settings.android import Android, address
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How a secret comes about, said at its field: `make secrets` generates it, or it belongs to
+    something that exists and is filled in `by_hand`; `make rotate` gives it a new value in one of
+    these kinds of `rotation`, or not at all."""
+
+    by_hand: bool = False
+    rotation: Literal["turn", "livekit", "app"] | None = None
+
+
 class Section(BaseModel):
     """A section of the settings: unknown keys are errors, values never appear in messages."""
 
@@ -37,18 +48,25 @@ def _port(value: object) -> int:
     return value
 
 
-def _ipv4(value: str) -> str:
-    try:
-        return str(ipaddress.IPv4Address(value))
-    except ValueError:
-        raise ValueError(f"{value!r} is not an IPv4 address") from None
+def _matching(pattern: str, what: str) -> AfterValidator:
+    """Text that is `what`."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is not {what}")
+        return value
+
+    return AfterValidator(check)
 
 
-def _ipv6(value: str) -> str:
-    try:
-        return str(ipaddress.IPv6Address(value))
-    except ValueError:
-        raise ValueError(f"{value!r} is not an IPv6 address") from None
+def _ip(version: Literal[4, 6]) -> AfterValidator:
+    def check(value: str) -> str:
+        try:
+            return str((ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(value))
+        except ValueError:
+            raise ValueError(f"{value!r} is not an IPv{version} address") from None
+
+    return AfterValidator(check)
 
 
 def _peer_range(value: str) -> str:
@@ -80,24 +98,6 @@ def _strong(value: SecretStr) -> SecretStr:
 
 def _listed(value: object) -> object:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _username(value: str) -> str:
-    if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", value):
-        raise ValueError(f"{value!r} is not a Unix user or group name")
-    return value
-
-
-def _unit(value: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9@_.:-]+\.(service|socket|timer|target)", value):
-        raise ValueError(f"{value!r} is not a systemd unit name such as backend.service")
-    return value
-
-
-def _path(value: str) -> str:
-    if not re.fullmatch(r"/[A-Za-z0-9._/@+-]+", value) or "/../" in f"{value}/":
-        raise ValueError(f"{value!r} is not an absolute path without spaces")
-    return value
 
 
 def _command(value: str) -> str:
@@ -151,15 +151,26 @@ def _open_port(value: str) -> str:
 
 
 Port = Annotated[int, BeforeValidator(_port)]
-IPv4 = Annotated[str, AfterValidator(_ipv4)]
-IPv6 = Annotated[str, AfterValidator(_ipv6)]
+IPv4 = Annotated[str, _ip(4)]
+IPv6 = Annotated[str, _ip(6)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 PeerRange = Annotated[str, AfterValidator(_peer_range)]
-Secret = Annotated[SecretStr, BeforeValidator(_secret)]
-StrongSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong)]
-Username = Annotated[str, AfterValidator(_username)]
-Unit = Annotated[str, AfterValidator(_unit)]
-Path = Annotated[str, AfterValidator(_path)]
+SecretByHand = Annotated[SecretStr, BeforeValidator(_secret), Origin(by_hand=True)]
+GeneratedSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong), Origin()]
+# What callready does not know may hold secrets anywhere.
+FreeKeys = Annotated[dict[str, Any], Origin(by_hand=True)]
+Username = Annotated[str, _matching(r"[a-z_][a-z0-9_-]{0,31}", "a Unix user or group name")]
+Unit = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9@_.:-]+\.(service|socket|timer|target)",
+        "a systemd unit name such as backend.service",
+    ),
+]
+Path = Annotated[
+    str, _matching(r"(?!.*/\.\.(/|$))/[A-Za-z0-9._/@+-]+", "an absolute path without spaces")
+]
+Version = Annotated[str, _matching(r"\d+\.\d+\.\d+", "a version such as 1.13.5")]
 Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(_host_name)]
@@ -189,9 +200,9 @@ class Ovh(Section):
     """OVH's API, for the DNS records of the dns-01 challenge (certbot's dns-ovh plugin)."""
 
     endpoint: Literal["ovh-eu", "ovh-ca", "ovh-us"] = Field("ovh-eu", description="Which API.")
-    application_key: Secret = Field(description="Its application key.")
-    application_secret: Secret = Field(description="Its application secret.")
-    consumer_key: Secret = Field(description="Its consumer key.")
+    application_key: SecretByHand = Field(description="Its application key.")
+    application_secret: SecretByHand = Field(description="Its application secret.")
+    consumer_key: SecretByHand = Field(description="Its consumer key.")
     propagation: int = Field(
         120, ge=10, description="Seconds until the zone's name servers have a new record."
     )
@@ -350,7 +361,7 @@ class Redis(Section):
 
     address: str = Field(description="`host:port`.")
     username: str | None = Field(None, description="ACL user.")
-    password: Secret | None = Field(None, description="Its password.")
+    password: SecretByHand | None = Field(None, description="Its password.")
     db: int = Field(0, ge=0, description="Database number.")
     use_tls: bool = Field(False, description="Connect with TLS.")
 
@@ -360,7 +371,7 @@ class Prometheus(Section):
 
     port: Port = Field(6789, description="Port of /metrics.")
     username: str = Field("prometheus", min_length=1, description="Basic-auth user.")
-    password: StrongSecret = Field(description="Basic-auth password.")
+    password: GeneratedSecret = Field(description="Basic-auth password.")
 
 
 class Webhook(Section):
@@ -370,18 +381,10 @@ class Webhook(Section):
     api_key: str = Field(description="The key that signs them; one of `livekit.keys`.")
 
 
-def _version(value: str) -> str:
-    if not re.fullmatch(r"\d+\.\d+\.\d+", value):
-        raise ValueError(f"{value!r} is not a version such as 1.13.5")
-    return value
-
-
 class LiveKit(Section):
     """livekit-server, the SFU."""
 
-    version: Annotated[str, AfterValidator(_version)] = Field(
-        "1.13.5", description="Release to install, pinned."
-    )
+    version: Version = Field("1.13.5", description="Release to install, pinned.")
     base_url: str = Field(
         "https://github.com/livekit/livekit/releases/download",
         description="Where `v<version>/livekit_<version>_linux_<arch>.tar.gz` and "
@@ -397,7 +400,7 @@ class LiveKit(Section):
     bind_addresses: list[str] = Field(
         [], description="Addresses `port` listens on; empty is every address."
     )
-    keys: dict[str, StrongSecret] = Field(
+    keys: Annotated[dict[str, GeneratedSecret], Origin(rotation="livekit")] = Field(
         min_length=1, description="API key name to secret; the first is the one handed to the app."
     )
     token_ttl: int = Field(
@@ -414,7 +417,7 @@ class LiveKit(Section):
     redis: Redis | None = Field(None, description="Redis of a cluster.")
     prometheus: Prometheus | None = Field(None, description="Metrics.")
     webhook: Webhook | None = Field(None, description="Events to the app.")
-    config: dict[str, Any] = Field(
+    config: FreeKeys = Field(
         {}, description="Other keys of livekit.yaml (`room`, `limit`, …), checked by version."
     )
 
@@ -457,14 +460,9 @@ class PoolKeys(Section):
     total_quota: int = Field(1200, ge=0, description="Allocations in all.")
     stale_nonce: int = Field(600, ge=60, description="Seconds a nonce lives (RFC 8656, 5).")
     tcp_relay: bool = Field(False, description="RFC 6062 relaying to TCP peers.")
-    extra: dict[str, Any] = Field(
+    extra: FreeKeys = Field(
         {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
     )
-
-    @property
-    def advertised_tls_port(self) -> int:
-        """The port of TURN over TLS that clients are told: the one that most networks let out."""
-        return 443 if self.tls_on_443 else self.tls_listening_port
 
     @model_validator(mode="after")
     def _range(self) -> PoolKeys:
@@ -485,11 +483,11 @@ class Pool(PoolKeys):
     """A TURN service: the instances of one pool share realm and secrets on all its hosts."""
 
     realm: Name = Field(description="The realm of its credentials, usually a domain.")
-    secrets: list[StrongSecret] = Field(
+    secrets: Annotated[list[GeneratedSecret], Origin(rotation="turn")] = Field(
         [],
         description="Accepted shared secrets of TURN REST credentials; the first one mints.",
     )
-    users: dict[Username, StrongSecret] = Field(
+    users: dict[Username, GeneratedSecret] = Field(
         {}, description="Fixed users instead, for SDKs that take only a name and a password."
     )
 
@@ -505,9 +503,7 @@ class Pool(PoolKeys):
 class Turn(PoolKeys):
     """coturn; keys set here are the defaults of every pool."""
 
-    version: Annotated[str, AfterValidator(_version)] = Field(
-        "4.6.1", description="coturn as the Debian release installs it."
-    )
+    version: Version = Field("4.6.1", description="coturn as the Debian release installs it.")
     pools: dict[Username, Pool] = Field({}, description="The TURN services by name.")
 
     @model_validator(mode="before")
@@ -555,7 +551,9 @@ class App(Section):
     )
     upstream: Endpoint | None = Field(None, description="Where it listens, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
-    api_token: Annotated[list[StrongSecret], BeforeValidator(_listed)] = Field(
+    api_token: Annotated[
+        list[GeneratedSecret], BeforeValidator(_listed), Origin(rotation="app")
+    ] = Field(
         [],
         description="Written into it as `APP_TOKEN`: what callers of `/token` and "
         "`/turn-credentials` present (examples/backend); two with a comma while it is rotated. "
@@ -579,7 +577,7 @@ class HostSettings(Section):
         None, description="The address on the interface, behind 1:1 NAT."
     )
     pools: list[Username] = Field([], description="TURN pools this host runs.")
-    sudo_password: Secret | None = Field(None, description="sudo's, where it asks for one.")
+    sudo_password: SecretByHand | None = Field(None, description="sudo's, where it asks for one.")
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
     deploy: Deploy = Field(Deploy(), description="How it changes.")
@@ -597,6 +595,16 @@ class HostSettings(Section):
         return self.private_address or self.address or ""
 
     @property
+    def sfu(self) -> LiveKit | None:
+        """LiveKit's settings, if this host runs it."""
+        return self.livekit if "livekit" in self.groups else None
+
+    @property
+    def backend(self) -> App | None:
+        """The application's settings, if this host runs it."""
+        return self.app if "app" in self.groups else None
+
+    @property
     def turn_pools(self) -> dict[str, Pool]:
         """The pools that run on this host, by name."""
         if "turn" not in self.groups:
@@ -612,10 +620,10 @@ class HostSettings(Section):
     def edge_backends(self) -> dict[str, str]:
         """What this host's edge serves: name in the URL to `address:port` behind it."""
         found: dict[str, str] = {}
-        if self.edge and self.is_sfu and self.livekit:
-            found[urlsplit(self.livekit.url).hostname or ""] = f"127.0.0.1:{self.livekit.port}"
-        if self.edge and "app" in self.groups and self.app and self.app.url and self.app.upstream:
-            found[urlsplit(self.app.url).hostname or ""] = self.app.upstream
+        if self.edge and (livekit := self.sfu):
+            found[urlsplit(livekit.url).hostname or ""] = f"127.0.0.1:{livekit.port}"
+        if self.edge and (app := self.backend) and app.url and app.upstream:
+            found[urlsplit(app.url).hostname or ""] = app.upstream
         return found
 
     @property
@@ -643,8 +651,3 @@ class HostSettings(Section):
         if self.livekit is None:
             return []
         return ["127.0.0.1"] if self.has_edge else self.livekit.bind_addresses
-
-    @property
-    def is_sfu(self) -> bool:
-        """Whether this host runs LiveKit."""
-        return "livekit" in self.groups

@@ -56,7 +56,7 @@ def ways(host: HostSettings, pool_name: str) -> list[Way]:
 
 def advertised(fleet: Fleet, pool_name: str | None) -> Iterator[tuple[HostSettings, Way]]:
     """What clients are told of a pool: each way of each of its hosts; nothing of no pool."""
-    for host in fleet.pool(pool_name).values() if pool_name else ():
+    for host in fleet.pool(pool_name).values():
         yield from ((host, way) for way in ways(host, pool_name or "") if way.advertised)
 
 

@@ -1,32 +1,40 @@
-"""The port plan: which ports a host opens, for what, over what; everything that opens, checks or
-documents a port reads it from here."""
+"""The port plan: which ports a host opens, for what, over what and to whom; everything that opens,
+checks or documents a port reads it from here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 from typing import Literal, NamedTuple
 
+from callready.settings import pools
 from callready.settings.models import HostSettings
 
 Proto = Literal["tcp", "udp"]
+Role = Literal["sshd", "livekit", "coturn", "edge", "acme", "extra"]
+Audience = Literal["anyone", "this host"]
+LIVEKIT = "livekit-server.service"
 
 
 class Use(NamedTuple):
-    """A range of ports (one port: first == last) that a service of a host uses.
+    """A range of ports (one port: first == last) that a role of a host uses for `audience`.
 
-    `relay` marks ranges whose sockets come and go; `public` is False for what only the host
-    itself may reach.
+    `service` is what people call it; `unit` is the systemd unit that has the ports open, empty for
+    sshd, for `firewall.extra_ports` and where the packet filter redirects to another port. `relay`
+    marks ranges whose sockets come and go.
     """
 
+    role: Role
     service: str
+    unit: str
     proto: Proto
     first: int
     last: int
     purpose: str
     setting: str
+    audience: Audience = "anyone"
     relay: bool = False
-    public: bool = True
 
     @property
     def ports(self) -> str:
@@ -44,145 +52,135 @@ def parse_port(value: str) -> tuple[Proto, int, int]:
     return "tcp" if proto == "tcp" else "udp", int(first), int(last or first)
 
 
-def port_plan(here: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
-    """Every port `here` uses; `ssh_ports` are sshd's own (default: the one pyinfra connects to)."""
-    plan = [
-        Use("sshd", "tcp", port, port, "administration", "ssh_port")
-        for port in ssh_ports or (here.ssh_port,)
+def port_plan(host: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
+    """Every port `host` uses; `ssh_ports` are sshd's own (default: the one pyinfra connects to)."""
+    return [
+        *_sshd(ssh_ports or (host.ssh_port,)),
+        *_livekit(host),
+        *_coturn(host),
+        *_edge(host),
+        *_acme(host),
+        *_extra(host),
     ]
-    if here.is_sfu and (lk := here.livekit):
-        addresses = here.livekit_addresses
-        public = not addresses or any(a not in ("127.0.0.1", "::1", "localhost") for a in addresses)
-        rtc = lk.rtc
-        plan += [
-            Use("LiveKit", "tcp", lk.port, lk.port, "signalling", "livekit.port", public=public),
-            Use(
-                "LiveKit", "tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", "livekit.rtc.tcp_port"
-            ),
-            Use(
-                "LiveKit",
-                "udp",
-                rtc.port_range_start,
-                rtc.port_range_end,
-                "media",
-                "livekit.rtc.port_range_start",
-                relay=True,
-            ),
-        ]
-        if lk.prometheus:
-            port = lk.prometheus.port
-            plan.append(
-                Use(
-                    "LiveKit", "tcp", port, port, "metrics", "livekit.prometheus.port", public=False
-                )
-            )
-    for name, pool in here.turn_pools.items():
-        service, key = f"coturn {name}", f"turn.pools.{name}"
-        port, tls = pool.listening_port, pool.tls_listening_port
-        plan += [
-            Use(service, "udp", port, port, "STUN and TURN", f"{key}.listening_port"),
-            Use(service, "tcp", port, port, "TURN over TCP", f"{key}.listening_port"),
-        ]
-        if pool.tls:
-            plan.append(Use(service, "tcp", tls, tls, "TURN over TLS", f"{key}.tls_listening_port"))
-            if pool.tls_on_443 and here.has_edge:
-                port = pool.proxy_port
-                plan.append(
-                    Use(
-                        service,
-                        "tcp",
-                        port,
-                        port,
-                        "TURN from the edge",
-                        f"{key}.proxy_port",
-                        public=False,
-                    )
-                )
-            elif pool.tls_on_443:
-                plan.append(
-                    Use(service, "tcp", 443, 443, "TURN over TLS on 443", f"{key}.tls_on_443")
-                )
+
+
+def listeners(plan: list[Use], unit: str) -> list[str]:
+    """The sockets that a unit has open all the time, as `udp/3478`."""
+    return [f"{use.proto}/{use.first}" for use in plan if use.unit == unit and not use.relay]
+
+
+def _sshd(ports: tuple[int, ...]) -> Iterator[Use]:
+    for port in ports:
+        yield Use("sshd", "sshd", "", "tcp", port, port, "administration", "ssh_port")
+
+
+def _livekit(host: HostSettings) -> Iterator[Use]:
+    if not (livekit := host.sfu):
+        return
+    use, bound = partial(Use, "livekit", "LiveKit", LIVEKIT), host.livekit_addresses
+    on_loopback = bool(bound) and {"127.0.0.1", "::1", "localhost"}.issuperset(bound)
+    audience: Audience = "this host" if on_loopback else "anyone"
+    yield use("tcp", livekit.port, livekit.port, "signalling", "livekit.port", audience)
+    rtc, key = livekit.rtc, "livekit.rtc"
+    yield use("tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", f"{key}.tcp_port")
+    first, last = rtc.port_range_start, rtc.port_range_end
+    yield use("udp", first, last, "media", f"{key}.port_range_start", relay=True)
+    if livekit.prometheus:
+        port = livekit.prometheus.port
+        yield use("tcp", port, port, "metrics", "livekit.prometheus.port", "this host")
+
+
+_PURPOSES = {
+    "udp": "STUN and TURN",
+    "tcp": "TURN over TCP",
+    "tls": "TURN over TLS",
+    "tls on 443": "TURN over TLS on 443",
+}
+
+
+def _coturn(host: HostSettings) -> Iterator[Use]:
+    for name, pool in host.turn_pools.items():
+        use, key = partial(Use, "coturn", f"coturn {name}"), f"turn.pools.{name}"
+        for way in pools.ways(host, name):
+            port, unit = way.port, way.unit if way.listens_on == way.port else ""
+            if (unit, way.setting) != (pools.EDGE, "tls_on_443"):  # that is the edge's own port
+                yield use(unit, way.proto, port, port, _PURPOSES[way.over], f"{key}.{way.setting}")
+        unit, port = pools.unit(name), pool.proxy_port
+        if pools.behind_edge(host, name):
+            purpose, setting = "TURN from the edge", f"{key}.proxy_port"
+            yield use(unit, "tcp", port, port, purpose, setting, "this host")
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
-            plan.append(
-                Use(
-                    service,
-                    proto,
-                    pool.min_port,
-                    pool.max_port,
-                    "relay range",
-                    f"{key}.min_port",
-                    relay=True,
-                )
-            )
-    if here.has_edge and here.edge:
-        for port, purpose, key in (
-            (here.edge.port, "HTTPS and wss", "edge.port"),
-            (here.edge.http_port, "redirects and ACME", "edge.http_port"),
-        ):
-            plan.append(Use("edge", "tcp", port, port, purpose, key))
-    if port_ := here.challenge_port:
-        purpose = "challenges behind the edge" if here.has_edge else "HTTP-01 challenges"
-        plan.append(Use("ACME", "tcp", port_, port_, purpose, "tls.acme", public=not here.has_edge))
-    for value in here.firewall.extra_ports:
-        proto_, first, last = parse_port(value)
-        plan.append(
-            Use("extra", proto_, first, last, "firewall.extra_ports", "firewall.extra_ports")
-        )
-    return plan
+            first, last = pool.min_port, pool.max_port
+            yield use(unit, proto, first, last, "relay range", f"{key}.min_port", relay=True)
+
+
+def _edge(host: HostSettings) -> Iterator[Use]:
+    if host.has_edge and (edge := host.edge):
+        use = partial(Use, "edge", "edge", pools.EDGE, "tcp")
+        yield use(edge.port, edge.port, "HTTPS and wss", "edge.port")
+        yield use(edge.http_port, edge.http_port, "redirects and ACME", "edge.http_port")
+
+
+def _acme(host: HostSettings) -> Iterator[Use]:
+    if port := host.challenge_port:
+        use = partial(Use, "acme", "ACME", "certbot.service", "tcp", port, port)
+        if host.has_edge:
+            yield use("challenges behind the edge", "tls.acme", "this host")
+        else:
+            yield use("HTTP-01 challenges", "tls.acme")
+
+
+def _extra(host: HostSettings) -> Iterator[Use]:
+    key = "firewall.extra_ports"
+    for value in host.firewall.extra_ports:
+        yield Use("extra", "extra", "", *parse_port(value), key, key)
 
 
 def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
     """The conflicts of a plan as (setting, message); each message names ports that work."""
-    for crowd in _crowds(plan):
-        uses = " and ".join(f"{use.service} ({use.purpose} {use.ports})" for use in crowd)
-        setting, split = _split(crowd)
-        yield setting, f"{uses} overlap on the same host; {split}"
+    for ranges in _overlapping_ranges(plan):
+        uses = " and ".join(f"{use.service} ({use.purpose} {use.ports})" for use in ranges)
+        setting, proposal = _proposal(ranges)
+        yield setting, f"{uses} overlap on the same host; {proposal}"
     for a, b in combinations(plan, 2):
-        if (
-            a.proto != b.proto
-            or a.last < b.first
-            or b.last < a.first
-            or (a.relay and b.relay)
-            or a.service == b.service == "extra"
-        ):
+        both = b._replace(first=max(a.first, b.first), last=min(a.last, b.last))
+        if a.proto != b.proto or both.first > both.last:
             continue
-        low, high = max(a.first, b.first), min(a.last, b.last)
-        port = str(low) if low == high else f"{low}-{high}"
+        if (a.relay and b.relay) or a.role == b.role == "extra":
+            continue
         yield (
             b.setting,
-            (
-                f"port {port}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
-                f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port"
-            ),
+            f"port {both.ports}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
+            f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port",
         )
 
 
-def _crowds(plan: list[Use]) -> Iterator[list[Use]]:
+def _overlapping_ranges(plan: list[Use]) -> Iterator[list[Use]]:
     """Relay ranges that overlap, those that hang together in one list. A service's TCP range is
     its UDP range, so that looking at UDP is enough."""
-    crowds: list[list[Use]] = []
+    found: list[list[Use]] = []
     for use in sorted(plan, key=lambda use: use.first):
         if not use.relay or use.proto != "udp":
             continue
-        if crowds and use.first <= max(other.last for other in crowds[-1]):
-            crowds[-1].append(use)
+        if found and use.first <= max(other.last for other in found[-1]):
+            found[-1].append(use)
         else:
-            crowds.append([use])
-    for crowd in crowds:
-        if len(crowd) > 1:
-            yield sorted(crowd, key=plan.index)
+            found.append([use])
+    for ranges in found:
+        if len(ranges) > 1:
+            yield sorted(ranges, key=plan.index)
 
 
-def _split(crowd: list[Use]) -> tuple[str, str]:
+def _proposal(ranges: list[Use]) -> tuple[str, str]:
     """Ranges that do not overlap: the smallest one keeps its place if that leaves the others
     1000 ports each, else all share alike. Returns the last setting to change, and what to do."""
-    first, last = min(use.first for use in crowd), max(use.last for use in crowd)
-    kept = min(crowd, key=lambda use: use.last - use.first)
-    others = [use for use in crowd if use is not kept]
+    first, last = min(use.first for use in ranges), max(use.last for use in ranges)
+    kept = min(ranges, key=lambda use: use.last - use.first)
+    others = [use for use in ranges if use is not kept]
     start = f"keep {kept.ports} for {kept.service}, "
     low, high = max((kept.last + 1, last), (first, kept.first - 1), key=lambda gap: gap[1] - gap[0])
     if high - low < 1000 * len(others):
-        others, start, low, high = crowd, "", first, last
+        others, start, low, high = ranges, "", first, last
     size = (high - low + 1) // len(others)
     if size <= 100:
         return others[-1].setting, f"{first}-{last} is too little for all: use other ranges too"

@@ -2,13 +2,15 @@
 
 from typing import Literal, NamedTuple
 
+Level = Literal["error", "warning"]
+
 
 class Problem(NamedTuple):
     """A finding about one setting; `key` is its dotted path, `message` says what to do."""
 
-    level: Literal["error", "warning"]
     key: str
     message: str
+    level: Level = "error"
 
 
 class SettingsError(Exception):

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from callready.settings.fleet import Fleet
+from callready.settings.fleet import Fleet
+from callready.settings.pools import advertised
 
 
 def stun_uris(fleet: Fleet, pool: str | None) -> list[str]:
     """`stun:` URIs of every host of a pool."""
-    return [
-        f"stun:{turn.name}:{turn.turn_pools[pool].listening_port}"
-        for turn in (fleet.pool(pool).values() if pool else ())
-        if pool
-    ]
+    found = advertised(fleet, pool)
+    return [f"stun:{host.name}:{way.port}" for host, way in found if way.transport == "udp"]
 
 
 def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
     """`turn:` and `turns:` URIs of every host of a pool, over each of its transports."""
-    uris: list[str] = []
-    for turn in fleet.pool(pool).values() if pool else ():
-        item = turn.turn_pools[pool or ""]
-        uris += [f"turn:{turn.name}:{item.listening_port}?transport={t}" for t in ("udp", "tcp")]
-        if item.tls:
-            uris.append(f"turns:{turn.name}:{item.advertised_tls_port}?transport=tcp")
-    return uris
+    return [
+        f"{'turns' if way.transport == 'tls' else 'turn'}:{host.name}:{way.port}"
+        f"?transport={way.proto}"
+        for host, way in advertised(fleet, pool)
+    ]
 
 
 def place(url: str) -> tuple[str, int]:

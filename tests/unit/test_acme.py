@@ -80,13 +80,13 @@ def test_http_01_needs_port_80_of_the_edge() -> None:
         edge_box((SFU1, "edge", {"http_port": 8080}))
 
 
-def challenges(fleet: Fleet, host: str) -> list[tuple[int, bool]]:
-    return [(use.first, use.public) for use in port_plan(fleet[host]) if use.service == "ACME"]
+def challenges(fleet: Fleet, host: str) -> list[tuple[int, str]]:
+    return [(use.first, use.audience) for use in port_plan(fleet[host]) if use.role == "acme"]
 
 
 def test_a_turn_host_opens_port_80_and_an_edge_answers_for_certbot() -> None:
-    assert challenges(load(tls(ACME)), TURN1) == [(80, True)]
-    assert challenges(edge_box(), SFU1) == [(8888, False)]
+    assert challenges(load(tls(ACME)), TURN1) == [(80, "anyone")]
+    assert challenges(edge_box(), SFU1) == [(8888, "this host")]
     write_store_with_ovh()
     assert challenges(load(tls(BY_DNS)), TURN1) == []
 
@@ -123,11 +123,11 @@ def test_ovh_credentials_are_a_file_of_root_alone() -> None:
 
 def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
     write_store_with_ovh()
-    here: Node = declare(load(tls(BY_DNS)), TURN1)
+    node: Node = declare(load(tls(BY_DNS)), TURN1)
     facts = bare()
-    assert [why for why in refusals.of(here, facts) if "Debian 13 has no python3-certbot" in why]
+    assert [why for why in refusals.of(node, facts) if "Debian 13 has no python3-certbot" in why]
     facts.os_version = "12"
-    assert not list(refusals.of(here, facts))
+    assert not list(refusals.of(node, facts))
 
 
 def test_the_authoritys_staging_needs_its_roots(tmp_path: Path) -> None:
@@ -228,12 +228,12 @@ def test_a_certificate_that_is_not_served_is_reloaded_and_a_stopped_timer_starte
 def test_names_that_lead_elsewhere_are_refused_before_anything_is_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    here: Node = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
+    node: Node = declare(load(tls(ACME), (TURN2, "name", "localhost.localdomain")), TURN2)
     monkeypatch.setattr(refusals.socket, "create_connection", lambda *a, **k: pytest.fail("asked"))
     facts = bare()
     facts.tables = {"inet callready"}
-    assert [why for why in refusals.of(here, facts) if why.startswith("tls.acme")]
-    assert not list(refusals.of(here, issued(here.release)))
+    assert [why for why in refusals.of(node, facts) if why.startswith("tls.acme")]
+    assert not list(refusals.of(node, issued(node.release)))
 
 
 def test_ovh_keys_cannot_be_generated(monkeypatch: pytest.MonkeyPatch) -> None:

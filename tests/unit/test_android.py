@@ -15,7 +15,8 @@ import pytest
 from pydantic import ValidationError
 
 from callready.release import android as files
-from callready.settings.android import Android, problems, warnings
+from callready.release import render
+from callready.settings.android import Android, check
 
 DATA = Path(__file__).parent / "data" / "android"
 FRAMEWORK = "/usr/share/android-framework-res/framework-res.apk"
@@ -32,6 +33,11 @@ LIST_HOSTS = "List hosts, or set dev cleartext to all (debug only)."
 
 def ws(host: str, **more: Any) -> dict[str, Any]:
     return {"host": host, "scheme": "ws", "scope": "debug", **more}
+
+
+def problems(android: Android, livekit_url: str, today: date, level: str = "error") -> list[str]:
+    found = check(android, livekit_url, today)
+    return [f"{problem.key}: {problem.message}" for problem in found if problem.level == level]
 
 
 def settings(*domains: dict[str, Any], **more: Any) -> Android:
@@ -414,7 +420,7 @@ def test_warnings() -> None:
         private_ca="@raw/lab_ca",
         release_private_ca=True,
     )
-    assert warnings(android, TODAY) == [
+    assert problems(android, WSS, TODAY, "warning") == [
         "android.debug_cleartext: debug builds may send cleartext to every unlisted host",
         "android.user_certificates: debug builds trust every CA that a user installed",
         "android.private_ca: Dart (Flutter's signalling) and TURN/TLS ignore @raw/lab_ca; only a "
@@ -423,7 +429,7 @@ def test_warnings() -> None:
         "android.domains[0].pin_expiration: the pins expire on 2030-06-25",
         "android.domains[2].include_subdomains: ignored; 10.0.0.1 is an address",
     ]
-    assert warnings(settings(), TODAY) == []
+    assert problems(settings(), WSS, TODAY, "warning") == []
 
 
 # --- the files
@@ -433,6 +439,15 @@ def test_warnings() -> None:
 def test_the_file_byte_by_byte(case: str, build: str) -> None:
     kept = "release" if build == "release" else "debug"  # profile builds get the debug file
     assert rendered(case, build).decode() == (DATA / f"{case}.{kept}.xml").read_text()
+
+
+def test_what_stands_in_the_xml_is_escaped() -> None:
+    group = files.Group(False, (), None, None, [("a&b<c>", False)])
+    text = render.render(
+        "network_security_config.xml.j2", base_cleartext=False, groups=[group], debug_anchors=[]
+    )
+    domain = ElementTree.fromstring(text).find(".//domain")
+    assert domain is not None and domain.text == "a&b<c>"
 
 
 def test_paths_follow_the_settings() -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from callready.settings import coturn_keys
-from callready.settings.coturn_keys import KEYS, check, debian_default, knows, range_of
+from callready.settings.coturn_keys import KEYS, check, knows, range_of
 
 DATA = Path(__file__).parent / "data"
 WHERE = "turn.pools.calls.extra"
@@ -69,10 +69,6 @@ def test_the_template_writes_only_what_the_version_takes(
     version: str, key: str, result: bool
 ) -> None:
     assert knows(version, key) is result
-
-
-def test_debian_installs_4_6_1_on_12_and_13() -> None:
-    assert (debian_default(12), debian_default(13)) == ("4.6.1", "4.6.1")
 
 
 def test_the_old_configuration_is_told_what_it_did() -> None:

@@ -292,9 +292,9 @@ def test_every_setting_and_every_port_is_on_its_page() -> None:
 def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> None:
     """A packet is decided by the first rule that matches, as OVHcloud's guide says."""
     plan = [
-        Use("a", "tcp", 22, 22, "", ""),
-        Use("b", "udp", 50000, 60000, "", "", relay=True),
-        Use("c", "tcp", 6789, 6789, "", "", public=False),
+        Use("sshd", "a", "", "tcp", 22, 22, "", ""),
+        Use("livekit", "b", "", "udp", 50000, 60000, "", "", relay=True),
+        Use("livekit", "c", "", "tcp", 6789, 6789, "", "", "this host"),
     ]
     rules = docs.edge_rules(plan)
     opened = {(r.protocol, r.destination_port) for r in rules if r.destination_port}
@@ -324,13 +324,13 @@ def test_the_port_tables_are_of_the_shipped_inventories(
         if "address" in own:
             own = {"name": name, **secrets.resolve(own, values)}
             shipped[name] = port_plan(HostSettings.model_validate(own))
-    assert shipped == {name: port_plan(here) for name, here in example.items()}
+    assert shipped == {name: port_plan(host) for name, host in example.items()}
 
 
 def test_the_edge_firewall_takes_twenty_rules() -> None:
-    for here in (*docs.example().values(), docs.one_host()):
-        assert "it takes 20" not in docs.edge_table(here)
-        rows = [line for line in docs.edge_table(here).splitlines() if "Accept" in line]
+    for host in (*docs.example().values(), docs.one_host()):
+        assert "it takes 20" not in docs.edge_table(host)
+        rows = [line for line in docs.edge_table(host).splitlines() if "Accept" in line]
         assert len(rows) < 20
 
 

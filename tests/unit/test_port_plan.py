@@ -6,7 +6,8 @@ from itertools import product
 import pytest
 from fleets import SFU1, TURN1, Edit, load
 
-from callready.settings.ports import Use, overlaps, parse_port, port_plan
+from callready.settings.pools import Way, ways
+from callready.settings.ports import Use, listeners, overlaps, parse_port, port_plan
 from callready.settings.problem import SettingsError
 from tasks.host import reserved
 
@@ -21,6 +22,48 @@ ONE_BOX: list[Edit] = [
     (SFU1, "turn.pools.avatar.listening_port", 3479),
     (SFU1, "turn.pools.avatar.tls_listening_port", 5350),
 ]
+
+CALLS, EDGE = "turnserver@calls.service", "haproxy.service"
+ON_443: Edit = ("*", "turn.pools.calls.tls_on_443", True)
+WAYS: dict[str, tuple[str, list[Edit], list[Way]]] = {
+    "coturn alone": (
+        TURN1,
+        [],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tls", 5349, CALLS, True, 5349, "tls_listening_port"),
+        ],
+    ),
+    "no TLS": (
+        TURN1,
+        [(TURN1, "turn.tls", False), (TURN1, "turn.listening_port", 3500)],
+        [
+            Way("udp", 3500, CALLS, True, 3500, "listening_port"),
+            Way("tcp", 3500, CALLS, True, 3500, "listening_port"),
+        ],
+    ),
+    "on 443 by the packet filter": (
+        TURN1,
+        [ON_443],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tls", 5349, CALLS, False, 5349, "tls_listening_port"),
+            Way("tls", 443, CALLS, True, 5349, "tls_on_443"),
+        ],
+    ),
+    "on 443 by the edge": (
+        SFU1,
+        [*ONE_BOX, ON_443, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")],
+        [
+            Way("udp", 3478, CALLS, True, 3478, "listening_port"),
+            Way("tcp", 3478, EDGE, True, 3478, "listening_port"),
+            Way("tls", 5349, EDGE, False, 5349, "tls_listening_port"),
+            Way("tls", 443, EDGE, True, 443, "tls_on_443"),
+        ],
+    ),
+}
 
 # What is open to the outside, as an operator would write it down; a trailing `local` is not.
 TABLES: dict[str, tuple[str, list[Edit], str]] = {
@@ -124,11 +167,44 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
         LiveKit       udp 50000-60000  media
     """,
     ),
+    "the edge has TCP and TLS of a pool": (
+        SFU1,
+        WAYS["on 443 by the edge"][1],
+        """
+        sshd           tcp 22           administration
+        LiveKit        tcp 7880         signalling          local
+        LiveKit        tcp 7881         ICE over TCP
+        LiveKit        udp 50000-60000  media
+        coturn calls   udp 3478         STUN and TURN
+        coturn calls   tcp 3478         TURN over TCP
+        coturn calls   tcp 5349         TURN over TLS
+        coturn calls   tcp 3480         TURN from the edge  local
+        coturn calls   udp 60001-62767  relay range
+        coturn avatar  udp 3479         STUN and TURN
+        coturn avatar  tcp 3479         TURN over TCP
+        coturn avatar  tcp 5350         TURN over TLS
+        coturn avatar  udp 62768-65535  relay range
+        edge           tcp 443          HTTPS and wss
+        edge           tcp 80           redirects and ACME
+        """,
+    ),
+    "the packet filter has 443": (
+        TURN1,
+        [ON_443],
+        """
+        sshd          tcp 22           administration
+        coturn calls  udp 3478         STUN and TURN
+        coturn calls  tcp 3478         TURN over TCP
+        coturn calls  tcp 5349         TURN over TLS
+        coturn calls  tcp 443          TURN over TLS on 443
+        coturn calls  udp 49152-65535  relay range
+        """,
+    ),
 }
 
 
 def as_line(use: Use) -> str:
-    local = "" if use.public else "local"
+    local = "local" if use.audience == "this host" else ""
     return " ".join([use.service, use.proto, use.ports, use.purpose, local]).strip()
 
 
@@ -139,6 +215,22 @@ def test_the_plan_is_the_table(case: str) -> None:
     assert [as_line(use) for use in port_plan(load(*edits)[host])] == expected
 
 
+@pytest.mark.parametrize("case", WAYS)
+def test_the_ways_into_a_pool_are_the_table(case: str) -> None:
+    host, edits, expected = WAYS[case]
+    assert ways(load(*edits)[host], "calls") == expected
+
+
+def test_a_unit_listens_on_what_it_takes_itself() -> None:
+    def found(case: str, unit: str) -> list[str]:
+        host, edits, _ = WAYS[case]
+        return listeners(port_plan(load(*edits)[host]), unit)
+
+    assert found("on 443 by the packet filter", CALLS) == ["udp/3478", "tcp/3478", "tcp/5349"]
+    assert found("on 443 by the edge", CALLS) == ["udp/3478", "tcp/3480"]
+    assert found("on 443 by the edge", EDGE) == ["tcp/3478", "tcp/5349", "tcp/443", "tcp/80"]
+
+
 def test_only_what_comes_and_goes_is_marked_as_relay() -> None:
     fleet = load(*ONE_BOX, (SFU1, "turn.tcp_relay", True))
     purposes = {use.purpose for use in port_plan(fleet[SFU1]) if use.relay}
@@ -147,12 +239,12 @@ def test_only_what_comes_and_goes_is_marked_as_relay() -> None:
 
 def test_every_port_sshd_really_listens_on_takes_the_place_of_the_one_connected_to() -> None:
     plan = port_plan(load()[TURN1], (22, 2222))
-    assert [use.ports for use in plan if use.service == "sshd"] == ["22", "2222"]
+    assert [use.ports for use in plan if use.role == "sshd"] == ["22", "2222"]
 
 
 def test_a_host_without_a_role_opens_ssh_alone() -> None:
-    here = load(("app1.callready.test", "groups", []))["app1.callready.test"]
-    assert [as_line(use) for use in port_plan(here)] == ["sshd tcp 22 administration"]
+    host = load(("app1.callready.test", "groups", []))["app1.callready.test"]
+    assert [as_line(use) for use in port_plan(host)] == ["sshd tcp 22 administration"]
 
 
 @pytest.mark.parametrize(
@@ -307,6 +399,14 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
         ),
         (
             SFU1,
+            [*WAYS["on 443 by the edge"][1], (SFU1, "turn.pools.calls.tls_listening_port", 443)],
+            "edge.port: port 443/tcp is taken twice on this host: coturn calls (TURN over TLS, "
+            "turn.pools.calls.tls_listening_port) and edge (HTTPS and wss); give one of them another "
+            "port",
+            [("turn.pools.calls.tls_listening_port", 5349)],
+        ),
+        (
+            SFU1,
             [(SFU1, "firewall.extra_ports", ["59990-60010/udp"])],
             "firewall.extra_ports: port 59990-60000/udp is taken twice on this host: LiveKit (media, "
             "livekit.rtc.port_range_start) and extra (firewall.extra_ports); give one of them another "
@@ -342,11 +442,15 @@ RANGES = [
 ]
 
 
+def relay(service: str, first: int, last: int) -> Use:
+    return Use("coturn", service, "", "udp", first, last, "", "", relay=True)
+
+
 @pytest.mark.parametrize("media", RANGES, ids=lambda r: f"{r[0]}-{r[1]}")
 def test_every_proposed_split_works(media: tuple[int, int]) -> None:
     for calls, avatar in product(RANGES, [(49152, 65535), (20600, 20800), (2000, 2200)]):
         ranges = {"LiveKit": media, "coturn calls": calls, "coturn avatar": avatar}
-        plan = [Use(name, "udp", a, b, "", "", relay=True) for name, (a, b) in ranges.items()]
+        plan = [relay(name, a, b) for name, (a, b) in ranges.items()]
         for _, message in overlaps(plan):
             proposal = message.partition("; ")[2]
             if "too little" in proposal:
@@ -357,6 +461,6 @@ def test_every_proposed_split_works(media: tuple[int, int]) -> None:
                 r"(\d+)-(\d+) (?:for|to) (LiveKit|coturn calls|coturn avatar)", proposal
             ):
                 ranges[name] = (int(first), int(last))
-        plan = [Use(name, "udp", a, b, "", "", relay=True) for name, (a, b) in ranges.items()]
+        plan = [relay(name, a, b) for name, (a, b) in ranges.items()]
         assert list(overlaps(plan)) == []
         assert all(use.last - use.first >= 100 for use in plan), plan

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fleets import GROUP, HOSTS, SECRETS, SOURCE, write_store
+from fleets import GROUP, HOSTS, SECRETS, SFU1, SOURCE, Edit, load, merged, write_store
 from pydantic import SecretStr
 
+from callready.docs import sections
+from callready.rotate import RotationError, chosen
 from callready.secrets import __main__ as command
 from callready.secrets.store import SecretsError, Store, references, resolve, rotating
+from callready.settings.fields import origin_of, secret_fields
+from callready.settings.models import HostSettings
 
 FILE = Path(f"{SOURCE}.secrets.yaml")
 WANTED = {"livekit/api_secret", "turn/calls", "turn/avatar", "redis/password", "sudo/prod"}
@@ -117,6 +121,84 @@ def test_references_become_values_and_the_rest_stays() -> None:
     found = resolve({"a": ["secret:x", 5], "b": {"c": "secret:y"}, "d": "secretly"}, {"x": "X"})
     assert found == {"a": [SecretStr("X"), 5], "b": {"c": SecretStr("")}, "d": "secretly"}
     assert "X" not in repr(found)
+
+
+# How a secret comes about
+
+EVERYTHING = {
+    "sudo_password": "secret:a",
+    "tls": {
+        "acme": {
+            "dns": {
+                "application_key": "secret:b",
+                "application_secret": "secret:c",
+                "consumer_key": "secret:d",
+            }
+        }
+    },
+    "livekit": {
+        "keys": {"APIunit": "secret:e", "APIsecond": "secret:f"},
+        "redis": {"password": "secret:g"},
+        "prometheus": {"password": "secret:h"},
+        "config": {"trace": {"jaeger_url": "secret:i"}},
+    },
+    "turn": {
+        "extra": {"cli-password": "secret:j"},
+        "pools": {
+            "calls": {"secrets": ["secret:k", "secret:l"], "extra": {"redis-userdb": "secret:m"}},
+            "avatar": {"users": {"bob": "secret:n"}},
+        },
+    },
+    "app": {"api_token": "secret:o", "health": [{"url": "https://app.test"}]},
+}
+
+
+def test_each_secret_says_who_makes_it_and_who_renews_it() -> None:
+    said = {
+        name: "by hand" if field.origin.by_hand else field.origin.rotation or "generated"
+        for field in secret_fields(EVERYTHING)
+        for _, name in references(field.value)
+    }
+    assert said.keys() == {name for _, name in references(EVERYTHING)}
+    assert said == {
+        **dict.fromkeys("abcdgijm", "by hand"),
+        **dict.fromkeys("hn", "generated"),
+        **dict.fromkeys("ef", "livekit"),
+        **dict.fromkeys("kl", "turn"),
+        "o": "app",
+    }
+
+
+def test_no_secret_of_the_models_says_nothing() -> None:
+    models = [HostSettings, *(model for _, model in sections(HostSettings))]
+    secret = [
+        (model, name)
+        for model in models
+        for name, field in model.model_fields.items()
+        if "SecretStr" in repr(field.annotation)
+    ]
+    assert len(secret) >= 10
+    for model, name in secret:
+        assert origin_of(model.model_fields[name]), f"{model.__name__}.{name}"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_rotation_is_of_the_secrets_that_mint() -> None:
+    edits: list[Edit] = [
+        ("*", "livekit.keys.APIsecond", "secret:livekit/second"),
+        ("*", "turn.pools.calls.secrets", ["secret:turn/calls", "secret:turn/user"]),
+        (SFU1, "app", {"env_file": "/srv/.env", "api_token": "secret:app/token"}),
+    ]
+    write_store({**SECRETS, "app/token": "unit-app-token-0000000000000000-10"})
+    data, fleet = merged(*edits), load(*edits)
+    assert chosen(fleet, data, "turn") == ("turn", ["turn/calls"])
+    assert chosen(fleet, data, "livekit") == ("livekit", ["livekit/api_secret"])
+    assert chosen(fleet, data, "livekit/second") == ("livekit", ["livekit/second"])
+    assert chosen(fleet, data, "turn/avatar") == ("pool", ["turn/avatar"])
+    assert chosen(fleet, data, "app/token") == ("app", ["app/token"])
+    for nothing in ("app", "pool", "turn/user", "sudo/prod"):
+        with pytest.raises(RotationError, match=f"^{nothing}: nothing to rotate by this name"):
+            chosen(fleet, data, nothing)
 
 
 # Rotation: what stands beside a secret in the store is accepted too

@@ -443,7 +443,7 @@ def test_one_secret_for_two_things_is_refused(edits: list[Edit], line: str) -> N
     [
         ("livekit/api_secret", "livekit.keys.APIunit"),
         ("turn/calls", "turn.pools.calls.secrets.0"),
-        ("app/token", "app.api_token"),
+        ("app/token", "app.api_token.0"),
     ],
 )
 @pytest.mark.parametrize("character", [*"#'\"\\$`, !&;()*~{", "é"])
@@ -511,7 +511,7 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
         ("*", "turn.pools.calls.secrets", ...),
         ("*", "turn.pools.calls.users", {"bob": "secret:turn/user"}),
     )
-    shown = repr(fleet) + str([here.model_dump_json() for here in fleet.hosts.values()])
+    shown = repr(fleet) + str([host.model_dump_json() for host in fleet.hosts.values()])
     assert "bob" in shown
     assert not [value for value in SECRETS.values() if value in shown]
 
@@ -873,7 +873,7 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     (folder / "test.py").write_text(f"livekit = {data[SFU1]['livekit']!r}\n")
     (folder / "turn.py").write_text('host = {"udp_buffer": 7000000}\n')
     fleet = load_fleet(SOURCE)
-    assert {name: here.host.udp_buffer for name, here in fleet.hosts.items()} == {
+    assert {name: host.host.udp_buffer for name, host in fleet.hosts.items()} == {
         SFU1: 6000000,
         TURN1: 7000000,
         TURN2: 9000000,

@@ -26,5 +26,5 @@ def check_certificate(server: Server, name: str, port: int, unit: str, check: Ch
                 wanted and int(got.serial, 16) == int(wanted, 16),
                 f"callers get certificate {got.serial} on {address}, the host's file is "
                 f"{wanted or 'none'}",
-                f"systemctl reload {unit} on {server.name}",
+                f"systemctl reload {unit.removesuffix('.service')} on {server.name}",
             )

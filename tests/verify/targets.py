@@ -3,8 +3,8 @@ which callers reach them. Nothing is connected to before a check asks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
 from typing import Any, Literal
@@ -30,11 +30,11 @@ from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.models import LiveKit, Pool
+from callready.settings.pools import Transport, Way, ways
 from callready.settings.problem import SettingsError
 from tasks import declare
 
 Family = Literal[4, 6]
-Transport = Literal["udp", "tcp", "tls"]
 
 
 class RootShell(BaseBackend):
@@ -42,14 +42,14 @@ class RootShell(BaseBackend):
 
     NAME = "callready"
 
-    def __init__(self, connection: Connection, here: Node) -> None:
-        super().__init__(here.name)
-        self._connection, self._here = connection, here
+    def __init__(self, connection: Connection, node: Node) -> None:
+        super().__init__(node.name)
+        self._connection, self._node = connection, node
 
     def run(self, command: str, *args: str, **_: Any) -> CommandResult:
         command = self.get_command(command, *args)
         script = f"( {command}\n) < /dev/null\nprintf '%s\\n' $? >&2\n"
-        _ok, output = as_root(self._connection, self._here, script)
+        _ok, output = as_root(self._connection, self._node, script)
         if not output.stderr_lines or not output.stderr_lines[-1].isdigit():
             raise ProbeError(
                 f"{self.hostname} cannot be looked at: its shell broke off", "SSH and sudo there"
@@ -141,13 +141,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Turn:
-    """A TURN pool on one of its hosts, over one transport."""
+    """A TURN pool on one of its hosts, and one way into it."""
 
     server: Server
     pool_name: str
-    pool: Pool
-    transport: Transport = "udp"
-    on_443: bool = False
+    way: Way
 
     @property
     def name(self) -> str:
@@ -155,24 +153,16 @@ class Turn:
         return self.server.name
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.pool_name}-{self.transport}" + "-443" * self.on_443
+        return f"{self.name}-{self.pool_name}-{self.way.over.replace(' on ', '-')}"
 
     @property
-    def over(self) -> str:
-        """The transport as a person says it."""
-        return self.transport + " on 443" * self.on_443
+    def pool(self) -> Pool:
+        """The pool's settings."""
+        return self.server.settings.turn_pools[self.pool_name]
 
-    @property
-    def port(self) -> int:
-        """Where it listens for the transport."""
-        pool = self.pool
-        if self.on_443:
-            return 443
-        return pool.tls_listening_port if self.transport == "tls" else pool.listening_port
-
-    def at(self, address: str, transport: Transport | None = None) -> TurnServer:
-        """One way into it."""
-        way, server = replace(self, transport=transport or self.transport), self.server
+    def at(self, address: str) -> TurnServer:
+        """It at one of its host's addresses, or by name."""
+        way, server = self.way, self.server
         return TurnServer(address, way.port, way.transport, server.settings.name, server.ca)
 
     @property
@@ -181,7 +171,7 @@ class Turn:
         return self.at(self.server.settings.name)
 
     @property
-    def ways(self) -> dict[Family, TurnServer]:
+    def by_family(self) -> dict[Family, TurnServer]:
         """By address family, of those that this machine can try."""
         return {family: self.at(text) for family, text in self.server.addresses.items()}
 
@@ -255,7 +245,6 @@ class Site:
     servers: dict[str, Server]
     attempts: int = 5
     full_sweep: bool = False
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @classmethod
     def load(cls, inventory: str) -> Site:
@@ -263,27 +252,26 @@ class Site:
         data = inventory_data(inventory)
         fleet = validate(inventory, data)
         declared = [declare(fleet, name) for name in fleet.hosts]
-        managed = [here for here in declared if here.release.files or here.release.environments]
+        managed = [node for node in declared if node.release.files or node.release.environments]
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
-        connections = _connections(data, [here.name for here in managed])
-        servers = {here.name: Server(here, connections[here.name]) for here in managed}
-        return cls(inventory, fleet, servers, secrets=tuple(_secrets(fleet)))
+        connections = _connections(data, [node.name for node in managed])
+        servers = {node.name: Server(node, connections[node.name]) for node in managed}
+        return cls(inventory, fleet, servers)
 
     def hosts(self) -> list[Server]:
         """The hosts that the deploy manages."""
         return list(self.servers.values())
 
     def turns(self, *transports: Transport) -> list[Turn]:
-        """Every pool on every host, once for each of these transports that it has; tls on 443
-        beside tls on its own port."""
+        """Every pool on every host, by each way into it over one of these transports (default:
+        UDP)."""
         return [
-            Turn(server, name, pool, transport, on_443)
+            Turn(server, name, way)
             for server in self.servers.values()
-            for name, pool in server.settings.turn_pools.items()
-            for transport in transports or ("udp",)
-            for on_443 in ((False, True) if transport == "tls" and pool.tls_on_443 else (False,))
-            if pool.tls or transport != "tls"
+            for name in server.settings.turn_pools
+            for way in ways(server.settings, name)
+            if way.transport in (transports or ("udp",))
         ]
 
     def internet_turns(self) -> list[Turn]:
@@ -318,29 +306,25 @@ class Site:
 
     def sfus(self) -> list[Sfu]:
         """One entry for each LiveKit URL that clients are told."""
-        urls: dict[str, Server] = {}
+        urls: dict[str, Sfu] = {}
         for server in self.servers.values():
-            if server.settings.is_sfu and server.settings.livekit:
-                urls.setdefault(server.settings.livekit.url, server)
-        return [
-            Sfu(server, server.settings.livekit, self.sfu_addresses)
-            for server in urls.values()
-            if server.settings.livekit
-        ]
+            if livekit := server.settings.sfu:
+                urls.setdefault(livekit.url, Sfu(server, livekit, self.sfu_addresses))
+        return list(urls.values())
 
     @property
     def sfu_addresses(self) -> frozenset[str]:
         """The public addresses of all SFUs."""
         return frozenset(
             address
-            for here in self.fleet.group("livekit").values()
-            for address in (here.address, here.address6)
+            for host in self.fleet.group("livekit").values()
+            for address in (host.address, host.address6)
             if address
         )
 
     def hide(self, text: str) -> str:
         """`text` without any secret of the inventory."""
-        for secret in self.secrets:
+        for secret in self.fleet.secrets:
             text = text.replace(secret, "••••••")
         return text
 
@@ -351,22 +335,6 @@ def _connections(data: Mapping[str, Mapping[str, Any]], names: list[str]) -> dic
     inventory = Inventory((hosts, {}))
     State(inventory, Config())
     return {host.name: host for host in inventory}
-
-
-def _secrets(fleet: Fleet) -> set[str]:
-    """The values of all secrets in the settings."""
-
-    def walk(value: object) -> Iterator[str]:
-        if isinstance(value, SecretStr):
-            yield value.get_secret_value()
-        elif isinstance(value, Mapping):
-            for item in value.values():
-                yield from walk(item)
-        elif isinstance(value, list | tuple):
-            for item in value:
-                yield from walk(item)
-
-    return {text for here in fleet.hosts.values() for text in walk(here.model_dump()) if text}
 
 
 def bracketed(address: str) -> str:

@@ -68,14 +68,14 @@ def test_direct(sfu: Sfu, check: Check) -> None:
 @calls
 @each(lambda site: site.pairs("udp", "tcp", "tls"))
 def test_relayed(pair: Pair, check: Check) -> None:
-    """Call only through {pair.turn.name} over {pair.turn.over}"""
+    """Call only through {pair.turn.name} over {pair.turn.way.over}"""
     got = _call(pair.sfu, pair.turn)
     _figures(got, check)
     _check_far_end(got, pair.sfu, check)
-    here = pair.turn.server.settings
+    host = pair.turn.server.settings
     for side in got.participants:
         check.expect(
-            side.local == "relay" and side.local_address in (here.address, here.address6),
+            side.local == "relay" and side.local_address in (host.address, host.address6),
             f"the call went {side.local} from {side.local_address}, not through {pair.turn.name}",
             "the probe (callready.probes.webrtc)",
         )

@@ -8,6 +8,7 @@ from urllib.parse import SplitResult, urlsplit
 from callready.probes import ProbeError, ports, tls
 from callready.probes.app import get
 from callready.probes.tls import served
+from callready.settings import pools
 from callready.settings.android import Android
 from callready.settings.pins import is_pinned, mismatch
 from verify.certificates import check_certificate
@@ -114,7 +115,7 @@ def test_certificate(server: Server, check: Check) -> None:
     """Certificates of HTTPS: chain, name, days left"""
     assert server.settings.edge
     for name in server.settings.edge_backends:
-        check_certificate(server, name, server.settings.edge.port, "haproxy", check)
+        check_certificate(server, name, server.settings.edge.port, pools.EDGE, check)
 
 
 class Pinned(NamedTuple):
@@ -134,11 +135,11 @@ class Pinned(NamedTuple):
 
 
 def _pinned(site: Site) -> Iterator[Pinned]:
-    apps = [here.android for here in site.fleet.group("android").values() if here.android]
+    apps = [host.android for host in site.fleet.group("android").values() if host.android]
     for server in site.hosts():
-        here = server.settings
-        urls = [here.livekit.url] if here.is_sfu and here.livekit else []
-        urls += [here.app.url] if "app" in here.groups and here.app and here.app.url else []
+        host = server.settings
+        urls = [host.sfu.url] if host.sfu else []
+        urls += [host.backend.url] if host.backend and host.backend.url else []
         for url in map(urlsplit, urls):
             found = [app for app in apps if is_pinned(app, url.hostname or "")]
             if found and url.scheme in ("https", "wss"):
@@ -163,7 +164,7 @@ def test_pins(at: Pinned, check: Check) -> None:
 @edges
 def test_behind(server: Server, check: Check) -> None:
     """What is behind the edge is reached through it only"""
-    behind = {use.first: use.purpose for use in server.node.ports if not use.public}
+    behind = {use.first: use.purpose for use in server.node.ports if use.audience == "this host"}
     for name, upstream in server.settings.edge_backends.items():
         host, _, port = upstream.rpartition(":")
         if host in ("127.0.0.1", "localhost"):

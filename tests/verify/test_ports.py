@@ -9,10 +9,8 @@ from verify.targets import Server, Site
 @each(having(lambda server: server.planned.packages))
 def test_sweep(server: Server, site: Site, check: Check) -> None:
     """Open TCP ports are the planned ones"""
-    plan = [use for use in server.node.ports if use.public and use.proto == "tcp"]
-    expected = [
-        use for use in plan if not use.relay and use.service not in ("sshd", "extra", "ACME")
-    ]
+    plan = [use for use in server.node.ports if use.audience == "anyone" and use.proto == "tcp"]
+    expected = [use for use in plan if not use.relay and use.role not in ("sshd", "extra", "acme")]
     served = {use.first: use for use in expected}
     allowed = {port for use in plan for port in range(use.first, use.last + 1)}
     if not server.settings.firewall.enabled:
