@@ -1,5 +1,7 @@
 """The application's environment file: the same keys and URIs as LiveKit and coturn have."""
 
+from pydantic import SecretStr
+
 from callready.release.node import Node
 from callready.settings.uris import stun_uris, turn_uris
 
@@ -10,10 +12,10 @@ def app_env(node: Node) -> None:
     if app is None or livekit is None:
         return
     key, secret = next(iter(livekit.keys.items()))
-    values = {
+    values: dict[str, str | SecretStr] = {
         "LIVEKIT_URL": livekit.url,
         "LIVEKIT_API_KEY": key,
-        "LIVEKIT_API_SECRET": secret.get_secret_value(),
+        "LIVEKIT_API_SECRET": secret,
     }
     hosts = node.fleet.pool(livekit.turn_pool).values()
     pool = next((host.turn_pools[livekit.turn_pool or ""] for host in hosts), None)
@@ -21,9 +23,10 @@ def app_env(node: Node) -> None:
         values |= {
             "STUN_URIS": ",".join(stun_uris(node.fleet, livekit.turn_pool)),
             "TURN_URIS": ",".join(turn_uris(node.fleet, livekit.turn_pool)),
-            "TURN_SECRET": pool.secrets[0].get_secret_value(),
+            "TURN_SECRET": pool.secrets[0],
             "TURN_TTL": str(livekit.rtc.turn_ttl),
         }
     if app.api_token:
-        values["APP_TOKEN"] = ",".join(token.get_secret_value() for token in app.api_token)
+        tokens = ",".join(token.get_secret_value() for token in app.api_token)
+        values["APP_TOKEN"] = SecretStr(tokens)
     node.release.environment(app.env_file, app.owner, values, app.restart, app.commands)

@@ -133,9 +133,15 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """pyinfra's JSON: the totals and the hosts that failed."""
+        """pyinfra's JSON: the totals of its operations, how many hosts had any, and which failed."""
         results = json.loads(self.stdout)["results"]
-        return {**results["totals"], "failed_hosts": results["failed_hosts"]}
+        hosts = {
+            host
+            for operation in results["operations"]
+            for how in ("success", "error", "no_change")
+            for host in operation[how]
+        }
+        return {**results["totals"], "hosts": len(hosts), "failed_hosts": results["failed_hosts"]}
 
     @property
     def changed(self) -> list[str]:

@@ -170,7 +170,7 @@ def test_secret_is_in_no_output_of_pyinfra(pair: Fleet, arguments: list[str]) ->
     pair.unsettled = True
     run = literal(pair, REPOSITORY, PYINFRA, pair.inventory, *arguments)
     assert run.returncode == 0, run.stdout
-    wanted = "secret:turn/calls" if arguments[0] == "debug-inventory" else "Bring the host to"
+    wanted = "secret:turn/calls" if arguments[0] == "debug-inventory" else "Switch and confirm"
     assert wanted in run.stdout
     assert pair.marker not in run.stdout
 
