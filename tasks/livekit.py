@@ -26,7 +26,6 @@ def livekit(node: Node) -> None:
         CONFIG,
         "livekit.yaml.j2",
         mode=0o600,
-        secret=True,
         host=node.settings,
         lk=settings,
         turn_servers=servers,
@@ -34,9 +33,7 @@ def livekit(node: Node) -> None:
         secret_file=f"/run/credentials/{UNIT}/turn_secret" if secret else None,
     )
     if secret:
-        node.release.file(
-            TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600, secret=True
-        )
+        node.release.file(TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600)
         credentials.append(TURN_SECRET)
     node.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
     node.release.enable(UNIT, UNIT_FILE)

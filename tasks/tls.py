@@ -44,7 +44,7 @@ def renewal(node: Node, acme: Acme) -> None:
     release.package("certbot")
     if acme.dns:
         release.package("python3-certbot-dns-ovh")
-        release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, secret=True, dns=acme.dns)
+        release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, dns=acme.dns)
     if acme.ca:
         release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
     release.file(SCRIPT, content=host_script("certificates.sh"), mode=0o755)
