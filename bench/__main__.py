@@ -3,11 +3,10 @@
 import argparse
 import random
 import shlex
+import signal
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from bench import report
@@ -40,13 +39,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5 (quick: 3)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help=", ".join(c.name for c in ALL))
     options = parser.parse_args()
-    many = options.hosts or (2 if options.quick else len(HOSTS))
+    many = options.hosts if options.hosts is not None else 2 if options.quick else 10
     rounds = options.rounds or (3 if options.quick else 5)
+    if not 1 <= many <= len(HOSTS):
+        parser.error(f"--hosts {many}: not from 1 to {len(HOSTS)}")
     contenders = [c for c in ALL if not options.only or c.name in options.only]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: remove the hosts
     try:
         setting = report.machine(ansible_playbook())
-        with borrowed(HOSTS[:many]) as hosts, tempfile.TemporaryDirectory(prefix="bench-") as path:
-            world = World(Path(path), hosts, RTTS)
+        with borrowed(HOSTS[:many]) as (folder, hosts):
+            world = World(folder / "today", hosts, RTTS)
             world.prepare(sorted({1, many}))
             with world.slow_lines():
                 table = Table(many, rounds, setting)
