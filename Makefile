@@ -31,7 +31,7 @@ help:
 	@echo "make history ENV=prod    who deployed what when"
 	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
-	@echo "make bench               measure against plain pyinfra, Ansible and bare ssh"
+	@echo "make bench [AGAINST=REV] measure against plain pyinfra, Ansible, bare ssh, and another commit"
 	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
 	@echo "make docs                write the generated pages of docs/"
 	@echo "make lab-up, lab-down    the lab alone; lab-down removes every trace but the cache"
@@ -88,7 +88,7 @@ verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)
 
 bench: lab-install
-	$(PYTHON) -m bench
+	$(PYTHON) -m bench $(if $(AGAINST),--against $(AGAINST))
 
 docs: install
 	$(PYTHON) -m callready.docs

@@ -62,7 +62,7 @@ class Contender:
 
 
 class Pyinfra(Contender):
-    """`pyinfra INVENTORY DEPLOY` in a folder, literally."""
+    """`pyinfra INVENTORY DEPLOY`, literally; `folder` is the callready it belongs to, if any."""
 
     def __init__(self, name: str, deploy: Path, folder: Path | None = None) -> None:
         self.name, self.deploy, self.folder = name, deploy, folder
@@ -72,7 +72,10 @@ class Pyinfra(Contender):
         """Hosts from its connections, changes from its table of results."""
         options = [] if self.folder else _data(line)
         command: Command = [PYINFRA, line.inventory, self.deploy, *options]
-        seconds, output = timed(command, self.folder or line.world.folder, {"PYINFRA_YES": "1"})
+        folder = self.folder or line.world.folder
+        # pyinfra looks there last: another callready on the path would be the one that is measured.
+        settings = {"PYINFRA_YES": "1", "PYTHONPATH": str(folder)}
+        seconds, output = timed(command, folder, settings)
         total = re.search(r"Grand total +\S+ +(\S+) +(\S+)", output)
         if not total or total[2] != "-":
             raise BenchError(f"{self.name}:\n{output[-3000:]}")
@@ -160,6 +163,30 @@ def timed(command: Command, folder: Path, settings: dict[str, str]) -> tuple[flo
         words = " ".join(str(word) for word in command[:3])
         raise BenchError(f"`{words}`: exit {done.returncode}:\n{done.stdout[-3000:]}")
     return seconds, done.stdout
+
+
+def at_commit(commit: str, folder: Path) -> Pyinfra:
+    """callready as it was at a commit, laid out in a folder of this one.
+
+    Not a git worktree: the repository would remember that one when this run is killed.
+    """
+    own = folder / f"callready-{commit}"
+    own.mkdir()
+    subprocess.run(["tar", "-x", "-C", own], input=git("archive", commit), check=True)
+    return Pyinfra(commit, Path("deploy.py"), own)
+
+
+def find_commit(revision: str) -> str:
+    """The short hash. Raises BenchError with git's words if there is no such commit."""
+    return git("log", "-1", "--format=%h", revision, "--").decode().strip()
+
+
+def git(*arguments: str) -> bytes:
+    """What git prints about this repository. Raises BenchError with its words if it fails."""
+    done = subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+    if done.returncode:
+        raise BenchError(f"git {arguments[0]}: {done.stderr.decode().strip()}")
+    return done.stdout
 
 
 def _data(line: Line) -> Command:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-CONTENDERS = ("callready", "empty.py", "floor", "pyinfra's operations", "Ansible")
+CONTENDERS = ("empty.py", "floor", "pyinfra's operations", "Ansible")
 TITLES = {"fresh": "bare host", "nothing": "nothing to change", "change": "one file changed"}
 
 
@@ -24,11 +24,13 @@ class Case(NamedTuple):
 
 @dataclass
 class Table:
-    """Wall seconds of every run, by case and contender; `many` is the larger number of hosts."""
+    """Wall seconds of every run, by case and contender; `many` is the larger number of hosts,
+    `older` the commit of callready that today's was measured against."""
 
     many: int
     rounds: int
     machine: str
+    older: str | None = None
     seconds: dict[Case, dict[str, list[float]]] = field(default_factory=dict)
 
     def add(self, case: Case, name: str, seconds: float) -> None:
@@ -50,6 +52,17 @@ class Table:
         a, b = self.median(case, more), self.median(case, less)
         return a - b if a and b else None
 
+    def beyond_noise(self, case: Case, one: str, other: str) -> str:
+        """Whether one is " slower" or " faster" than the other; empty if that may be noise: their
+        medians are no further apart than the fastest and the slowest run of one of them."""
+        difference = self.difference(case, one, other)
+        if difference is None or self.rounds == 1:
+            return ""
+        both = [self.seconds[case][name] for name in (one, other)]
+        if abs(difference) <= max(max(runs) - min(runs) for runs in both):
+            return ""
+        return " slower" if difference > 0 else " faster"
+
 
 INTRODUCTION = """# How long a deploy takes
 
@@ -68,6 +81,8 @@ configuration, the firewall's rules and loader, two units that run). "One file c
   gathered as by default, no connection left over from the run before.
 """
 METHOD = """Repeat it with `make bench`; `python -m bench --quick` is a short run with two hosts.
+`--hosts N` takes up to 20 hosts, and `--against REV` (`make bench AGAINST=REV`) measures another
+commit of callready in the same run.
 
 The hosts are booted for the run (`python -m lab`). With 0 ms they are reached directly; with
 50 ms through a forwarder that holds every packet back for 25 ms each way and limits no throughput
@@ -78,6 +93,13 @@ until every port is open. A host that changes keeps the change only after new SS
 caller's probes (STUN, TURN over each transport, certificates) have worked, and one host goes before
 the others do: that is what "one file changed" costs it.
 """
+OLDER = """
+{older} is callready at that commit, measured in the same turns, with the same settings and the same
+Python environment. It has as many hosts of its own, with the same Debian versions in the same
+order: on shared hosts each of the two would find a release of the other and replace it first. The
+hosts of both run all the time. "faster" or "slower" beside the ratio means more than noise: the
+medians are further apart than the fastest and the slowest run of either.
+"""
 
 
 def markdown(table: Table) -> str:
@@ -87,29 +109,25 @@ def markdown(table: Table) -> str:
         f"{table.machine} Rounds: {table.rounds}, Ansible in every second one; the contenders take "
         "turns in random order, after one run each that is not counted.\n"
     )
-    return "\n".join([*parts, "## Where this was measured\n", setting, METHOD])
+    method = METHOD + (OLDER.format(older=table.older) if table.older else "")
+    return "\n".join([*parts, "## Where this was measured\n", setting, method])
 
 
 def times(table: Table) -> str:
-    """Medians and ratios, a line a case."""
-    head = [
-        "",
-        "hosts",
-        "RTT",
-        *CONTENDERS,
-        "callready / empty.py",
-        "callready / floor",
-        "Ansible / callready",
-    ]
+    """Medians and ratios of those who were measured, a line a case."""
+    older = [table.older] if table.older else []
+    measured = {name for by_name in table.seconds.values() for name in by_name}
+    names = [name for name in ("callready", *older, *CONTENDERS) if name in measured]
+    pairs = [("callready", name) for name in (*older, "empty.py", "floor")]
+    pairs = [pair for pair in (*pairs, ("Ansible", "callready")) if measured.issuperset(pair)]
+    head = ["", "hosts", "RTT", *names, *(f"{over} / {under}" for over, under in pairs)]
     rows = []
     for case in sorted(table.seconds, key=lambda case: list(TITLES).index(case.what)):
-        if case.what == "fresh":
-            continue
-        medians = [number(table.median(case, name), 2) for name in CONTENDERS]
+        medians = [number(table.median(case, name)) for name in names]
         ratios = [
-            number(table.ratio(case, "callready", "empty.py"), 2),
-            number(table.ratio(case, "callready", "floor"), 2),
-            number(table.ratio(case, "Ansible", "callready"), 1),
+            number(table.ratio(case, over, under))
+            + (table.beyond_noise(case, over, under) if under in older else "")
+            for over, under in pairs
         ]
         rows.append([TITLES[case.what], str(case.hosts), f"{case.rtt} ms", *medians, *ratios])
     return rows_of(head, rows)
@@ -152,7 +170,7 @@ def targets(table: Table) -> str:
     for words, side, limit, value in judged:
         reached = value is not None and (value <= limit if side == "at most" else value >= limit)
         verdict = "not measured" if value is None else "PASS" if reached else "MISS"
-        rows.append([words, f"{side} {limit:g}", number(value, 2), verdict])
+        rows.append([words, f"{side} {limit:g}", number(value), verdict])
     return rows_of(["", "target", "measured", ""], rows)
 
 
@@ -182,15 +200,17 @@ def rows_of(head: list[str], rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def number(value: float | None, digits: int) -> str:
+def number(value: float | None) -> str:
     """For people; a dash for what was not measured."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else f"{value:.2f}"
 
 
-def machine(ansible: Path) -> str:
-    """What it runs on, with versions; `ansible` is ansible-playbook."""
-    # Asking it would leave ~/.ansible behind.
-    core = next(ansible.parent.parent.glob("lib/*/site-packages/ansible_core-*.dist-info"))
+def machine(ansible: Path | None) -> str:
+    """What it runs on, with versions; `ansible` is ansible-playbook if it is measured."""
+    core = ""
+    if ansible:  # asking it would leave ~/.ansible behind
+        info = next(ansible.parent.parent.glob("lib/*/site-packages/ansible_core-*.dist-info"))
+        core = f"ansible-core {info.stem.partition('-')[2]}, "
     cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     ssh = subprocess.run(["ssh", "-V"], capture_output=True, text=True, check=False).stderr
@@ -198,6 +218,6 @@ def machine(ansible: Path) -> str:
         f"{os.cpu_count()} cores ({cpu[1] if cpu else platform.machine()}), {memory:.0f} GiB, "
         f"Linux {platform.release()}, load average at the start {os.getloadavg()[0]:.1f}; "
         f"Python {platform.python_version()}, pyinfra {version('pyinfra')}, "
-        f"paramiko {version('paramiko')}, ansible-core {core.stem.partition('-')[2]}, "
-        f"{ssh.split(',')[0]}; the hosts are the lab's Debian 12 and 13 in turn, on the same cores."
+        f"paramiko {version('paramiko')}, {core}{ssh.split(',')[0]}; "
+        "the hosts are the lab's Debian 12 and 13 in turn, on the same cores."
     )

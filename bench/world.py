@@ -15,11 +15,12 @@ from pathlib import Path
 from callready.release.node import Node
 from callready.secrets.loading import load_fleet
 from lab import Host, Lab, ca, find_host, hosts
-from lab.plan import STATE
+from lab.plan import BENCH_HOSTS, STATE
+from lab.run import abandoned, locked, remove_tree
 from tasks import declare
 
 ROOT = Path(__file__).parent.parent
-HOSTS = tuple(f"h{number:02}" for number in range(7, 17))
+HOSTS = BENCH_HOSTS[6:]
 FIRST_PORT = 22000  # of the slow lines, on 127.0.0.1
 SSH_DATA = {
     "ssh_user": "debian",
@@ -104,6 +105,7 @@ class World:
 
     def prepare(self, counts: Sequence[int]) -> None:
         """Write inventories and files."""
+        self.folder.mkdir()
         os.environ["CALLREADY_SECRET_TURN_CALLS"] = secrets.token_urlsafe(32)
         known = [
             f"{name} {key}\n"
@@ -257,17 +259,44 @@ def bundle(members: dict[str, bytes]) -> str:
 
 
 @contextmanager
-def borrowed(names: Sequence[str]) -> Iterator[list[Host]]:
-    """Bare lab hosts; thrown away afterwards unless they were there before, and the lab with them
-    unless it was there."""
-    lab, lab_was_there = Lab(), STATE.exists()
-    made = [name for name in names if lab.state(name) == "absent"]
+def borrowed(names: Sequence[str]) -> Iterator[tuple[Path, list[Host]]]:
+    """A folder for this run and lab hosts as delivered, which go again with it.
+
+    What the run makes is noted in the folder first, so that the next run can remove what this one
+    leaves if it is killed. Raises BenchError if another run measures or such a host exists.
+    """
+    own = STATE / f"bench-{os.getpid()}"
+    with locked():
+        for folder in STATE.glob("bench-*"):
+            if not abandoned(folder.name):
+                pid = folder.name.rpartition("-")[2]
+                raise BenchError(
+                    f"another run measures on the lab's hosts (pid {pid}): wait until it ends, or "
+                    "remove them with `python -m lab down`"
+                )
+            give_back(folder)
+        if there := " ".join(name for name in names if Lab().state(name) != "absent"):
+            raise BenchError(
+                f"{there}: in use, and only hosts as delivered can be measured on: wait, or remove "
+                f"what is there with `python -m lab destroy {there}`"
+            )
+        own.mkdir(mode=0o700, parents=True)
+        if not ca.CA_CERTIFICATE.exists():
+            (own / "lab").touch()
+        (own / "hosts").write_text(" ".join(names))
     try:
-        lab.up(names)
-        yield [find_host(name) for name in names]
+        Lab().up(names)
+        yield own, [find_host(name) for name in names]
     finally:
-        for name in made:
-            with suppress(KeyboardInterrupt):
-                lab.destroy(name)
-        if not lab_was_there:
-            lab.down()
+        give_back(own)
+
+
+def give_back(folder: Path) -> None:
+    """Remove a run's folder and what it made; the lab stays if it has other hosts by now."""
+    noted = folder / "hosts"
+    for name in noted.read_text().split() if noted.exists() else ():
+        Lab().destroy(name)
+    if (folder / "lab").exists() and not Lab().status():
+        Lab().down()
+    else:
+        remove_tree(folder)

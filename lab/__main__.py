@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         dest="count",
         metavar="N",
-        help="bench hosts h01..hNN, at most 20",
+        help=f"bench hosts h01..hNN, at most {len(plan.BENCH_HOSTS)}",
     )
     up.add_argument("--suite", choices=plan.SUITES, help="for hosts not made yet")
     add("down", "remove every trace of the lab but its cache")

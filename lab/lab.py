@@ -193,8 +193,9 @@ class Lab:
         try:
             return plan.find_host(name)
         except KeyError:
-            known = f"{' '.join(n for n in plan.HOSTS if n not in plan.BENCH_HOSTS)} h01..h20"
-            raise LabError(f"{name}: no such host; the lab's are {known}") from None
+            known = [n for n in plan.HOSTS if n not in plan.BENCH_HOSTS]
+            known.append(f"{plan.BENCH_HOSTS[0]}..{plan.BENCH_HOSTS[-1]}")
+            raise LabError(f"{name}: no such host; the lab's are {' '.join(known)}") from None
 
     def _made(self, name: str) -> plan.Host:
         host = self._host(name)

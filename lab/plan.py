@@ -61,7 +61,7 @@ MACHINE = Host("controller", 1)
 CALLER = Host("client", 2)
 APP_HOST = "app1"  # where the example backend runs
 DEFAULT_HOSTS = ("sfu1", "turn1", "turn2", APP_HOST)
-BENCH_HOSTS = tuple(f"h{number:02}" for number in range(1, 21))
+BENCH_HOSTS = tuple(f"h{number:02}" for number in range(1, 27))
 HOSTS = {
     host.name: host
     for host in (

@@ -216,6 +216,16 @@ def test_mistakes_are_one_sentence(up: None) -> None:
     assert lab("boot", "h18", status=1) == "lab: h18 was not made yet: `python -m lab up h18`\n"
 
 
+BORROW = "from bench.world import borrowed\nwith borrowed(['h19']): print('borrowed')"
+
+
+def test_bench_takes_no_host_that_is_there(up: None) -> None:
+    before = lab("status")
+    output, _ = python("-c", BORROW).communicate(timeout=60)
+    assert "BenchError: h19: in use" in output
+    assert lab("status") == before
+
+
 def test_leftovers_of_a_killed_run_are_found_and_removed(up: None) -> None:
     lab("down")
     assert traces() == []
@@ -234,3 +244,20 @@ def test_leftovers_of_a_killed_run_are_found_and_removed(up: None) -> None:
     begin, end = (f"# {INSTANCE} lab {word}\n".encode() for word in ("begin", "end"))
     before, _, rest = hosts.partition(begin)
     assert Path("/etc/hosts").read_bytes() == before + rest.partition(end)[2]
+
+
+def test_bench_removes_what_a_killed_run_of_it_left(up: None) -> None:
+    lab("down")
+    killed = python("-c", f"{BORROW}; import time; time.sleep(600)")
+    assert killed.stdout is not None and "borrowed\n" in iter(killed.stdout.readline, "")
+    meanwhile, _ = python("-c", BORROW).communicate(timeout=60)
+    assert f"another run measures on the lab's hosts (pid {killed.pid})" in meanwhile
+    killed.kill()
+    killed.communicate()
+    assert any("systemd-nspawn" in line for line in processes())  # or there is nothing to find
+
+    again = python("-c", BORROW)
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0, output
+    assert "h19.lab.test booted" in output  # as delivered, not the one that was left
+    assert traces() == []

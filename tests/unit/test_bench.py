@@ -1,0 +1,94 @@
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bench import contenders
+from bench.__main__ import main
+from bench.report import Case, Table, markdown
+from bench.world import HOSTS, BenchError
+from lab.plan import SUITES, find_host
+
+CHANGE = Case("change", 10, 50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--hosts", "21"], "--hosts 21: not from 1 to 20; there are 20 hosts\n"),
+        (["--hosts", "0"], "--hosts 0: not from 1 to 20; there are 20 hosts\n"),
+        (
+            ["--hosts", "11", "--against", "HEAD"],
+            "--hosts 11: not from 1 to 10; there are 20 hosts, and --against takes twice as many\n",
+        ),
+    ],
+)
+def test_more_hosts_than_there_are_is_an_error_before_any_boots(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_both_halves_of_the_hosts_have_the_same_debian_versions() -> None:
+    suites = [find_host(name).suite for name in HOSTS]
+    assert suites[:10] == suites[10:]
+    assert set(suites[:2]) == set(SUITES)
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One with two commits of deploy.py, `old` and then `new`."""
+    folder = tmp_path / "repository"
+    monkeypatch.setattr(contenders, "ROOT", folder)
+    git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@example"]
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    for text in ("old", "new"):
+        (folder / "deploy.py").write_text(text)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "--quiet", "--message", text], check=True)
+    return folder
+
+
+def test_a_commit_is_laid_out_apart_from_the_repository(repository: Path, tmp_path: Path) -> None:
+    older = contenders.at_commit(contenders.find_commit("HEAD~1"), tmp_path)
+    assert older.folder and older.folder.parent == tmp_path
+    assert (older.folder / "deploy.py").read_text() == "old"
+    assert (repository / "deploy.py").read_text() == "new"
+    assert older.name == contenders.find_commit(older.name)  # the hash that the report names
+
+
+def test_a_commit_that_does_not_exist_is_an_error(repository: Path) -> None:
+    with pytest.raises(BenchError, match="bad revision 'nope'"):
+        contenders.find_commit("nope")
+
+
+@pytest.mark.parametrize(
+    ("today", "older", "ratio"),
+    [
+        ([5.0, 5.1, 5.2], [9.9, 10.2, 10.3], "0.50 faster"),
+        ([10.2, 10.3, 10.4], [9.9, 10.0, 10.1], "1.03 slower"),
+        ([10.2, 10.3, 10.4], [9.7, 10.0, 10.1], "1.03"),
+        ([10.0, 10.3, 10.4], [9.9, 10.0, 10.1], "1.03"),
+    ],
+)
+def test_the_report_compares_with_the_other_commit(
+    today: list[float], older: list[float], ratio: str
+) -> None:
+    table = Table(10, 3, "", "364c183")
+    for name, runs in (("callready", today), ("364c183", older), ("floor", [2.0])):
+        for seconds in runs:
+            table.add(CHANGE, name, seconds)
+    head, _, row = [line for line in markdown(table).splitlines() if line.startswith("| ")][:3]
+    cells = dict(zip(head.split(" | "), row.split(" | "), strict=True))
+    assert cells["callready / 364c183"] == ratio
+    assert "364c183 is callready at that commit" in markdown(table)
+
+
+def test_the_report_leaves_out_who_was_not_measured() -> None:
+    table = Table(10, 1, "")
+    table.add(CHANGE, "callready", 3.0)
+    table.add(CHANGE, "floor", 2.0)
+    head = next(line for line in markdown(table).splitlines() if line.startswith("| "))
+    assert head == "|  | hosts | RTT | callready | floor | callready / floor |"
