@@ -17,17 +17,14 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from bench.faults.report import write
+from callready.release.plan import rows_sql
+from lab import Lab
+from lab.run import say
+from tests.support.fleet import PYINFRA, Run, eventually
+from tests.support.place import Place
+
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "tests" / "lab"), str(ROOT / "tests" / "faults")]
-
-from fleet import PYINFRA, Run, eventually  # noqa: E402
-from place import Place  # noqa: E402
-
-from bench.faults.report import write  # noqa: E402
-from callready.release.plan import rows_sql  # noqa: E402
-from lab import Lab  # noqa: E402
-from lab.run import say  # noqa: E402
-
 HOSTS = ("h19", "h20")
 NEW = b"        ct state invalid counter drop\n"
 WAIT = 20  # seconds after a fault: four times as long as callready's hosts had
@@ -38,7 +35,9 @@ class Plain(Place):
 
     patch: tuple[str, bytes, bytes] = ("", b"", b"")
 
-    def start(self, *arguments: str, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, before: tuple[str, ...] = (), file: str = ""
+    ) -> subprocess.Popen[str]:
         self.write_work()
         return subprocess.Popen(
             [PYINFRA, self.inventory, ROOT / "bench/faults/plain.py", *arguments],

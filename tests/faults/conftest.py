@@ -14,17 +14,15 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from place import Place
 
 from lab import Lab, archive, plan
+from tests.support.place import Place, Places
 
 if TYPE_CHECKING:
-    from faults import Fault
-    from test_sweep import Sweep
+    pass
 
 HOSTS = {"h09": "turn", "h10": "sfu", "h11": "sfu", "h12": "turn"}  # each kind on Debian 12 and 13
 PORT = 8089
@@ -81,42 +79,6 @@ def repack(source: Path, www: Path, version: str, binary: bytes | None = None) -
     shutil.rmtree(unpacked)
     digest = hashlib.sha256(target.read_bytes()).hexdigest()
     (folder / "checksums.txt").write_text(f"{digest}  {target.name}\n")
-
-
-class Places:
-    """The hosts of each kind and who waits for one; what was found, for the table in docs/."""
-
-    def __init__(self, places: list[Place], long: bool) -> None:
-        self.all, self.long = places, long
-        self.free: dict[str, Queue[Place]] = {kind: Queue() for kind in ("turn", "sfu")}
-        self.pools = {kind: ThreadPoolExecutor(len(self.of(kind))) for kind in self.free}
-        self.turns = {kind: threading.Lock() for kind in self.free}
-        self.over = False  # the session ends
-        self.found: list[dict[str, str]] = []
-        for place in places:
-            self.free[place.kind].put(place)
-
-    def of(self, kind: str) -> list[Place]:
-        """The hosts of a kind."""
-        return [place for place in self.all if place.kind == kind]
-
-    def submit(self, job: Fault | Sweep) -> Future[Any]:
-        """Have a job done on hosts of its kind as soon as there are enough of them."""
-
-        def work() -> Any:
-            with self.turns[job.kind]:  # or who waits for two hosts would never get them
-                taken = [self.free[job.kind].get() for _ in range(job.hosts)]
-            try:
-                return job.run(self, *taken)
-            finally:
-                for place in taken:
-                    self.free[job.kind].put(place)
-
-        return self.pools[job.kind].submit(work)
-
-    def note(self, **found: str) -> None:
-        """Something for the table."""
-        self.found.append(found)
 
 
 @pytest.fixture(scope="session")

@@ -12,15 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from faults import FAULTS, Fault, fault
-from fleet import eventually
-from place import LONG_TIMER, Place
-from test_interrupted import CALLS, held, starting
 
 from lab import Lab, ca, plan
+from tests.support.faults import FAULTS, Fault, fault
+from tests.support.fleet import eventually, held, starting
+from tests.support.place import LONG_TIMER, Place
 
 RETURNED = "this host has returned to release"
 NEW = "        ct state invalid counter drop\n"
+
+CALLS = "turnserver@calls.service"
 
 
 @pytest.mark.parametrize("job", FAULTS, ids=str)

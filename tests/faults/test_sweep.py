@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from conftest import Places
-from fleet import eventually
-from place import LONG_TIMER, TIMER, EndedBefore, Place
 
 from callready.release import plan
 from lab import Lab
 from lab.run import say
+from tests.support.fleet import eventually
+from tests.support.place import LONG_TIMER, TIMER, EndedBefore, Place, Places
 
 CONTROLLER = ("look", "connect", "gate")  # held_deploy.CONTROLLER
 # What else is done on a host, where it is done to death.

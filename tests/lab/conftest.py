@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
-from fleet import (
+
+from lab import Lab, plan
+from tests.support.fleet import (
     FLEET,
     HOSTS,
     LAB_INVENTORY,
@@ -20,14 +21,13 @@ from fleet import (
     SFU,
     Fleet,
     Host,
+    delivered,
     deploy_lab,
     eventually,
     idle,
     inventory,
     pair_inventory,
 )
-
-from lab import Lab, plan
 
 # Tests with hosts in common run one after the other, whatever runs beside them: by the fixture that
 # has the hosts, or by file.
@@ -48,21 +48,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = getattr(item, "fixturenames", ())
         group = next((GROUPS[name] for name in names if name in GROUPS), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(SHARED.get(group, group)))
-
-
-@contextmanager
-def delivered(*names: str) -> Iterator[None]:
-    """Hosts as delivered; those that were not there before go again."""
-    if os.geteuid():
-        pytest.skip("the lab needs root")
-    lab = Lab()
-    made = [name for name in names if lab.state(name) == "absent"]
-    lab.up(names)
-    for name in set(names) - set(made):
-        lab.reset(name)
-    yield
-    for name in made:
-        lab.destroy(name)
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from threading import Event
 
 import pytest
-from conftest import delivered
-from continuity import calls_of
-from fleet import Fleet, Host, eventually
-from fleet import inventory as common
 
 from callready.probes import tls
 from lab import acme, plan
+from tests.support.continuity import calls_of
+from tests.support.fleet import Fleet, Host, delivered, eventually
+from tests.support.fleet import inventory as common
 
 TURN, BOX = Host("h17"), Host("h18")
 # Every name on every port that serves it.
@@ -289,7 +288,7 @@ def test_failed_renewal_leaves_the_old_one_and_is_seen(
 
 def test_what_haproxy_refuses_is_found_before_anything_restarts(site: Fleet) -> None:
     before = BOX.pids(), BOX.root("readlink /etc/callready/current")
-    site.deploy_file = "tests/faults/held_deploy.py"
+    site.deploy_file = "tests/support/held_deploy.py"
     site.environment = {
         "FAULTS_FOLDER": str(site.folder),
         "FAULTS_PATCH": json.dumps({"haproxy.cfg.j2": ("mode http", "mode nonsense")}),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from conftest import delivered
-from continuity import calls_of
-from fleet import DRAIN, Fleet, Host, draining, pair_inventory, probe
+
+from tests.support.continuity import calls_of
+from tests.support.fleet import DRAIN, Fleet, Host, delivered, draining, pair_inventory, probe
 
 HOSTS = ONE, OTHER = (Host("h15"), Host("h16"))
 

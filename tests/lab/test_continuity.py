@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable
 
 import pytest
-from continuity import Calls, calls_of
-from fleet import DRAIN, PAIR, REPOSITORY, Fleet, Host, draining
+
+from tests.support.continuity import Calls, calls_of
+from tests.support.fleet import DRAIN, PAIR, REPOSITORY, Fleet, Host, draining
 
 SFU, TURN = PAIR
 UDP, TLS = f"turn:{TURN.fqdn}:3478?transport=udp", f"turns:{TURN.fqdn}:5349?transport=tcp"

@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from fleet import FLEET, HOSTS, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, probe
 
 from lab import Lab, plan
+from tests.support.fleet import (
+    FLEET,
+    HOSTS,
+    REPOSITORY,
+    SFU,
+    SUPPORT,
+    TURN12,
+    TURN13,
+    TWO_POOLS,
+    Fleet,
+    Host,
+    probe,
+)
 
 CA = str(plan.STATE / "ca.pem")
 
@@ -312,7 +323,7 @@ def test_relay_does_not_reach_the_services_of_its_own_host(fleet: Fleet) -> None
 def reach(how: str, address: str, port: int, secret: str = "") -> str:
     """Send a datagram from where the callers are, or through a relay of h05: `echo` if it came
     back, `silence` if not."""
-    script = Path(__file__).with_name("reach.py")
+    script = SUPPORT / "datagram.py"
     return subprocess.run(
         [*Lab().client_prefix(), sys.executable, script, how, address, str(port), TWO_POOLS.ipv4],
         input=secret,

@@ -14,15 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
-from continuity import calls_of
-from crowd import crowd, held
-from fleet import REPOSITORY, Host, deploy_lab, eventually, probe
 from pydantic import SecretStr
-from test_sabotages import verify
 
 from callready.probes import ProbeError, app, livekit, tls, turn
 from callready.probes.turn import Credentials, TurnServer
 from lab import Lab, ca, tools
+from tests.support.continuity import calls_of
+from tests.support.crowd import crowd, held
+from tests.support.fleet import REPOSITORY, Host, deploy_lab, eventually, probe, verify
 
 pytestmark = pytest.mark.usefixtures("good")
 

@@ -6,11 +6,19 @@ import os
 import subprocess
 from pathlib import Path
 
-from fleet import PAIR, PYINFRA, REPOSITORY, Fleet, eventually
-from test_interrupted import held, idle, starting
-from test_trust import STRICT, jump
-
 from lab import Lab
+from tests.support.fleet import (
+    PAIR,
+    PYINFRA,
+    REPOSITORY,
+    STRICT,
+    Fleet,
+    eventually,
+    held,
+    idle,
+    jump,
+    starting,
+)
 
 SFU, TURN = PAIR
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import delivered
-from fleet import Fleet, Host, eventually, inventory
 from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host as Connection
@@ -27,6 +25,7 @@ from callready.rollout.tunnel import tunnel
 from callready.secrets.loading import validate
 from callready.settings.inventory import inventory_data
 from lab import Lab, ca, hosts, plan
+from tests.support.fleet import Fleet, Host, delivered, eventually, inventory
 
 TURN, SFU = Host("h13"), Host("h14")
 UDP = "meta l4proto udp"

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from fleet import HOSTS, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Host, eventually, idle, probe
 
 from lab import Lab
+from tests.support.fleet import (
+    HOSTS,
+    SFU,
+    TURN12,
+    TURN13,
+    TWO_POOLS,
+    Fleet,
+    Host,
+    eventually,
+    held,
+    idle,
+    probe,
+    starting,
+)
 
 CALLS, FIREWALL = "turnserver@calls.service", "callready-firewall.service"
-
-
-@contextmanager
-def held(host: Host, unit: str) -> Iterator[None]:
-    """Make the next start of a unit wait, so that a deploy stands still right there."""
-    folder = f"/run/systemd/system/{unit}.d"
-    wait = "while [ -e /run/hold ]; do sleep 0.1; done"
-    host.root(
-        f"mkdir -p {folder}; touch /run/hold; systemctl daemon-reload; printf '[Service]\\n"
-        f'ExecStartPre=+/bin/sh -c "{wait}"\\n\' > {folder}/hold.conf; systemctl daemon-reload'
-    )
-    try:
-        yield
-    finally:
-        host.root(f"rm -f /run/hold; rm -r {folder}; systemctl daemon-reload")
-
-
-def starting(host: Host, unit: str) -> bool:
-    return host.root(f"systemctl is-active {unit}", check=False) == "activating"
 
 
 def kill_script(host: Host) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import REPOSITORY, eventually
+
+from tests.support.fleet import REPOSITORY, eventually
 
 INSTANCE = "crtest"
 NAMESPACE = Path(f"/run/netns/{INSTANCE}-machine")

@@ -15,9 +15,20 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fleet import HOSTS, PAIR, PYINFRA, REPOSITORY, SFU, TURN13, TWO_POOLS, Fleet, Host
 
 from lab import Lab, hosts, plan
+from tests.support.fleet import (
+    HOSTS,
+    PAIR,
+    PYINFRA,
+    REPOSITORY,
+    SFU,
+    TRACE,
+    TURN13,
+    TWO_POOLS,
+    Fleet,
+    Host,
+)
 
 PLACES = "/etc /home /media /mnt /opt /root /run /srv /tmp /usr/local /var"
 
@@ -60,9 +71,6 @@ def test_secret_is_in_no_log_of_a_host(fleet: Fleet, host: Host) -> None:
     journal = "journalctl --no-pager -o cat -a | grep -c -e "
     assert host.root(journal + "the-search-works") != "0"
     assert host.root(journal + fleet.marker, check=False) == "0"
-
-
-TRACE = ("strace", "-f", "-v", "-s", "1000000", "-e", "trace=execve", "-o")
 
 
 @contextmanager

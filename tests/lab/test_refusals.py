@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fleet import PYINFRA, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Run
 
 from lab import Lab
+from tests.support.fleet import PYINFRA, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Run
 
 ENVIRONMENT = {**os.environ, "PYINFRA_YES": "1"}
 

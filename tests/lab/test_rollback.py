@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fleet import PAIR, Fleet
+from tests.support.fleet import PAIR, Fleet
 
 SFU, TURN = PAIR
 

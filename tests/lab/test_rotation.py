@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import delivered
-from fleet import PYINFRA, REPOSITORY, Host, eventually
-from fleet import inventory as shared_inventory
 from pydantic import SecretStr
 
 from callready.probes import turn
 from callready.probes.peer import peer_to_peer_while
 from callready.probes.turn import TurnServer
 from lab import Lab, hosts, plan
+from tests.support.fleet import PYINFRA, REPOSITORY, SUPPORT, Host, delivered, eventually
+from tests.support.fleet import inventory as shared_inventory
 
 SFU, TURN = Host("h20"), Host("h19")
 TTL = 30
@@ -160,7 +159,7 @@ def callers(*options: str) -> Iterator[dict[str, Any]]:
         [
             *Lab().client_prefix(),
             sys.executable,
-            Path(__file__).with_name("rotation_caller.py"),
+            SUPPORT / "rotation_caller.py",
             env,
             TURN.ipv4,
             *options,

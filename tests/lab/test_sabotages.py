@@ -3,17 +3,13 @@
 The hosts are the lab's four; a deploy mends what it is meant to see.
 """
 
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
-from fleet import LAB_INVENTORY as INVENTORY
-from fleet import REPOSITORY, Host, deploy_lab
 
 from lab import Lab, ca, hosts, plan
+from tests.support.fleet import Host, deploy_lab, verify
 
 SFU, CALLS, AVATAR, APP = Host("sfu1"), Host("turn1"), Host("turn2"), Host("app1")
 EDIT = "sed -i --follow-symlinks"
@@ -183,40 +179,6 @@ def put_certificate(name: str, scratch: Path) -> None:
     for source, target in ((chain, "fullchain.pem"), (chain.with_suffix(".key"), "privkey.pem")):
         (folder / target).write_bytes(source.read_bytes())
         (folder / target).chmod(0o640)
-
-
-def verify(report: Path, *checks: str, inventory: Path | str = INVENTORY) -> dict[str, str]:
-    """Run these checks where the callers are; what each says that fails, "" of one that passes."""
-    done = subprocess.run(
-        [
-            *Lab().client_prefix(),
-            sys.executable,
-            "-m",
-            "callready.verify",
-            inventory,
-            "-k",
-            " or ".join(checks),
-            "--attempts",
-            "1",
-            "--report",
-            report,
-        ],
-        cwd=REPOSITORY,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    cases = ElementTree.parse(report / "verify.xml").iter("testcase")
-    found = {
-        case.attrib["name"]: "".join(failure.text or "" for failure in case.iter("failure"))
-        for case in cases
-    }
-    assert found, done.stdout + done.stderr
-    assert bool(done.returncode) == any(found.values()), done.stdout
-    for text in filter(None, found.values()):
-        assert text.split("\n")[0] in done.stdout and "Traceback" not in done.stdout
-    return found
 
 
 def test_a_good_deploy_passes(good: None, tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import delivered
-from crowd import crowd, held
-from fleet import PYINFRA, REPOSITORY, Host, eventually
 
 from lab import Lab, ca, plan
+from tests.support.crowd import crowd, held
+from tests.support.fleet import PYINFRA, REPOSITORY, Host, delivered, eventually
 
 # The names that an operator replaces, longest first.
 NAMES = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_planted_secret import TRACE
 
 from lab import tools
+from tests.support.fleet import TRACE
 
 REPOSITORY = Path(__file__).parents[2]
 ENV = "inventories/prod"

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fleet import PAIR, REPOSITORY, Fleet, Host, Run
 from paramiko import HostKeys
 
 from lab import Lab, plan
+from tests.support.fleet import PAIR, REPOSITORY, STRICT, Fleet, Host, Run, jump
 
 SFU, TURN = PAIR
 
@@ -130,18 +130,6 @@ def test_keys_are_recorded_by_their_fingerprints_and_the_unreachable_are_named(
     assert known.read_text() == f"{SFU.fqdn} {key(SFU)}\n"
     assert trust(pair, "--fingerprint", fingerprint(key(TURN))).status == 0
     assert pair.deploy().changed == []
-
-
-STRICT = f"Host *\n UserKnownHostsFile {plan.STATE}/known_hosts\n StrictHostKeyChecking yes\n"
-
-
-def jump(config: Path, more: str) -> str:
-    """An ssh_config by which the TURN host is behind the SFU's."""
-    config.write_text(
-        f"Host *\n User debian\n IdentityFile {plan.STATE}/id_ed25519\n"
-        f"Host {TURN.fqdn}\n ProxyJump {SFU.fqdn}\n{more}"
-    )
-    return str(config)
 
 
 def test_key_behind_a_jump_host_and_on_another_port(pair: Fleet, known: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName
-from fleets import SECRETS, Authority, write_store
+
+from tests.support.inventories import SECRETS, Authority, write_store
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

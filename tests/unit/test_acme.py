@@ -10,19 +10,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName, IPAddress
-from fleets import (
-    SECRETS,
-    SFU1,
-    TURN1,
-    TURN2,
-    Authority,
-    Edit,
-    bare,
-    box,
-    deployed,
-    load,
-    write_store,
-)
 
 from callready.release import refusals
 from callready.release.declaration import Release
@@ -35,6 +22,19 @@ from callready.settings.ports import port_plan
 from callready.settings.problem import SettingsError
 from tasks import declare
 from tasks.tls import TIMER, UNIT
+from tests.support.inventories import (
+    SECRETS,
+    SFU1,
+    TURN1,
+    TURN2,
+    Authority,
+    Edit,
+    bare,
+    box,
+    deployed,
+    load,
+    write_store,
+)
 
 pytestmark = pytest.mark.usefixtures("project")
 

@@ -11,11 +11,11 @@ import dns.rcode
 import dns.resolver
 import dns.rrset
 import pytest
-from fleets import TURN1, bare, load
 
 from callready.release import caa, refusals
 from callready.settings.models import Acme
 from tasks import declare
+from tests.support.inventories import TURN1, bare, load
 
 NAME = "turn.calls.callready.test"
 ZONE = "callready.test"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName, IPAddress
-from fleets import TURN1, Authority
 
 from callready.settings.certificates import CertificateError, read_pair
+from tests.support.inventories import TURN1, Authority
 
 
 def refusal(chain: str, key: str, name: str = TURN1) -> str:

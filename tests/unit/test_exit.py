@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fleets import SECRETS
+
+from tests.support.inventories import SECRETS
 
 ROOT = Path(__file__).parents[2]
 STORE = {

@@ -17,8 +17,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName
-from fleets import SECRETS, SFU1, TURN1, Authority, Edit, bare, box
-from test_release import SCHEMA
 
 from callready.release import facts
 from callready.release.bundle import bundle
@@ -27,6 +25,7 @@ from callready.release.facts import Facts, FileFact, Listener, SurveyError, Unit
 from callready.release.manifest import FileLine, Manifest
 from callready.release.plan import plan
 from tasks import declare
+from tests.support.inventories import SCHEMA, SECRETS, SFU1, TURN1, Authority, Edit, bare, box
 
 # What is left in the background dies with the shell, which is process 1.
 UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]

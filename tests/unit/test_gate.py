@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fleets import SECRETS, SFU1, TURN1, TURN2, Edit, box, load
 from pydantic import SecretStr
 
 from callready.probes import __main__ as prober_process
@@ -33,6 +32,7 @@ from callready.rollout.prober import Prober
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from tasks import declare
+from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, box, load
 
 pytestmark = pytest.mark.usefixtures("project")
 REPOSITORY = Path(__file__).parents[2]

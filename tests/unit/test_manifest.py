@@ -3,13 +3,13 @@
 import dataclasses
 
 import pytest
-from fleets import SFU1, box, deployed
 
 from callready.probes.probe import Key
 from callready.release import refusals
 from callready.release.manifest import FORMAT, Manifest, Promise
 from callready.release.plan import plan
 from tasks import declare
+from tests.support.inventories import SFU1, box, deployed
 
 pytestmark = pytest.mark.usefixtures("project")
 

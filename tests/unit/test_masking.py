@@ -1,10 +1,10 @@
 """What is shown to people has no secret in it, known or not, and is still worth reading."""
 
 import pytest
-from fleets import SECRETS, SFU1, TURN1, load, write_store
 
 from callready.secrets.masking import HIDDEN, mask
 from tasks import declare
+from tests.support.inventories import SECRETS, SFU1, TURN1, load, write_store
 
 PLANTED = "planted poison, not to be seen"
 

@@ -10,10 +10,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import DNSName
-from fleets import SFU1, SOURCE, Authority, load
 
 from callready.settings.fleet import Fleet
 from callready.settings.problem import SettingsError
+from tests.support.inventories import SFU1, SOURCE, Authority, load
 
 pytestmark = pytest.mark.usefixtures("project")
 

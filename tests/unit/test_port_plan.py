@@ -4,12 +4,12 @@ import re
 from itertools import product
 
 import pytest
-from fleets import SFU1, TURN1, Edit, load
 
 from callready.settings.pools import Way, ways
 from callready.settings.ports import Use, listeners, overlaps, parse_port, port_plan
 from callready.settings.problem import SettingsError
 from tasks.host import reserved
+from tests.support.inventories import SFU1, TURN1, Edit, load
 
 pytestmark = pytest.mark.usefixtures("project")
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 import pytest
-from fleets import SFU1, Edit, bare, box, load
 
 from callready.release import refusals
 from callready.release.facts import Facts, Listener, UnitFact
 from callready.release.manifest import UnitLine
 from tasks import declare
+from tests.support.inventories import SFU1, Edit, bare, box, load
 
 pytestmark = pytest.mark.usefixtures("project")
 

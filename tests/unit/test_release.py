@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName
-from fleets import SECRETS, SFU1, TURN1, Authority, bare, box, deployed, load
 from pydantic import SecretBytes, SecretStr
 
 from callready.release.bundle import bundle as pack
@@ -30,6 +29,17 @@ from callready.release.plan import (
     rows_sql,
 )
 from tasks import declare
+from tests.support.inventories import (
+    SCHEMA,
+    SECRETS,
+    SFU1,
+    TURN1,
+    Authority,
+    bare,
+    box,
+    deployed,
+    load,
+)
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -594,12 +604,6 @@ def test_every_step_is_a_function_of_the_script(release: Release) -> None:
 
 
 # Rows of coturn's user database, by the sqlite3 program that runs on a host
-
-SCHEMA = """
-CREATE TABLE turnusers_lt (realm varchar(127) default '', name varchar(512), hmackey char(128),
-    PRIMARY KEY (realm,name));
-CREATE TABLE turn_secret (realm varchar(127), value varchar(256), primary key (realm,value));
-"""  # of /usr/share/coturn/schema.sql, 4.6.1
 
 
 def rows(*items: tuple[str, str, str]) -> tuple[Row, ...]:

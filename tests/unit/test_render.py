@@ -15,7 +15,6 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
-from fleets import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
 
 from callready.release import render
 from callready.release.declaration import Release
@@ -24,6 +23,7 @@ from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
 from callready.settings.uris import stun_uris, turn_uris
 from tasks import declare
+from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
 
 pytestmark = pytest.mark.usefixtures("project")
 

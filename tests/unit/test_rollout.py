@@ -3,7 +3,6 @@
 from typing import Any
 
 import pytest
-from fleets import SFU1, TURN1, TURN2, bare, box, deployed
 
 from callready.release.facts import Facts
 from callready.release.manifest import Manifest
@@ -13,6 +12,7 @@ from callready.rollout.deployment import Deployment
 from callready.rollout.prober import Prober
 from callready.rollout.rollout import Rollout
 from tasks import declare
+from tests.support.inventories import SFU1, TURN1, TURN2, bare, box, deployed
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -46,7 +46,7 @@ def deployment(node: Node, facts: Facts | None = None) -> Deployment:
 
 
 def inherited(name: str) -> list[tuple[str, str, Any]]:
-    from fleets import GROUP
+    from tests.support.inventories import GROUP
 
     return [(name, key, value) for key, value in GROUP.items()]
 

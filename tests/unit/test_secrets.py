@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fleets import GROUP, HOSTS, SECRETS, SFU1, SOURCE, Edit, load, merged, write_store
 from pydantic import SecretStr
 
 from callready.docs import sections
@@ -16,6 +15,17 @@ from callready.secrets import __main__ as command
 from callready.secrets.store import SecretsError, Store, references, resolve, rotating
 from callready.settings.fields import origin_of, secret_fields
 from callready.settings.models import HostSettings
+from tests.support.inventories import (
+    GROUP,
+    HOSTS,
+    SECRETS,
+    SFU1,
+    SOURCE,
+    Edit,
+    load,
+    merged,
+    write_store,
+)
 
 FILE = Path(f"{SOURCE}.secrets.yaml")
 WANTED = {"livekit/api_secret", "turn/calls", "turn/avatar", "redis/password", "sudo/prod"}

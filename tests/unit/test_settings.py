@@ -10,13 +10,24 @@ from textwrap import dedent
 
 import pytest
 from cryptography.x509 import DNSName, IPAddress
-from fleets import SECRETS, SFU1, SOURCE, TURN1, TURN2, Authority, Edit, load, merged, write_store
 from pydantic import ValidationError
 
 from callready.secrets.loading import load_fleet, validate
 from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
 from callready.settings.problem import SettingsError
+from tests.support.inventories import (
+    SECRETS,
+    SFU1,
+    SOURCE,
+    TURN1,
+    TURN2,
+    Authority,
+    Edit,
+    load,
+    merged,
+    write_store,
+)
 
 pytestmark = pytest.mark.usefixtures("project")
 

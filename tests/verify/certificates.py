@@ -2,8 +2,8 @@
 the one on the host."""
 
 from callready.probes import tls
-from verify.check import Check
-from verify.targets import Server
+from tests.verify.check import Check
+from tests.verify.targets import Server
 
 MIN_DAYS = 14
 

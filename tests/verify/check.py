@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from callready.probes import Finding, ProbeError
-from verify.targets import Server, Site
+from tests.verify.targets import Server, Site
 
 CHECK = pytest.StashKey["Check"]()
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from callready.settings.problem import SettingsError
-from verify.check import CHECK, Check, params_of
-from verify.report import Report
-from verify.targets import Site
+from tests.verify.check import CHECK, Check, params_of
+from tests.verify.report import Report
+from tests.verify.targets import Site
 
 # Threads a lane. Calls need a processor; side by side they would measure each other.
 LANES = {"checks": 6, "calls": 1, "attempts": 1}

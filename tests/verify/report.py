@@ -17,8 +17,8 @@ import pytest
 
 from callready import __version__
 from callready.probes import Finding
-from verify.check import CHECK, CheckFailed, params_of
-from verify.targets import Site
+from tests.verify.check import CHECK, CheckFailed, params_of
+from tests.verify.targets import Site
 
 FOLDER = Path(__file__).parent
 

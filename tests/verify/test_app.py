@@ -11,8 +11,8 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, app, livekit, webrtc
 from callready.settings.models import App, HttpCheck, WebSocketCheck
 from callready.settings.uris import stun_uris, turn_uris
-from verify.check import Check, each, ms
-from verify.targets import Server, Site
+from tests.verify.check import Check, each, ms
+from tests.verify.targets import Server, Site
 
 
 class Endpoint(NamedTuple):

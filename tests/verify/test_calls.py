@@ -8,8 +8,8 @@ from callready.probes import ProbeError, webrtc
 from callready.probes.peer import peer_to_peer, peer_to_peer_while
 from callready.probes.turn import IceServer
 from callready.probes.webrtc import Call
-from verify.check import Check, each, ms
-from verify.targets import Pair, Sfu, Site, Turn
+from tests.verify.check import Check, each, ms
+from tests.verify.targets import Pair, Sfu, Site, Turn
 
 DURATION = 0.5  # seconds that a call goes on once both hear each other
 

@@ -11,9 +11,9 @@ from callready.probes.tls import served
 from callready.settings import pools
 from callready.settings.android import Android
 from callready.settings.pins import is_pinned, mismatch
-from verify.certificates import check_certificate
-from verify.check import Check, each, having
-from verify.targets import Server, Site, bracketed
+from tests.verify.certificates import check_certificate
+from tests.verify.check import Check, each, having
+from tests.verify.targets import Server, Site, bracketed
 
 STRANGER = "stranger.invalid"  # RFC 2606: nobody's
 EDGE = "frontend http and https in /etc/haproxy/haproxy.cfg; journalctl -u haproxy"

@@ -11,8 +11,8 @@ from callready.release.refusals import is_version
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
 from tasks.firewall import UNIT as FIREWALL
-from verify.check import Check, each, having
-from verify.targets import Server, Site
+from tests.verify.check import Check, each, having
+from tests.verify.targets import Server, Site
 
 NFTABLES = f"{ROOT}/nftables.conf"
 CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack"

@@ -6,8 +6,8 @@ from pydantic import SecretStr
 
 from callready.probes import ProbeError, livekit, stun, webrtc
 from callready.settings.uris import stun_uris, turn_uris
-from verify.check import Check, each, ms
-from verify.targets import Sfu, Site
+from tests.verify.check import Check, each, ms
+from tests.verify.targets import Sfu, Site
 
 KEYS = "keys in livekit.yaml, and whether LiveKit was restarted since they changed"
 

@@ -2,8 +2,8 @@
 
 from callready.probes import ports
 from callready.settings.ports import Use, parse_port
-from verify.check import Check, each, having
-from verify.targets import Server, Site
+from tests.verify.check import Check, each, having
+from tests.verify.targets import Server, Site
 
 
 @each(having(lambda server: server.planned.packages))

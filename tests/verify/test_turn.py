@@ -4,9 +4,9 @@ import socket
 from ipaddress import ip_address, ip_network
 
 from callready.probes import ProbeError, local_address, stun, turn
-from verify.certificates import check_certificate
-from verify.check import Check, each, ms
-from verify.targets import Site, Turn, credentials
+from tests.verify.certificates import check_certificate
+from tests.verify.check import Check, each, ms
+from tests.verify.targets import Site, Turn, credentials
 
 # Behind these a caller is behind NAT, and sees another address of itself (RFC 1918, 6598, 4193).
 PRIVATE = [

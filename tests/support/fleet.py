@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from pprint import pformat
 from typing import Any
+from xml.etree import ElementTree
 
+import pytest
 import yaml
 
 from lab import Lab, hosts, plan
 
 REPOSITORY = Path(__file__).parents[2]
+SUPPORT = Path(__file__).parent
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 LAB_INVENTORY = "inventories/lab"
 
@@ -133,7 +136,7 @@ class Run:
 
     @property
     def results(self) -> dict[str, Any]:
-        """pyinfra's JSON: the totals of its operations, how many hosts had any, and which failed."""
+        """pyinfra's JSON: totals of its operations, how many hosts had any, and which failed."""
         results = json.loads(self.stdout)["results"]
         hosts = {
             host
@@ -432,3 +435,88 @@ def probe(module: str, *arguments: str, secret: str = "", **environment: str) ->
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text("".join(f"{key} = {pformat(value)}\n\n" for key, value in values.items()))
+
+
+@contextmanager
+def delivered(*names: str) -> Iterator[None]:
+    """Hosts as delivered; those that were not there before go again."""
+    if os.geteuid():
+        pytest.skip("the lab needs root")
+    lab = Lab()
+    made = [name for name in names if lab.state(name) == "absent"]
+    lab.up(names)
+    for name in set(names) - set(made):
+        lab.reset(name)
+    yield
+    for name in made:
+        lab.destroy(name)
+
+
+@contextmanager
+def held(host: Host, unit: str) -> Iterator[None]:
+    """Make the next start of a unit wait, so that a deploy stands still right there."""
+    folder = f"/run/systemd/system/{unit}.d"
+    wait = "while [ -e /run/hold ]; do sleep 0.1; done"
+    host.root(
+        f"mkdir -p {folder}; touch /run/hold; systemctl daemon-reload; printf '[Service]\\n"
+        f'ExecStartPre=+/bin/sh -c "{wait}"\\n\' > {folder}/hold.conf; systemctl daemon-reload'
+    )
+    try:
+        yield
+    finally:
+        host.root(f"rm -f /run/hold; rm -r {folder}; systemctl daemon-reload")
+
+
+def starting(host: Host, unit: str) -> bool:
+    """Whether a unit waits in its start."""
+    return host.root(f"systemctl is-active {unit}", check=False) == "activating"
+
+
+STRICT = f"Host *\n UserKnownHostsFile {plan.STATE}/known_hosts\n StrictHostKeyChecking yes\n"
+
+
+def jump(config: Path, more: str) -> str:
+    """An ssh_config by which the pair's TURN host is behind its SFU."""
+    sfu, turn = PAIR
+    config.write_text(
+        f"Host *\n User debian\n IdentityFile {plan.STATE}/id_ed25519\n"
+        f"Host {turn.fqdn}\n ProxyJump {sfu.fqdn}\n{more}"
+    )
+    return str(config)
+
+
+def verify(report: Path, *checks: str, inventory: Path | str = LAB_INVENTORY) -> dict[str, str]:
+    """Run these checks where the callers are; what each says that fails, "" of one that passes."""
+    done = subprocess.run(
+        [
+            *Lab().client_prefix(),
+            sys.executable,
+            "-m",
+            "callready.verify",
+            inventory,
+            "-k",
+            " or ".join(checks),
+            "--attempts",
+            "1",
+            "--report",
+            report,
+        ],
+        cwd=REPOSITORY,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    cases = ElementTree.parse(report / "verify.xml").iter("testcase")
+    found = {
+        case.attrib["name"]: "".join(failure.text or "" for failure in case.iter("failure"))
+        for case in cases
+    }
+    assert found, done.stdout + done.stderr
+    assert bool(done.returncode) == any(found.values()), done.stdout
+    for text in filter(None, found.values()):
+        assert text.split("\n")[0] in done.stdout and "Traceback" not in done.stdout
+    return found
+
+
+TRACE = ("strace", "-f", "-v", "-s", "1000000", "-e", "trace=execve", "-o")

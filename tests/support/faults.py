@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from place import LONG_TIMER, TIMER, EndedBefore, Place
 
 from lab import Lab
 from lab.run import say
-
-if TYPE_CHECKING:
-    from conftest import Places
+from tests.support.place import LONG_TIMER, TIMER, EndedBefore, Place, Places
 
 
 @dataclass(frozen=True)

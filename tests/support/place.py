@@ -8,12 +8,13 @@ import json
 import shlex
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from fleet import Fleet, Host, Run, eventually, stop
+from queue import Queue
+from typing import Any, Protocol
 
 from callready.probes.probe import Probe
 from callready.release.node import Node
@@ -22,10 +23,11 @@ from callready.rollout.prober import Prober
 from callready.secrets.loading import validate
 from lab import Lab, ca, hosts, plan
 from tasks import declare
+from tests.support.fleet import Fleet, Host, Run, eventually, stop
 
 TIMER = 5  # seconds until a host that is not confirmed reverts
 LONG_TIMER = 30  # where something else must come first, however slow this machine is
-HELD = "tests/faults/held_deploy.py"
+HELD = "tests/support/held_deploy.py"
 
 Patch = dict[str, tuple[str, str]]  # template: what is replaced, by what
 
@@ -323,3 +325,48 @@ class Place(Fleet):
         assert self.sound() == target
         again = self.reach_state(target)
         assert again.changed == [], again.text
+
+
+class Job(Protocol):
+    """What is done on so many hosts of a kind."""
+
+    kind: str
+    hosts: int
+
+    def run(self, places: Places, *taken: Any) -> Any: ...
+
+
+class Places:
+    """The hosts of each kind and who waits for one; what was found, for the table in docs/."""
+
+    def __init__(self, places: list[Place], long: bool) -> None:
+        self.all, self.long = places, long
+        self.free: dict[str, Queue[Place]] = {kind: Queue() for kind in ("turn", "sfu")}
+        self.pools = {kind: ThreadPoolExecutor(len(self.of(kind))) for kind in self.free}
+        self.turns = {kind: threading.Lock() for kind in self.free}
+        self.over = False  # the session ends
+        self.found: list[dict[str, str]] = []
+        for place in places:
+            self.free[place.kind].put(place)
+
+    def of(self, kind: str) -> list[Place]:
+        """The hosts of a kind."""
+        return [place for place in self.all if place.kind == kind]
+
+    def submit(self, job: Job) -> Future[Any]:
+        """Have a job done on hosts of its kind as soon as there are enough of them."""
+
+        def work() -> Any:
+            with self.turns[job.kind]:  # or who waits for two hosts would never get them
+                taken = [self.free[job.kind].get() for _ in range(job.hosts)]
+            try:
+                return job.run(self, *taken)
+            finally:
+                for place in taken:
+                    self.free[job.kind].put(place)
+
+        return self.pools[job.kind].submit(work)
+
+    def note(self, **found: str) -> None:
+        """Something for the table."""
+        self.found.append(found)

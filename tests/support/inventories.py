@@ -208,3 +208,10 @@ def deployed(release: Release) -> Facts:
     if release.archive:
         facts.binaries = {release.archive.binary}
     return facts
+
+
+SCHEMA = """
+CREATE TABLE turnusers_lt (realm varchar(127) default '', name varchar(512), hmackey char(128),
+    PRIMARY KEY (realm,name));
+CREATE TABLE turn_secret (realm varchar(127), value varchar(256), primary key (realm,value));
+"""  # of /usr/share/coturn/schema.sql, 4.6.1
