@@ -1,6 +1,6 @@
 """What callready does on a TURN host, with pyinfra's own operations: one operation a resource."""
 
-from pyinfra import config, host
+from pyinfra.context import config, host
 from pyinfra.operations import apt, files, server, systemd
 from pyinfra.operations.util import any_changed
 

@@ -50,7 +50,7 @@ class Plain(Place):
             start_new_session=True,
         )
 
-    def run(self, *arguments: str, before: tuple[str, ...] = ()) -> Run:
+    def run(self, *arguments: str, before: tuple[str, ...] = (), file: str = "") -> Run:
         process = self.start(*arguments)
         stdout, stderr = process.communicate(timeout=180)
         return Run(process.returncode, stdout, stderr)

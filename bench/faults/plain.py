@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from pyinfra import config, host
+from pyinfra.context import config, host
 from pyinfra.operations import apt, files, python, server, systemd
 from pyinfra.operations.util import any_changed
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from callready.probes import ProbeError, app, livekit, tls, turn
 from callready.probes.turn import Credentials, TurnServer
+from callready.settings.pools import Transport
 from lab import Lab, ca, tools
 from tests.support.continuity import calls_of
 from tests.support.crowd import crowd, held
@@ -108,7 +109,7 @@ def scan(host: Host, port: int, report: Path) -> dict[str, dict[str, str]]:
 def test_a_scanner_finds_nothing(tmp_path: Path) -> None:
     where = [(SFU, 443), (CALLS, 443), (CALLS, 5349)]
     with ThreadPoolExecutor() as pool:
-        scans = list(pool.map(lambda at: scan(*at, tmp_path), where))
+        scans = list(pool.map(lambda at: scan(at[0], at[1], tmp_path), where))
     for at, found in zip(where, scans, strict=True):
         assert found.keys() >= LOOKED_AT, at
         assert found["cert_chain_of_trust"]["severity"] == "OK"
@@ -149,7 +150,9 @@ def test_another_client_agrees(host: Host) -> None:
     """pion's, on every transport and family: a relay that carries data; refused like our probe."""
     minted = turn.mint(SecretStr(secret(f"turn/{POOLS[host]}")), 60)
     wrong = Credentials(minted.username, "wrong")
-    ways = [("udp", 3478), ("tcp", 3478), ("tls", 5349)] + [("tls", 443)] * (host == CALLS)
+    ways: list[tuple[Transport, int]] = [("udp", 3478), ("tcp", 3478), ("tls", 5349)]
+    if host == CALLS:
+        ways.append(("tls", 443))
     with SFU.listening("udp", 59990):
         for address, peer in ((host.ipv4, SFU.ipv4), (host.ipv6, f"[{SFU.ipv6}]")):
             for transport, port in ways:
@@ -240,7 +243,8 @@ def test_the_edge_holds_who_comes_while_livekit_restarts() -> None:
     key = SecretStr(secret("livekit/api_secret"))
 
     def join(_: int) -> tuple[float, list[str]]:
-        began, failed, token = time.monotonic(), [], livekit.token("APIlab", key)
+        began, token = time.monotonic(), livekit.token("APIlab", key)
+        failed: list[str] = []
         while len(failed) < 2:
             try:
                 livekit.signalling(f"wss://{SFU.fqdn}", token, str(ca.CA_CERTIFICATE))

@@ -235,7 +235,7 @@ def test_data_goes_through_two_allocations_and_back(server: TurnServer, start: S
     other = start("allow-loopback-peers")
     a, b = (server, turn.mint(SECRET, 60)), (over(other, "tcp"), turn.mint(SECRET, 60))
     for family in (4, 6):
-        relay = turn.relay_between(a, b, packets=20, family=family)  # type: ignore[arg-type]
+        relay = turn.relay_between(a, b, packets=20, family=family)
         assert (relay.sent, relay.received) == (20, 20)
     connected = peer.peer_to_peer(a, b, duration=0.3)
     assert connected.received == connected.sent > 5

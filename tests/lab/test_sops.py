@@ -64,7 +64,7 @@ def age_key(path: Path) -> str:
 
 def ssh_key(path: Path) -> str:
     path.parent.mkdir(exist_ok=True)
-    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", path]
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "me@here", "-f", f"{path}"]
     subprocess.run(command, check=True)
     return path.with_suffix(".pub").read_text().strip()
 
@@ -86,7 +86,7 @@ def make_secrets(
 def refused(**environment: str) -> str:
     """The one sentence that an operator is told; nothing was written."""
     before = FILE.read_bytes()
-    done = make_secrets(**environment)
+    done = make_secrets("", (), **environment)
     assert (done.returncode, FILE.read_bytes()) == (1, before)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"{FILE}: ")
@@ -108,7 +108,7 @@ def opened(*environment: tuple[str, str]) -> dict[str, str]:
 
 def add(name: str, value: str) -> None:
     """As an operator adds an entry with an editor."""
-    command = ["sops", "set", "--value-stdin", FILE, f'["{name}"]']
+    command = ["sops", "set", "--value-stdin", f"{FILE}", f'["{name}"]']
     subprocess.run(command, input=f'"{value}"', text=True, check=True, capture_output=True)
 
 

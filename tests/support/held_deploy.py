@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from callready.release import declaration
+from callready.release.bundle import bundle
 from callready.release.declaration import Release
 from callready.release.plan import Plan, Step
+from callready.release.render import render
 from callready.rollout import rollout, ssh
 
 FOLDER, HOLD = Path(os.environ["FAULTS_FOLDER"]), os.environ.get("FAULTS_HOLD", "")
@@ -74,7 +76,7 @@ def note_steps(self: Any, _hosts: Any, deployments: dict[str, Any], *_: Any) -> 
         steps = phases(deployment.plan)
         lines = [[step.line for step in phase] for phase in steps]
         (FOLDER / f"steps-{name}.json").write_text(json.dumps(lines))
-        held, _, which = HOLD.partition("#")
+        held, which = (HOLD.partition("#")[n] for n in (0, 2))
         names = [step.function for phase in steps for step in phase]
         places = [n for n, function in enumerate(names) if function == held]
         if places:
@@ -83,12 +85,12 @@ def note_steps(self: Any, _hosts: Any, deployments: dict[str, Any], *_: Any) -> 
 
 def patched_bundle(bundle: Callable[..., str]) -> Callable[..., str]:
     def wrapper(release: Release, steps: Iterable[Step]) -> str:
-        steps, state = list(steps), release.__dict__
+        made, state = list(steps), release.__dict__
         first = state.setdefault("steps_sent", 0)
-        state["steps_sent"] += len(steps)
-        if 0 <= (place := state.get("hold", -1) - first) < len(steps):
-            steps.insert(place, Wait("wait", ()))
-        return bundle(release, steps)
+        state["steps_sent"] += len(made)
+        if 0 <= (place := state.get("hold", -1) - first) < len(made):
+            made.insert(place, Wait("wait", ()))
+        return bundle(release, made)
 
     return wrapper
 
@@ -108,8 +110,8 @@ def patched_render(render: Callable[..., bytes]) -> Callable[..., bytes]:
 if not hasattr(rollout, "is_held"):  # pyinfra runs this file once a host
     rollout.is_held = True  # type: ignore[attr-defined]
     before(rollout.Rollout, "__init__", note_steps)
-    rollout.bundle = patched_bundle(rollout.bundle)
-    declaration.render = patched_render(declaration.render)
+    vars(rollout)["bundle"] = patched_bundle(bundle)
+    vars(declaration)["render"] = patched_render(render)
     if HOLD in CONTROLLER:
         before(*CONTROLLER[HOLD], stand_still)
 

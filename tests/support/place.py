@@ -245,7 +245,10 @@ class Place(Fleet):
         with self.deploying("--dry", verb=verb) as process:
             output, _ = process.communicate(timeout=60)
             assert process.returncode == 0, output
-        return json.loads((self.folder / f"steps-{self.host.fqdn}.json").read_text())
+        found: list[list[str]] = json.loads(
+            (self.folder / f"steps-{self.host.fqdn}.json").read_text()
+        )
+        return found
 
     def forget(self) -> None:
         """Throw away what earlier deploys left, so that the next one downloads and stages anew."""

@@ -42,7 +42,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One with two commits of deploy.py, `old` and then `new`."""
     folder = tmp_path / "repository"
     monkeypatch.setattr(contenders, "ROOT", folder)
-    git = ["git", "-C", folder, "-c", "user.name=a", "-c", "user.email=a@example"]
+    git = ["git", "-C", f"{folder}", "-c", "user.name=a", "-c", "user.email=a@example"]
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     for text in ("old", "new"):
         (folder / "deploy.py").write_text(text)

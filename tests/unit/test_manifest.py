@@ -9,11 +9,11 @@ from callready.release import refusals
 from callready.release.manifest import FORMAT, Manifest, Promise
 from callready.release.plan import plan
 from tasks import declare
-from tests.support.inventories import SFU1, box, deployed
+from tests.support.inventories import SFU1, Edit, box, deployed
 
 pytestmark = pytest.mark.usefixtures("project")
 
-EDGE = (
+EDGE: tuple[Edit, ...] = (
     (SFU1, "edge", {}),
     (SFU1, "name", "turn.callready.test"),
     (SFU1, "app.url", "https://app.callready.test"),

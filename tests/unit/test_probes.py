@@ -63,7 +63,7 @@ def free_port(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> i
 
 def test_minted_credentials_are_what_openssl_makes(monkeypatch: pytest.MonkeyPatch) -> None:
     # printf %s 1600000600:bob | openssl dgst -sha1 -hmac 'a shared secret' -binary | base64
-    monkeypatch.setattr(turn.time, "time", lambda: 1_600_000_000.9)
+    monkeypatch.setattr("time.time", lambda: 1_600_000_000.9)
     minted = turn.mint(SecretStr("a shared secret"), 600, "bob")
     assert (minted.username, minted.password) == ("1600000600:bob", "QEzJHnuLHuW0aR79b7JvGfoelB8=")
 
@@ -253,7 +253,7 @@ def test_a_port_that_answers_nothing_is_filtered() -> None:
                 waiting.setblocking(False)
                 waiting.connect_ex(("127.0.0.1", port))
             found = ports.sweep("127.0.0.1", [port], timeout=0.2)
-    assert (found.open, found.filtered) == (set(), {port})
+    assert (found.open, found.filtered) == (frozenset(), frozenset({port}))
 
 
 def test_the_usual_ports_hold_the_well_known_ones() -> None:
@@ -474,7 +474,7 @@ def test_app_websocket_waits_for_the_answer_it_expects() -> None:
         with contextlib.suppress(Exception):
             for message in connection:
                 connection.send("hello first")
-                connection.send(f"echo {message}")
+                connection.send(f"echo {message!s}")
                 connection.close()
 
     with serve(talk, "127.0.0.1", 0) as server:

@@ -219,15 +219,14 @@ def test_a_listener_that_is_meant_to_be_there_is_let_be() -> None:
 )
 def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why: str) -> None:
     foreign = listening(Listener("tcp", "0.0.0.0", port, "haproxy", "haproxy.service"))
-    edge = (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")
-    (said,) = refused(foreign, *edge)
+    (said,) = refused(foreign, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test"))
     assert said.startswith(why)
 
     def after_a_deploy(facts: Facts) -> None:
         foreign(facts)
         facts.manifest.units["haproxy.service"] = UnitLine("", (), True, ())
 
-    assert refused(after_a_deploy, *edge) == []
+    assert refused(after_a_deploy, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")) == []
 
 
 def test_an_environment_file_that_is_a_link_is_refused() -> None:

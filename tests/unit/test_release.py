@@ -35,6 +35,7 @@ from tests.support.inventories import (
     SFU1,
     TURN1,
     Authority,
+    Edit,
     bare,
     box,
     deployed,
@@ -48,7 +49,7 @@ CALLS, AVATAR = "/etc/coturn/calls.conf", "/etc/coturn/avatar.conf"
 CALLS_DB = "/var/lib/turn/calls.db"
 TLS_CALLS = "192.0.2.11:5349"
 SFU_UNIT, AVATAR_UNIT = "livekit-server.service", "turnserver@avatar.service"
-EDGE = (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")
+EDGE: tuple[Edit, ...] = (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from callready.docs import sections
 from callready.rotate import RotationError, chosen
@@ -180,7 +180,7 @@ def test_each_secret_says_who_makes_it_and_who_renews_it() -> None:
 
 
 def test_no_secret_of_the_models_says_nothing() -> None:
-    models = [HostSettings, *(model for _, model in sections(HostSettings))]
+    models: list[type[BaseModel]] = [HostSettings, *(m for _, m in sections(HostSettings))]
     secret = [
         (model, name)
         for model in models
@@ -255,7 +255,7 @@ def test_a_livekit_key_keeps_its_name_while_its_secret_is_the_same() -> None:
         "APIunit": "secret:livekit/key.previous",
         **other,
     }
-    assert next(iter(second["keys"])) == second["webhook"] == "APIunit-2"  # type: ignore[call-overload]
+    assert next(iter(second["keys"])) == second["webhook"] == "APIunit-2"
     later = rotated({"livekit/key.next": "c", "livekit/key.generation": "2"})
     assert list(later["keys"])[:2] == ["APIunit-2", "APIunit-3"]  # type: ignore[call-overload]
 

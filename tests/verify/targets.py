@@ -37,7 +37,7 @@ from tasks import declare
 Family = Literal[4, 6]
 
 
-class RootShell(BaseBackend):
+class RootShell(BaseBackend):  # type: ignore[misc]  # testinfra has no types
     """testinfra over the deploy's own connection: the same user, key, jump host and sudo."""
 
     NAME = "callready"
