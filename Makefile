@@ -18,12 +18,12 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit lab-tests fault-tests faults rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
+.PHONY: help demo test check lint unit tool-tests lab-tests fault-tests faults rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
-	@echo "make check               the fast part: lint, types, unit"
+	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
 	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
@@ -97,11 +97,16 @@ lint: install
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache > .venv/imports || { cat .venv/imports; exit 1; }
 	.venv/bin/shellcheck -x -P SCRIPTDIR $(SCRIPTS)
 	.venv/bin/shfmt -d -i 4 -ci -sr $(SCRIPTS)
 
-unit: lab-install
-	$(PYTHON) -m pytest -q -n 2 tests/unit
+unit: install
+	$(PYTHON) -m pytest -q -n 2 -m "not tools" tests/unit
+
+# Those of the unit tests that need root, or programs that lab-install brings.
+tool-tests: lab-install
+	$(PYTHON) -m pytest -q -n 2 -m tools tests/unit
 
 check: lint unit
 
@@ -118,4 +123,4 @@ faults: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults --long && \
 		$(PYTHON) -m bench.faults $(FAULTS_RESULTS)
 
-test: check lab-tests fault-tests
+test: check tool-tests lab-tests fault-tests

@@ -17,6 +17,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What runs sqlite3 or openssl needs these programs."""
+    for item in items:
+        if {"database", "script"} & {*getattr(item, "fixturenames", ())}:
+            item.add_marker(pytest.mark.tools)
+
+
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     """A certificate authority."""
@@ -34,7 +41,7 @@ def project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str]
 ) -> Iterator[Path]:
     """A working folder with `inventories/test.secrets.yaml` and the certificate that the hosts of
-    fleets.py name."""
+    tests/support/inventories.py name."""
     monkeypatch.chdir(tmp_path)
     write_store(SECRETS)
     (tmp_path / "certificates").mkdir()

@@ -608,6 +608,7 @@ def booleans(dump: str) -> list[str]:
     return re.findall(r"A: (?:cleartextTrafficPermitted|includeSubdomains)=(.*)", dump)
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize(("case", "build"), EVERY_FILE)
 def test_aapt2_reads_every_boolean_as_one(case: str, build: str, tmp_path: Path) -> None:
     content = rendered(case, build)
@@ -619,6 +620,7 @@ def test_aapt2_reads_every_boolean_as_one(case: str, build: str, tmp_path: Path)
     )
 
 
+@pytest.mark.tools
 def test_a_boolean_that_fails_open_shows_in_the_dump(tmp_path: Path) -> None:
     content = rendered("lab", "debug").replace(b'Permitted="false"', b'Permitted="no"', 1)
     assert '"no" (Raw: "no")' in booleans(aapt2_dump(content, tmp_path))

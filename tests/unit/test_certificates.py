@@ -69,6 +69,7 @@ def test_the_key_must_be_the_certificates(authority: Authority, pair: tuple[str,
     assert read_pair(chain, key, TURN1)
 
 
+@pytest.mark.tools
 def test_an_rsa_pair_and_a_full_chain_are_served(authority: Authority, tmp_path: Path) -> None:
     chain, key = str(tmp_path / "rsa.pem"), str(tmp_path / "rsa.key")
     subprocess.run(

@@ -29,8 +29,6 @@ from tests.support.inventories import SCHEMA, SECRETS, SFU1, TURN1, Authority, E
 
 # What is left in the background dies with the shell, which is process 1.
 UNSHARE = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
-NAMESPACES = subprocess.run([*UNSHARE, "true"], capture_output=True).returncode == 0
-AS_ROOT = pytest.mark.skipif(not NAMESPACES, reason="needs root: mount and network namespaces")
 
 # What the packages and `users` give a host.
 ACCOUNTS = {"turnserver": 64999, "livekit": 64998, "app": 64997}
@@ -132,7 +130,7 @@ def test_every_variable_of_the_script_is_set_by_a_release() -> None:
     assert used == set(Release().survey_variables()) == set(NOTHING)
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_the_machine_is_described(host: Sandbox) -> None:
     found = host.survey(NOTHING)
     release = dict(
@@ -152,7 +150,7 @@ def test_the_machine_is_described(host: Sandbox) -> None:
     assert (found.current, found.manifest, found.files, found.packages) == ("", Manifest(), {}, {})
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_packages_users_files_and_binaries_are_found_or_not(host: Sandbox) -> None:
     found = host.survey(
         {
@@ -179,7 +177,7 @@ def test_packages_users_files_and_binaries_are_found_or_not(host: Sandbox) -> No
     assert found.binaries == {"/bin/sh"}
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_listeners_are_found_with_family_address_and_process(host: Sandbox) -> None:
     listen = f"""
 import socket, sys, time
@@ -210,7 +208,7 @@ time.sleep(60)
     assert all(i.process.startswith("python") for i in found.listeners)
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_tables_nat_and_a_changed_ruleset_are_noticed(host: Sandbox) -> None:
     rules = host.folder / "upper/srv/rules"
     rules.write_text("""table inet callready
@@ -248,7 +246,7 @@ table inet callready {
     assert host.survey(NOTHING).ruleset == ""
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_a_kernel_setting_is_read_or_known_not_to_be_settable(host: Sandbox) -> None:
     key = "net.ipv4.ip_local_reserved_ports"
     found = host.survey(
@@ -258,7 +256,7 @@ def test_a_kernel_setting_is_read_or_known_not_to_be_settable(host: Sandbox) -> 
     assert found.sysctls == {key: "50000-60000", "net.no_such.key": "-"}
 
 
-@AS_ROOT
+@pytest.mark.tools
 def test_the_certificate_that_is_served_is_read(host: Sandbox, authority: Authority) -> None:
     chain, key = authority.issue(DNSName(TURN1))
     serial = (
@@ -276,7 +274,7 @@ def test_the_certificate_that_is_served_is_read(host: Sandbox, authority: Author
     assert found.served == {("127.0.0.1:5349", TURN1): serial, ("127.0.0.1:5350", TURN1): ""}
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
@@ -310,7 +308,7 @@ def test_what_apply_writes_the_survey_reads_back_as_declared(host: Sandbox) -> N
     assert (host.folder / "upper/srv/app/.env").stat().st_mode & 0o777 == 0o600
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
     host: Sandbox,
@@ -326,7 +324,7 @@ def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
     assert (found.format, found.folder, found.has_state) == (2, "", True)
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_what_a_reloaded_unit_has_loaded_is_noted_as_it_is_declared(host: Sandbox) -> None:
     release = declare(box((SFU1, "edge", {})), SFU1).release
@@ -344,7 +342,7 @@ def test_what_a_reloaded_unit_has_loaded_is_noted_as_it_is_declared(host: Sandbo
         assert noted == f"{edge.fingerprint}\n"
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     first = declare(box(), SFU1).release
@@ -371,7 +369,7 @@ def test_a_change_and_a_removal_leave_nothing_behind(host: Sandbox) -> None:
     assert len(found.rows["/var/lib/turn/calls.db"]) == 1
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
@@ -397,7 +395,7 @@ def test_an_edit_on_the_host_is_noticed_and_put_right(host: Sandbox) -> None:
     assert not kinds & {"file", "link", "row", "certificate", "environment"}
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> None:
     release = declare(box(), SFU1).release
@@ -425,7 +423,7 @@ def test_nobody_but_its_reader_can_read_a_secret_on_the_host(host: Sandbox) -> N
     assert not (host.folder / "bundle").exists()
 
 
-@AS_ROOT
+@pytest.mark.tools
 @pytest.mark.usefixtures("project")
 def test_a_cut_leaves_no_readable_secret_behind(host: Sandbox) -> None:
     release = declare(box(), SFU1).release

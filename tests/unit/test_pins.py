@@ -58,6 +58,7 @@ def fleet(files: tuple[str, str], pins: list[str], ca: str | None = None, **doma
     )
 
 
+@pytest.mark.tools
 def test_a_chain_without_any_pinned_key_is_refused(files: tuple[str, str], root: str) -> None:
     with pytest.raises(SettingsError) as error:
         fleet(files, OTHERS, root)
@@ -77,6 +78,7 @@ def test_where_the_root_is_not_known_it_is_a_warning(files: tuple[str, str]) -> 
     assert f"refuse {NAME}: none of the pins" in warning
 
 
+@pytest.mark.tools
 def test_one_pinned_key_is_enough(files: tuple[str, str], root: str) -> None:
     for path in (files[0], root):
         assert fleet(files, [OTHERS[0], pin_of(path)], root).warnings == []

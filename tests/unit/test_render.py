@@ -461,18 +461,12 @@ def test_the_peer_policy_as_coturn_4_6_1_reads_it(
 
 # The packet filter, by the real nft in a network namespace of its own
 
-WITH_NFT = pytest.mark.skipif(
-    subprocess.run(["unshare", "-rnm", "true"], capture_output=True).returncode != 0,
-    reason="needs a network namespace (root, or unprivileged user namespaces)",
-)
-
 
 def nft(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a shell script with an empty ruleset and a /etc/passwd that has the user turnserver,
-    which only hosts with coturn have."""
-    users = Path("/etc/passwd").read_text()
-    if not re.search("(?m)^turnserver:", users):
-        users += "turnserver:x:64999:64999::/nonexistent:/usr/sbin/nologin\n"
+    which only hosts with coturn have (this machine may be one, with another number)."""
+    users = re.sub("(?m)^turnserver:.*\n", "", Path("/etc/passwd").read_text())
+    users += "turnserver:x:64999:64999::/nonexistent:/usr/sbin/nologin\n"
     (folder / "passwd").write_text(users)
     script = f"set -eu; PATH=$PATH:/usr/sbin:/sbin; mount --bind passwd /etc/passwd\n{commands}"
     return subprocess.run(
@@ -480,7 +474,7 @@ def nft(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@WITH_NFT
+@pytest.mark.tools
 @pytest.mark.parametrize("case", CASES)
 def test_nft_takes_the_rules(case: str, tmp_path: Path) -> None:
     make, hosts = CASES[case]
@@ -492,7 +486,7 @@ def test_nft_takes_the_rules(case: str, tmp_path: Path) -> None:
         assert run.stdout.count("chain input {") == 1
 
 
-@WITH_NFT
+@pytest.mark.tools
 def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_path: Path) -> None:
     (tmp_path / "rules").write_bytes(declare(full_box(), SFU1).release.files[RULES].content)
     run = nft(
@@ -518,7 +512,7 @@ def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_pa
     assert "skuid 64999" in table or 'skuid "turnserver"' in table
 
 
-@WITH_NFT
+@pytest.mark.tools
 def test_a_port_that_is_not_one_is_seen(tmp_path: Path) -> None:
     rules = declare(load(), SFU1).release.files[RULES].content.replace(b"7881,", b"78810,")
     (tmp_path / "rules").write_bytes(rules)
@@ -556,6 +550,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, pair: tuple[str, str]) -> Pat
 UNITS = ["livekit-server.service", "turnserver@calls.service", "callready-firewall.service"]
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_has_nothing_to_say_about_a_unit(root: Path, unit: str) -> None:
     run = subprocess.run(
@@ -567,6 +562,7 @@ def test_systemd_has_nothing_to_say_about_a_unit(root: Path, unit: str) -> None:
     assert (run.returncode, ours) == (0, [])
 
 
+@pytest.mark.tools
 @pytest.mark.parametrize("unit", UNITS[:2])
 def test_a_units_exposure_is_low(root: Path, unit: str) -> None:
     """The same tool rates Debian's own coturn unit 9.0; 1.1 is what was reached and kept."""

@@ -39,7 +39,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write_inventory() -> None:
-    """The hosts of fleets.py as an inventory file, with two secrets of other people's programs."""
+    """The hosts of inventories.py as an inventory file, with two secrets of other people's programs."""
     group = {
         **GROUP,
         "sudo_password": "secret:sudo/prod",
