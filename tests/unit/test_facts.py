@@ -22,7 +22,7 @@ from callready.release import facts
 from callready.release.bundle import bundle
 from callready.release.declaration import ROOT, Release
 from callready.release.facts import Facts, FileFact, Listener, SurveyError, UnitFact
-from callready.release.manifest import FileLine, Manifest
+from callready.release.manifest import FORMAT, FileLine, Manifest
 from callready.release.plan import plan
 from tasks import declare
 from tests.support.inventories import SCHEMA, SECRETS, SFU1, TURN1, Authority, Edit, bare, box
@@ -321,7 +321,7 @@ def test_what_waits_for_its_confirmation_is_noted_with_its_boot_and_the_format(
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert (waiting, process.partition("@")[2]) == (release.id, boot)
     assert process.partition("@")[0].isdecimal() and who.startswith("root since ")
-    assert (found.format, found.folder, found.has_state) == (2, "", True)
+    assert (found.format, found.folder, found.has_state) == (FORMAT, "", True)
 
 
 @pytest.mark.tools
@@ -461,6 +461,7 @@ pending|0124 77 me since now|inactive
 ruleset|abc
 pair|turn.test|def|beef|request
 manifest|file|/a|0644|root|root|ff
+template|/a|dd
 link|/a|/b
 stat|/a|640|root|turnserver
 sha|/a|ff
@@ -490,6 +491,7 @@ end"""
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
     assert found.manifest.files == {"/a": FileLine(0o644, "root", "root", "ff")}
+    assert found.templates == {"/a": "dd"}
     assert found.units["x.service"] == UnitFact(
         "loaded", "active", "enabled", 12, True, "f00", "/usr/bin/x (deleted)", ("aa", "bb")
     )

@@ -250,7 +250,7 @@ def test_only_the_deploy_that_waits_is_killed_and_the_host_returns_anyway(
     assert os.readlink(machine.root / "etc/callready/current") == "releases/good"
     assert not pending.exists()
     if is_killed:
-        assert stuck.wait() == -signal.SIGKILL
+        assert stuck.wait(timeout=10) == -signal.SIGKILL
     else:
         assert stuck.poll() is None
 
