@@ -7,10 +7,11 @@ import copy
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,30 @@ cat etc/passwd
 systemctl show -p Id,ActiveState,UnitFileState,MainPID coturn.service livekit-server.service \
     callready-firewall.service 'turnserver@*.service'
 nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//'
+sysctl -n net.ipv4.ip_local_reserved_ports
+"""
+
+# Everything that a release is on a host, as lines that differ between releases only. State is left
+# out: certificates, secret rows, history, packages.
+RELEASE = """
+export LC_ALL=C
+for path in $PATHS; do
+    printf '%s %s %s ' "$path" "$(readlink "$path")" "$(stat -L -c '%F %a %U %G' "$path" 2>&-)"
+    sha256sum < "$path" 2>&- || echo absent
+done
+for link in current confirmed; do
+    echo "$link $(sha256sum < /etc/callready/$link/manifest 2>&-)"
+done
+for unit in $UNITS; do
+    echo "$unit $(systemctl show -p ActiveState --value "$unit")"
+    pid=$(systemctl show -p MainPID --value "$unit")
+    [ "$pid" -gt 0 ] || continue
+    tr '\\0' '\\n' < /proc/$pid/environ | grep ^CALLREADY_FINGERPRINT=
+    cat /run/callready/$unit 2>&-
+    sha256sum < /proc/$pid/exe
+    sha256sum /run/credentials/$unit/* 2>&-
+done
+nft list table inet callready 2>&- | sed 's/ packets [0-9]* bytes [0-9]*//'
 sysctl -n net.ipv4.ip_local_reserved_ports
 """
 
@@ -94,6 +119,12 @@ class Host:
     def snapshot(self) -> list[str]:
         """Every file, package, process and rule that a deploy could touch."""
         return self.root(SNAPSHOT, check=False).splitlines()
+
+    def release(self, paths: Iterable[str], units: Iterable[str]) -> list[str]:
+        """The release as it is on the host, of all that these files and units may be."""
+        variables = f"PATHS={shlex.quote(' '.join(sorted(paths)))}\n"
+        variables += f"UNITS={shlex.quote(' '.join(sorted(units)))}\n"
+        return self.root(variables + RELEASE, check=False).splitlines()
 
     def pids(self) -> dict[str, int]:
         """The main process of each of our units."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shlex
 import subprocess
 import tempfile
 import threading
@@ -31,28 +30,6 @@ HELD = "tests/support/held_deploy.py"
 
 Patch = dict[str, tuple[str, str]]  # template: what is replaced, by what
 
-# Everything that a release is on a host, as lines that differ between A and B only. State is left
-# out: certificates, secret rows, history, packages.
-SNAPSHOT = """
-export LC_ALL=C
-for path in $PATHS; do
-    printf '%s %s %s ' "$path" "$(readlink "$path")" "$(stat -L -c '%F %a %U %G' "$path" 2>&-)"
-    sha256sum < "$path" 2>&- || echo absent
-done
-for link in current confirmed; do
-    echo "$link $(sha256sum < /etc/callready/$link/manifest 2>&-)"
-done
-for unit in $UNITS; do
-    echo "$unit $(systemctl show -p ActiveState --value "$unit")"
-    pid=$(systemctl show -p MainPID --value "$unit")
-    [ "$pid" -gt 0 ] || continue
-    tr '\\0' '\\n' < /proc/$pid/environ | grep ^CALLREADY_FINGERPRINT=
-    sha256sum < /proc/$pid/exe
-    sha256sum /run/credentials/$unit/* 2>&-
-done
-nft list table inet callready 2>&- | sed 's/ packets [0-9]* bytes [0-9]*//'
-sysctl -n net.ipv4.ip_local_reserved_ports
-"""
 # Nobody works on the host any more, and nothing waits.
 SETTLED = """
 [ ! -e /var/lib/callready/pending ] &&
@@ -196,9 +173,7 @@ class Place(Fleet):
 
     def snapshot(self) -> list[str]:
         """The release as it is on the host."""
-        variables = f"PATHS={shlex.quote(' '.join(sorted(self.paths)))}\n"
-        variables += f"UNITS={shlex.quote(' '.join(sorted(self.units)))}\n"
-        return self.host.root(variables + SNAPSHOT, check=False).splitlines()
+        return self.host.release(self.paths, self.units)
 
     @contextmanager
     def deploying(
