@@ -1,9 +1,12 @@
 """What earlier versions of callready wrote on hosts: the manifests in tests/data/releases."""
 
+from collections.abc import Iterable
 from hashlib import sha256
 
 import pytest
-from recorded import FORMATS, Release
+
+from callready.release.manifest import Manifest
+from tests.support.recorded import FORMATS, Release
 
 PAIRS = [(Release(folder / "a"), Release(folder / "b")) for folder in FORMATS]
 # Columns of a line after its kind, at least: an environment file has one more for each command.
@@ -40,3 +43,21 @@ def test_recorded_releases_have_something_in_common_and_something_not(
     for kind in ("file", "link", "unit", "database", "promise"):
         names, others = a.names(kind), b.names(kind)
         assert names & others and names - others and others - names, kind
+
+
+@pytest.mark.parametrize("release", [r for pair in PAIRS for r in pair], ids=str)
+def test_every_line_of_an_earlier_format_is_read(release: Release) -> None:
+    found = Manifest.read(lines(release))
+    names: dict[str, Iterable[str]] = {
+        "file": found.files,
+        "link": found.links,
+        "unit": found.units,
+        "environment": found.environments,
+        "certificate": found.certificates,
+        "database": found.databases,
+        "timer": found.timers,
+    }
+    for kind, read in names.items():
+        assert {*read} == release.names(kind), kind
+    assert len({promise.key for promise in found.promises}) == len(release.names("promise"))
+    assert release.folder.parent.name == f"format{found.format}"
