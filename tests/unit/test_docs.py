@@ -185,7 +185,7 @@ VERIFY = ROOT / "tests/verify/conftest.py"
 
 
 # What callready starts by itself and nobody types.
-INTERNAL = {"callready.rollout.gate", "callready.probes.participants"}
+INTERNAL = {"callready.probes.participants"}
 MODULES = {
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__main__")
     for path in ROOT.glob("callready/**/*.py")
