@@ -208,7 +208,7 @@ def _given(
     return given
 
 
-def connected(url: str, ca_file: str | None, **headers: str) -> ClientConnection:
+def connected(url: str, ca_file: str | None, **options: Any) -> ClientConnection:
     """A WebSocket to a ws:// or wss:// URL.
 
     Raises:
@@ -216,14 +216,10 @@ def connected(url: str, ca_file: str | None, **headers: str) -> ClientConnection
         OSError, WebSocketException: no connection.
     """
     context = client_context(ca_file) if url.startswith("wss:") else None
-    return connect(
-        url,
-        ssl=context,
-        proxy=None,
-        additional_headers=headers,
-        open_timeout=TIMEOUT,
-        close_timeout=TIMEOUT,
+    opened: ClientConnection = connect(
+        url, ssl=context, proxy=None, open_timeout=TIMEOUT, close_timeout=TIMEOUT, **options
     )
+    return opened
 
 
 def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> Exchange:

@@ -132,8 +132,8 @@ def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined
     address = web_url(url, "ws", "/rtc?protocol=15&auto_subscribe=0")
     start = time.perf_counter()
     try:
-        authorization = f"Bearer {token.get_secret_value()}"
-        with connected(address, ca_file, Authorization=authorization) as socket:
+        headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
+        with connected(address, ca_file, additional_headers=headers) as socket:
             response = SignalResponse()
             while response.WhichOneof("message") != "join":
                 left = start + TIMEOUT - time.perf_counter()

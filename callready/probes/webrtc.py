@@ -115,20 +115,25 @@ class Request:
     duration: float
 
 
+def tokens(key: str, secret: SecretStr) -> tuple[SecretStr, SecretStr]:
+    """Tokens of two participants for a room of their own, made with an API key and its secret."""
+    room = f"probe-{os.urandom(8).hex()}"
+    return token(key, secret, room), token(key, secret, room)
+
+
 def call(
     url: str,
-    key: str,
-    secret: SecretStr,
+    tokens: tuple[SecretStr, SecretStr],
     ice_servers: Sequence[IceServer] | None = None,
     relay_only: bool = False,
     ca_file: str | None = None,
     duration: float = 1.0,
 ) -> Call:
-    """Two participants call each other in a room of their own.
+    """Two participants call each other.
 
     Args:
         url: ws:// or wss:// URL of LiveKit.
-        key: API key. secret: API secret.
+        tokens: of both, for one room: `tokens`, or what the app gives its users.
         ice_servers: instead of what LiveKit hands out. One TURN URI and `relay_only` force the
             call through exactly that one.
         relay_only: use relayed candidates only.
@@ -139,20 +144,6 @@ def call(
     Raises:
         ProbeError: what did not work, and why as far as it can be found out from here.
     """
-    room = f"probe-{os.urandom(8).hex()}"
-    tokens = token(key, secret, room), token(key, secret, room)
-    return call_with(url, tokens, ice_servers, relay_only, ca_file, duration)
-
-
-def call_with(
-    url: str,
-    tokens: tuple[SecretStr, SecretStr],
-    ice_servers: Sequence[IceServer] | None = None,
-    relay_only: bool = False,
-    ca_file: str | None = None,
-    duration: float = 1.0,
-) -> Call:
-    """The same with tokens for one room that somebody else made, such as the app."""
     first, second = (each.get_secret_value() for each in tokens)
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
     request = Request(url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration)
@@ -263,15 +254,9 @@ def _probe(options: argparse.Namespace) -> object:
         if options.turn:
             minted = mint(secret_from("TURN_SECRET", None), 600)
             servers = [IceServer((options.turn,), minted.username, minted.password)]
-        return call(
-            options.url,
-            key,
-            secret,
-            servers,
-            options.relay_only or bool(options.turn),
-            options.ca_file,
-            options.duration,
-        )
+        relay_only = options.relay_only or bool(options.turn)
+        pair = tokens(key, secret)
+        return call(options.url, pair, servers, relay_only, options.ca_file, options.duration)
 
     if options.attempts == 1:
         return attempt()
