@@ -45,15 +45,15 @@ class Client(pyinfra_client.SSHClient):
         self, hostname: str, initial_cfg: Any = None, *options: Any, **more: Any
     ) -> Any:
         try:
-            found = super().parse_config(hostname, initial_cfg, *options, **more)  # type: ignore[no-untyped-call]
+            config = super().parse_config(hostname, initial_cfg, *options, **more)  # type: ignore[no-untyped-call]
         except BadHostKeyException as error:  # pyinfra trips over it
             raise SSHException(
                 f"THE SSH KEY OF THE JUMP HOST {error.hostname} HAS CHANGED: ssh_config's "
                 f"UserKnownHostsFile has {shown(error.expected_key)}, it shows {shown(error.key)}"
             ) from None
-        port = (initial_cfg or {}).get("port") or found[1]["port"]
-        self.entry = found[0] if port == 22 else f"[{found[0]}]:{port}"
-        return found
+        port = (initial_cfg or {}).get("port") or config[1]["port"]
+        self.entry = config[0] if port == 22 else f"[{config[0]}]:{port}"
+        return config
 
     def set_missing_host_key_policy(self, policy: Any) -> None:
         strict = isinstance(policy, pyinfra_client.StrictPolicy)
@@ -145,13 +145,13 @@ def look(host: str, data: dict[str, Any], file: Path) -> Seen | str:
 
 def lines(file: Path) -> list[str]:
     """The lines of a known_hosts file; raises SettingsError for one that hides those after it."""
-    found = file.read_text().splitlines() if file.exists() else []
-    for number, line in enumerate(found, 1):
+    known = file.read_text().splitlines() if file.exists() else []
+    for number, line in enumerate(known, 1):
         try:
             HostKeyEntry.from_line(line)
         except (InvalidHostKey, SSHException):
             raise SettingsError(f"{file}, line {number}: no host key: remove the line") from None
-    return found
+    return known
 
 
 def record(file: Path, accepted: Sequence[Seen]) -> None:
@@ -168,14 +168,14 @@ def _without(line: str, names: set[str]) -> str | None:
     entry = HostKeyEntry.from_line(line)
     if entry is None:  # a comment, an authority
         return line
-    given: list[str] = list(entry.hostnames or [])
-    hashed = {
-        each: {HostKeys.hash_host(name, each) for name in names}
-        for each in given
-        if each.startswith("|1|")
-    }
-    others = [each for each in given if each not in names and each not in hashed.get(each, ())]
-    if others == given:
+
+    def is_named(given: str) -> bool:
+        if given.startswith("|1|"):
+            return any(HostKeys.hash_host(name, given) == given for name in names)
+        return given in names
+
+    others = [each for each in entry.hostnames or [] if not is_named(each)]
+    if others == entry.hostnames:
         return line
     entry.hostnames = others
     return entry.to_line() if others else None

@@ -16,11 +16,11 @@ import re
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import SecretStr
 
@@ -101,33 +101,27 @@ def local_address(peer: str) -> str | None:
 
 def as_data(result: object) -> Any:
     """A result as JSON data, without the fields that its repr hides (secrets)."""
-    if dataclasses.is_dataclass(result):
-        shown = (field.name for field in dataclasses.fields(result) if field.repr)
-        return {name: as_data(getattr(result, name)) for name in shown}
-    if isinstance(result, dict):
-        return {str(key): as_data(value) for key, value in result.items()}
-    if isinstance(result, frozenset | set):
-        return sorted(as_data(value) for value in result)
-    if isinstance(result, list | tuple):
-        return [as_data(value) for value in result]
-    return result.isoformat() if isinstance(result, datetime) else result
+
+    def plain(value: Any) -> object:
+        if dataclasses.is_dataclass(value):
+            return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.repr}
+        return value.isoformat() if isinstance(value, datetime) else sorted(value)
+
+    return json.loads(json.dumps(result, default=plain))
 
 
 def as_line(result: object) -> str:
     """A result as one line that a person reads: its own text, or ``name=value`` pairs."""
     if type(result).__str__ is not object.__str__:
         return str(result)
-    data = as_data(result)
-    if not isinstance(data, dict):
-        return str(data)
-    return " ".join(f"{name}={_as_text(value)}" for name, value in data.items())
+    return " ".join(f"{name}={_as_text(value)}" for name, value in as_data(result).items())
 
 
 def _as_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value * 1000:.1f}ms" if value < 100 else f"{value:.1f}s"
     if isinstance(value, list):
-        return ",".join(_as_text(each) for each in value) or "none"
+        return ",".join(map(_as_text, value)) or "none"
     if isinstance(value, dict):
         return "{" + " ".join(f"{k}:{_as_text(v)}" for k, v in value.items()) + "}"
     return str(value)
@@ -145,7 +139,7 @@ def secret_from(variable: str, file: str | None) -> SecretStr:
         else:
             value = os.environ.get(variable, "")
     except OSError as error:
-        raise ProbeError(f"no secret can be read: {reason(error)}", f"the file {file}") from None
+        raise ProbeError("no secret can be read", f"the file {file}", reason(error)) from None
     if not value.strip():
         raise ProbeError(
             "there is no secret to probe with",
@@ -154,21 +148,33 @@ def secret_from(variable: str, file: str | None) -> SecretStr:
     return SecretStr(value.strip())
 
 
-def run(
-    parser: argparse.ArgumentParser,
-    probe: Callable[[argparse.Namespace], object],
-    arguments: Sequence[str] | None = None,
-) -> int:
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--ca-file": {"help": "PEM file of the authorities to trust"},
+    "--secret-file": {"help": "file with the secret, - for stdin"},
+    "--duration": {"type": float, "default": 1.0, "help": "seconds (%(default)g)"},
+    "--json": {"action": "store_true", "help": "print the result as JSON"},
+}
+
+
+def command(module: str, description: str | None, *options: str) -> argparse.ArgumentParser:
+    """The parser of a probe's command, with --json and the named of `_OPTIONS`."""
+    parser = argparse.ArgumentParser(
+        f"python -m callready.probes.{module}", description=description
+    )
+    for option in (*options, "--json"):
+        parser.add_argument(option, **_OPTIONS[option])
+    return parser
+
+
+def run(parser: argparse.ArgumentParser, probe: Callable[[argparse.Namespace], object]) -> NoReturn:
     """Run a probe as a command: one line or JSON, exit status 0 when it passed and 1 when not."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     try:
         result = probe(options)
     except ProbeError as error:
         failure = {"ok": False, **as_data(error.finding)}
-        print(json.dumps(failure) if options.json else f"FAILED {error}", file=sys.stderr)
-        return 1
+        sys.exit(json.dumps(failure) if options.json else f"FAILED {error}")
     except KeyboardInterrupt:
-        return 130
+        sys.exit(130)
     print(json.dumps(as_data(result)) if options.json else f"ok {as_line(result)}")
-    return 0
+    sys.exit()

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
-import websockets
 from pydantic import SecretStr
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
 
-from callready.probes import TIMEOUT, ProbeError, reason, run
+from callready.probes import TIMEOUT, ProbeError, command, reason, run
 from callready.probes.tls import client_context
-from callready.probes.turn_client import IceServer
+from callready.probes.turn import IceServer
 
 Scheme = Literal["http", "ws"]
 LOOK_AT = "the app's unit and its log, and a proxy before it"
@@ -57,7 +56,6 @@ def get(
     ca_file: str | None = None,
     headers: Mapping[str, str] | None = None,
     body: Mapping[str, str] | None = None,
-    server_name: str | None = None,
     at: tuple[str, int] | None = None,
     verify: bool = True,
 ) -> tuple[httpx.Response, float]:
@@ -68,29 +66,24 @@ def get(
         ca_file: PEM file of the authorities to trust; default the system's.
         headers: of the request.
         body: POSTed as JSON instead.
-        server_name: asked for in TLS and verified, where the URL has an address.
         at: address and port to connect to, wherever the URL's name leads.
         verify: False takes any certificate.
 
     Raises:
         ProbeError: no answer in 5 s, or a certificate that callers refuse.
     """
-    context = client_context(ca_file, verify)
     target = httpx.URL(url)
-    if at:
-        headers = {"Host": target.netloc.decode(), **(headers or {})}
-        server_name = server_name or target.host
-        target = target.copy_with(host=at[0], port=at[1])
+    headers = {"Host": target.netloc.decode(), **(headers or {})}
+    place = target.copy_with(host=at[0], port=at[1]) if at else target
+    extensions = {"sni_hostname": target.host}
+    context = client_context(ca_file, verify)
     try:
         with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
             start = time.perf_counter()
-            response = client.request(
-                "POST" if body else "GET",
-                target,
-                headers=headers,
-                json=body,
-                extensions={"sni_hostname": server_name} if server_name else {},
-            )
+            if body:
+                response = client.post(place, headers=headers, json=body, extensions=extensions)
+            else:
+                response = client.get(place, headers=headers, extensions=extensions)
             return response, time.perf_counter() - start
     except (httpx.HTTPError, OSError) as error:
         raise ProbeError(
@@ -121,30 +114,28 @@ def health(
         ProbeError: no answer, or everything in it that differs.
     """
     response, rtt = get(url, ca_file, at=at, verify=verify)
-    wrong, found = [], {}
+    wrong, values = [], {}
     if response.status_code != status:
         wrong.append(f"status is {response.status_code}, not {status}")
-    if fields:
-        try:
-            body = response.json()
-        except ValueError:
-            body, wrong = None, [*wrong, "the body is not JSON"]
-        for path, value in fields.items() if body is not None else ():
-            found[path] = _field(body, path)
-            if found[path] != value or isinstance(found[path], bool) != isinstance(value, bool):
-                wrong.append(f"{path} is {json.dumps(found[path])}, not {json.dumps(value)}")
+    try:
+        body = response.json() if fields else None
+        values = {path: _field(body, path) for path in fields or ()}
+    except ValueError:
+        wrong.append("the body is not JSON")
+    for path, value in values.items():
+        wanted = (fields or {})[path]
+        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+            wrong.append(f"{path} is {json.dumps(value)}, not {json.dumps(wanted)}")
     if wrong:
         raise ProbeError(f"the app is not well: {url}", LOOK_AT, "; ".join(wrong))
-    return AppHealth(response.status_code, found, rtt)
+    return AppHealth(response.status_code, values, rtt)
 
 
 def _field(body: Any, path: str) -> Any:
     for part in path.split("."):
-        if isinstance(body, dict):
-            body = body.get(part)
-        elif isinstance(body, list) and part.isdigit() and int(part) < len(body):
-            body = body[int(part)]
-        else:
+        try:
+            body = body[int(part) if isinstance(body, list) else part]
+        except (LookupError, TypeError, ValueError):
             return None
     return body
 
@@ -165,8 +156,8 @@ def token(
         Refused: 401 or 403.
         ProbeError: no answer, or another one.
     """
-    found = _issued(f"{url}/token", bearer, ca_file, {"room": room, "identity": identity})
-    return _text(found, "url", url), SecretStr(_text(found, "token", url))
+    given = _given(url, "token", ("url", "token"), bearer, ca_file, room=room, identity=identity)
+    return given["url"], SecretStr(given["token"])
 
 
 def turn_credentials(url: str, bearer: SecretStr | None, ca_file: str | None = None) -> IceServer:
@@ -174,45 +165,61 @@ def turn_credentials(url: str, bearer: SecretStr | None, ca_file: str | None = N
 
     Raises ProbeError too for credentials that live less than a minute.
     """
-    found = _issued(f"{url}/turn-credentials", bearer, ca_file)
-    if not isinstance(found.get("ttl"), int) or found["ttl"] < 60:
-        raise ProbeError(f"calls lose their relay: {url} says ttl {found.get('ttl')}", LOOK_AT)
-    uris = found.get("uris")
+    given = _given(url, "turn-credentials", ("username", "credential"), bearer, ca_file)
+    ttl, uris = given.get("ttl"), given.get("uris")
+    if not isinstance(ttl, int) or ttl < 60:
+        raise ProbeError(f"calls lose their relay: {url} says ttl {ttl}", LOOK_AT)
     if not isinstance(uris, list) or not uris:
         raise ProbeError(f"callers get no relay: {url}/turn-credentials names no uris", LOOK_AT)
-    credentials = _text(found, "username", url), _text(found, "credential", url)
-    return IceServer(tuple(map(str, uris)), *credentials)
+    return IceServer(tuple(map(str, uris)), given["username"], given["credential"])
 
 
 class Refused(ProbeError):
     """The app wants its callers to authenticate."""
 
 
-def _issued(
-    url: str, bearer: SecretStr | None, ca_file: str | None, body: Mapping[str, str] | None = None
+def _given(
+    url: str,
+    path: str,
+    texts: tuple[str, ...],
+    bearer: SecretStr | None,
+    ca_file: str | None,
+    **body: str,
 ) -> dict[str, Any]:
+    """What the app answers, with these texts in it."""
     headers = {"Authorization": f"Bearer {bearer.get_secret_value()}"} if bearer else {}
-    response, _ = get(url, ca_file, headers, body)
+    response, _ = get(f"{url}/{path}", ca_file, headers, body)
     if response.status_code in (401, 403):
         raise Refused(
-            f"callers get {response.status_code} from the app: {url}",
+            f"callers get {response.status_code} from the app: {url}/{path}",
             "APP_TOKEN in its .env, and whether it was restarted since",
         )
     try:
-        found = response.json()
+        given = response.json()
     except ValueError:
-        found = None
-    if response.status_code != 200 or not isinstance(found, dict):
+        given = None
+    if response.status_code != 200 or not isinstance(given, dict):
         raise ProbeError(
-            f"the app gives callers nothing: {url} answers {response.status_code}", LOOK_AT
+            f"the app gives callers nothing: {url}/{path} answers {response.status_code}", LOOK_AT
         )
-    return found
+    for key in texts:
+        if not isinstance(given.get(key), str):
+            raise ProbeError(f"the app gives callers no {key}: {url}", LOOK_AT)
+    return given
 
 
-def _text(found: Mapping[str, Any], key: str, url: str) -> str:
-    if not isinstance(found.get(key), str):
-        raise ProbeError(f"the app gives callers no {key}: {url}", LOOK_AT)
-    return str(found[key])
+def connected(url: str, ca_file: str | None, **options: Any) -> ClientConnection:
+    """A WebSocket to a ws:// or wss:// URL.
+
+    Raises:
+        InvalidStatus: the HTTP status was another one.
+        OSError, WebSocketException: no connection.
+    """
+    context = client_context(ca_file) if url.startswith("wss:") else None
+    opened: ClientConnection = connect(
+        url, ssl=context, proxy=None, open_timeout=TIMEOUT, close_timeout=TIMEOUT, **options
+    )
+    return opened
 
 
 def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> Exchange:
@@ -227,62 +234,57 @@ def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> E
     Raises:
         ProbeError: no connection, or no such message.
     """
-    return asyncio.run(_exchange(web_url(url, "ws"), send, expect, ca_file))
-
-
-async def _exchange(url: str, send: str, expect: str, ca_file: str | None) -> Exchange:
-    context = client_context(ca_file) if url.startswith("wss:") else None
+    url = web_url(url, "ws")
     start, seen = time.perf_counter(), 0
     try:
-        async with (
-            asyncio.timeout(TIMEOUT),
-            websockets.connect(url, ssl=context, proxy=None) as socket,
-        ):
-            connected = time.perf_counter()
-            await socket.send(send)
+        with connected(url, ca_file) as socket:
+            sent = time.perf_counter()
+            socket.send(send)
             while True:
-                message = await socket.recv()
+                message = socket.recv(timeout=start + TIMEOUT - time.perf_counter())
                 text = message if isinstance(message, str) else message.decode(errors="replace")
                 if expect in text:
-                    now = time.perf_counter()
-                    return Exchange(text, connected - start, now - connected)
+                    return Exchange(text, sent - start, time.perf_counter() - sent)
                 seen += 1
-    except websockets.InvalidStatus as error:
+    except InvalidStatus as error:
         why = f"answers {error.response.status_code} instead of a WebSocket"
-    except (OSError, websockets.WebSocketException) as error:
+    except (OSError, WebSocketException) as error:
         why = f"gave {seen} other messages, then: {reason(error)}"
     raise ProbeError(f"the app does not talk to its users: {url} {why}", LOOK_AT)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m callready.probes.app", description=__doc__)
+def main() -> None:
+    parser = command("app", __doc__, "--ca-file")
     parser.add_argument("url", help="http(s):// for health, ws(s):// for an exchange")
     parser.add_argument("--status", type=int, default=200, help="health: default %(default)s")
     parser.add_argument(
         "--field",
         action="append",
+        type=_path_and_value,
         default=[],
         metavar="PATH=JSON",
         help="health: a field and its value, database.ok=true; may be repeated",
     )
     parser.add_argument("--send", default="", help="WebSocket: text to send")
     parser.add_argument("--expect", default="", help="WebSocket: text an answer must contain")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
+    run(parser, _probe)
 
-    def probe(options: argparse.Namespace) -> object:
-        if options.url.startswith("ws"):
-            return websocket(options.url, options.send, options.expect, options.ca_file)
-        try:
-            fields = {
-                path: json.loads(value)
-                for path, _, value in (each.partition("=") for each in options.field)
-            }
-        except ValueError:
-            parser.error("--field wants PATH=JSON, for example database.ok=true or name='\"x\"'")
-        return health(options.url, options.status, fields, options.ca_file)
 
-    return run(parser, probe, arguments)
+def _path_and_value(text: str) -> tuple[str, Any]:
+    path, _, value = text.partition("=")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            "it wants PATH=JSON, for example database.ok=true or name='\"x\"'"
+        ) from None
+
+
+def _probe(options: argparse.Namespace) -> AppHealth | Exchange:
+    if options.url.startswith("ws"):
+        return websocket(options.url, options.send, options.expect, options.ca_file)
+    return health(options.url, options.status, dict(options.field), options.ca_file)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import secrets
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-import websockets
 from livekit.api import AccessToken, VideoGrants
 from livekit.protocol.rtc import LeaveRequest, SignalRequest, SignalResponse
 from pydantic import SecretStr
+from websockets.exceptions import InvalidStatus, WebSocketException
 
-from callready.probes import TIMEOUT, ProbeError, reason, run, secret_from
-from callready.probes.app import get, web_url
-from callready.probes.tls import client_context
+from callready.probes import TIMEOUT, ProbeError, command, reason, run, secret_from
+from callready.probes.app import connected, get, web_url
 from callready.probes.turn import IceServer
 
 # What the server says of a token (livekit-server pkg/service/rtcservice.go), and what to mend.
@@ -64,14 +60,6 @@ def health(
     Raises:
         ProbeError: no answer, or another status.
     """
-    answer = _well(url, ca_file, at, verify)
-    if again_after:
-        time.sleep(again_after)
-        answer = _well(url, ca_file, at, verify)
-    return answer
-
-
-def _well(url: str, ca_file: str | None, at: tuple[str, int] | None, verify: bool) -> Health:
     response, rtt = get(web_url(url, "http"), ca_file, at=at, verify=verify)
     if response.status_code == 406:
         raise ProbeError(
@@ -84,6 +72,9 @@ def _well(url: str, ca_file: str | None, at: tuple[str, int] | None, verify: boo
             f"no call starts: {url} answers {response.status_code} instead of 200",
             "whether that is LiveKit (port 7880) or another program, and a proxy before it",
         )
+    if again_after:
+        time.sleep(again_after)
+        return health(url, 0, ca_file, at, verify)
     return Health(response.status_code, rtt)
 
 
@@ -138,34 +129,24 @@ def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined
     Raises:
         ProbeError: no connection, a refused token, or no join response.
     """
-    return asyncio.run(_join(url, token, ca_file))
-
-
-async def _join(url: str, token: SecretStr, ca_file: str | None) -> Joined:
     address = web_url(url, "ws", "/rtc?protocol=15&auto_subscribe=0")
     start = time.perf_counter()
     try:
-        async with (
-            asyncio.timeout(TIMEOUT),
-            websockets.connect(
-                address,
-                additional_headers={"Authorization": f"Bearer {token.get_secret_value()}"},
-                ssl=client_context(ca_file) if address.startswith("wss:") else None,
-                proxy=None,
-            ) as socket,
-        ):
+        headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
+        with connected(address, ca_file, additional_headers=headers) as socket:
             response = SignalResponse()
             while response.WhichOneof("message") != "join":
-                response.ParseFromString(bytes(await socket.recv(decode=False)))
+                left = start + TIMEOUT - time.perf_counter()
+                response.ParseFromString(socket.recv(timeout=left, decode=False))
             took = time.perf_counter() - start
-            await socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
-    except websockets.InvalidStatus as error:
+            socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
+    except InvalidStatus as error:
         status = error.response.status_code
         raise ProbeError(
             f"no call starts: signalling at {url} answers {status}",
             REFUSED_TOKEN if status == 401 else "LiveKit's log, and a proxy before it",
         ) from None
-    except (OSError, websockets.WebSocketException) as error:
+    except (OSError, WebSocketException) as error:
         raise ProbeError(
             f"no call starts: no signalling at {url}",
             "livekit-server.service, its port in nftables and in the provider's firewall, and a "
@@ -185,13 +166,24 @@ def keys_from(options: argparse.Namespace) -> tuple[str, SecretStr]:
     return key, secret_from("LIVEKIT_API_SECRET", options.secret_file)
 
 
+def add_url(parser: argparse.ArgumentParser) -> None:
+    """The URL of LiveKit as a command's argument, or from the environment."""
+    default = os.environ.get("LIVEKIT_URL")
+    parser.add_argument(
+        "url",
+        nargs="?" if default else None,
+        default=default,
+        help="ws:// or wss:// URL (default: LIVEKIT_URL)",
+    )
+
+
 def _probe(options: argparse.Namespace) -> object:
     if options.what == "health":
         return health(options.url, options.again_after, options.ca_file)
-    access = token(*keys_from(options))
+    mine = token(*keys_from(options))
     if options.what == "signalling":
-        return signalling(options.url, access, options.ca_file)
-    status = validate(options.url, access, options.ca_file)
+        return signalling(options.url, mine, options.ca_file)
+    status = validate(options.url, mine, options.ca_file)
     if status != 200:
         raise ProbeError(
             f"no call starts: {options.url} refuses the token with {status}", REFUSED_TOKEN
@@ -199,19 +191,15 @@ def _probe(options: argparse.Namespace) -> object:
     return {"status": status}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m callready.probes.livekit",
-        description=f"{__doc__} LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the "
-        "environment.",
+def main() -> None:
+    parser = command(
+        "livekit",
+        f"{__doc__} LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the environment.",
+        "--secret-file",
+        "--ca-file",
     )
     parser.add_argument("what", choices=["health", "validate", "signalling"])
-    parser.add_argument(
-        "url",
-        nargs="?" if "LIVEKIT_URL" in os.environ else None,
-        default=os.environ.get("LIVEKIT_URL"),
-        help="ws:// or wss:// URL (default: LIVEKIT_URL)",
-    )
+    add_url(parser)
     parser.add_argument(
         "--again-after",
         type=float,
@@ -219,10 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="S",
         help="health: ask again after so many seconds",
     )
-    parser.add_argument("--secret-file", help="file with the API secret, - for stdin")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
-    return run(parser, _probe, arguments)
+    run(parser, _probe)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 
 from livekit import rtc
 from livekit.rtc._proto.stats_pb2 import IceCandidateType
+from pydantic import TypeAdapter
 
-from callready.probes import SILENCE, Finding, ProbeError, as_data
+from callready.probes import SILENCE, Finding, ProbeError
 from callready.probes.tls import tls_forwarder
-from callready.probes.turn import IceServer, TurnServer
-from callready.probes.webrtc import Call, Participant, Request
+from callready.probes.turn import TurnServer
+from callready.probes.webrtc import CONNECT_TIMEOUT, Call, Participant, Request
 
 RATE = 48_000
 FRAME = RATE // 100  # 10 ms, what libwebrtc works with
@@ -33,14 +34,6 @@ FRAME = RATE // 100  # 10 ms, what libwebrtc works with
 TONE = array("h", (int(12_000 * math.sin(math.tau * 440 * n / RATE)) for n in range(RATE // 10)))
 LOUD = 3_000
 TOPIC = "callready"
-
-
-class _Failed(ProbeError):
-    """A step of the call that did not come about."""
-
-    def __init__(self, step: str, suffers: str, look_at: str = "") -> None:
-        super().__init__(suffers, look_at)
-        self.step = step
 
 
 class _Retries(logging.Handler):
@@ -88,23 +81,21 @@ class Caller:
         self.gone = True
 
     async def connect(self, request: Request, token: str, servers: list[rtc.IceServer]) -> None:
-        policy = (
-            rtc.IceTransportType.TRANSPORT_RELAY
-            if request.relay_only
-            else (rtc.IceTransportType.TRANSPORT_ALL)
-        )
-        options = rtc.RoomOptions(
-            rtc_config=rtc.RtcConfiguration(ice_transport_type=policy, ice_servers=servers)
-        )
+        kinds = rtc.IceTransportType
+        policy = kinds.TRANSPORT_RELAY if request.relay_only else kinds.TRANSPORT_ALL
+        configuration = rtc.RtcConfiguration(ice_transport_type=policy, ice_servers=servers)
         start = time.perf_counter()
         try:
-            async with asyncio.timeout(request.timeout):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                options = rtc.RoomOptions(rtc_config=configuration)
                 await self.room.connect(request.url, token, options)
         except (rtc.ConnectError, TimeoutError):  # the SDK's text may hold the token
-            raise _Failed(
-                "connect",
-                f"calls do not connect: {self.name} participant has no media connection through "
-                f"{request.url} after {time.perf_counter() - start:.1f} s",
+            seconds = time.perf_counter() - start
+            raise ProbeError(
+                "calls do not connect",
+                "",  # `webrtc.call` finds out
+                f"{self.name} participant has no media connection through {request.url} after "
+                f"{seconds:.1f} s",
             ) from None
         self.connected_at = time.perf_counter()
         self.connect_seconds = self.connected_at - start
@@ -191,16 +182,15 @@ def _participant(caller: Caller, stats: list[Any], original_urls: dict[str, str]
 C = TypeVar("C", bound=Caller)
 
 
-async def _both(request: Request, callers: Sequence[Caller], what: str) -> None:
+async def _both(callers: Sequence[Caller], what: str) -> None:
     """Wait until data or audio has reached both callers."""
     arrived = {each: each.data_at if what == "data" else each.heard_at for each in callers}
-    await asyncio.wait(arrived.values(), timeout=request.timeout)
+    await asyncio.wait(arrived.values(), timeout=CONNECT_TIMEOUT)
     missing = [each.name for each, future in arrived.items() if not future.done()]
     if missing:
-        raise _Failed(
-            what,
+        raise ProbeError(
             f"calls connect, but no {what} reaches {' and '.join(missing)} participant in "
-            f"{request.timeout:g} s",
+            f"{CONNECT_TIMEOUT:g} s",
             "LiveKit's log (journalctl -u livekit-server), and whether the media ports are open "
             "both ways",
         )
@@ -216,8 +206,8 @@ async def in_call(request: Request, kind: type[C]) -> AsyncIterator[tuple[list[C
             await caller.connect(request, token, servers)
             stack.push_async_callback(caller.leave)
             await caller.talk()
-        await _both(request, callers, "data")
-        await _both(request, callers, "audio")
+        await _both(callers, "data")
+        await _both(callers, "audio")
         yield callers, original_urls
 
 
@@ -227,8 +217,7 @@ async def _call(request: Request, retries: _Retries) -> Call:
         now = time.perf_counter()
         silent = [each.name for each in callers if each.gone or now - each.last_heard > SILENCE]
         if silent:
-            raise _Failed(
-                "duration",
+            raise ProbeError(
                 f"calls connect and break off: {' and '.join(silent)} participant hears nothing "
                 f"any more after {request.duration:g} s",
                 "LiveKit's and coturn's logs at that time, and UDP timeouts of firewalls between",
@@ -259,23 +248,21 @@ async def _usable(
 
 
 def main() -> None:
-    values = json.load(sys.stdin)
-    values["ice_servers"] = tuple(
-        IceServer(tuple(each["urls"]), each["username"], each["credential"])
-        for each in values["ice_servers"]
-    )
+    request = TypeAdapter(Request).validate_json(sys.stdin.read())
     retries = _Retries()
     logging.getLogger().addHandler(retries)
+    answer: Call | Finding
     try:
-        answer = dataclasses.asdict(asyncio.run(_call(Request(**values), retries)))
+        answer = asyncio.run(_call(request, retries))
     except ProbeError as error:
-        step = error.step if isinstance(error, _Failed) else "tls"
-        answer = {"failed": step, "finding": as_data(error.finding)}
+        answer = error.finding
     except Exception as error:  # the SDK's: its text may hold a token
-        suffers = f"calls break off: the client reports {type(error).__name__}"
-        finding = Finding(suffers, "LiveKit's log at that time")
-        answer = {"failed": "sdk", "finding": as_data(finding)}
-    print(json.dumps(answer), flush=True)
+        answer = Finding(
+            "calls break off",
+            "LiveKit's log at that time",
+            f"the client reports {type(error).__name__}",
+        )
+    print(json.dumps(dataclasses.asdict(answer)), flush=True)
     os._exit(0)  # the SDK's threads may still be at an attempt that was given up
 
 

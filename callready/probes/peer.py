@@ -9,24 +9,20 @@ import argparse
 import asyncio
 import contextlib
 import statistics
-import struct
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 import aioice
 
-from callready.probes import SILENCE, ProbeError, endpoint, reason, run, secret_from
+from callready.probes import SILENCE, ProbeError, command, endpoint, reason, run, secret_from
 from callready.probes.tls import tls_forwarder
-from callready.probes.turn import Credentials, TurnServer, mint
-from callready.probes.turn_client import client
+from callready.probes.turn import Exchange, Side, TurnServer, client, mint
 
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 10.0
-_PACKET = struct.Struct("!d152x")  # when it was sent; the size of 20 ms of G.711
 
 
 @dataclass(frozen=True)
@@ -47,9 +43,6 @@ class PeerToPeer:
     received: int
     rtt: float
     longest_gap: float
-
-
-Side = tuple[TurnServer, Credentials]
 
 
 def peer_to_peer(a: Side, b: Side, duration: float = 1.0) -> PeerToPeer:
@@ -86,8 +79,8 @@ async def _while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerToPeer,
             await left_caller.allocate()
             await right_caller.allocate()
             start = time.perf_counter()
-            left = await _relayed_peer(*a, controlling=True, stack=stack)
-            right = await _relayed_peer(*b, controlling=False, stack=stack)
+            left = await _relayed_peer(a, True, stack)
+            right = await _relayed_peer(b, False, stack)
             await left_caller.permit(right.local_candidates[0].host)
             await right_caller.permit(left.local_candidates[0].host)
         relayed = _address(left), _address(right)
@@ -101,44 +94,37 @@ async def _while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerToPeer,
                 "provider's firewall",
             ) from None
         connected = time.perf_counter() - start
-        exchange = _Exchange(left, right)
+        exchange = Exchange(left, right)
         try:
             result = await asyncio.to_thread(action)
         finally:
+            exchange.stop()
             await exchange.end()
-        if exchange.broken or not exchange.round_trips or exchange.longest_gap > SILENCE:
+        round_trips, gap = exchange.round_trips, exchange.longest_gap
+        if exchange.broken or not round_trips or gap > SILENCE:
             raise ProbeError(
-                f"a peer-to-peer call between {relayed[0]} and {relayed[1]} did not stay up: "
-                f"{len(exchange.round_trips)} of {exchange.sent} packets came back, nothing for "
-                f"{exchange.longest_gap:.1f} s",
+                f"a peer-to-peer call between {relayed[0]} and {relayed[1]} did not stay up",
                 "the logs of both sides' pools; one that is restarted drops every relayed call",
+                f"{len(round_trips)} of {exchange.sent} packets came back, nothing for {gap:.1f} s",
             )
-        return PeerToPeer(
-            connected,
-            relayed,
-            exchange.sent,
-            len(exchange.round_trips),
-            statistics.median(exchange.round_trips),
-            exchange.longest_gap,
-        ), result
+        rtt = statistics.median(round_trips)
+        return PeerToPeer(connected, relayed, exchange.sent, len(round_trips), rtt, gap), result
 
 
 async def _relayed_peer(
-    server: TurnServer,
-    credentials: Credentials,
-    controlling: bool,
-    stack: contextlib.AsyncExitStack,
+    side: Side, controlling: bool, stack: contextlib.AsyncExitStack
 ) -> aioice.Connection:
-    address, port, transport = server.address, server.port, server.transport
-    if transport == "tls":
-        forwarder = tls_forwarder(address, port, server.server_name, server.ca_file)
-        address, port, transport = "127.0.0.1", await stack.enter_async_context(forwarder), "tcp"
+    server, credentials = side
+    at = server.address, server.port
+    if server.transport == "tls":
+        forwarder = tls_forwarder(*at, server.server_name, server.ca_file)
+        at = "127.0.0.1", await stack.enter_async_context(forwarder)
     peer = aioice.Connection(
         ice_controlling=controlling,
-        turn_server=(address, port),
+        turn_server=at,
         turn_username=credentials.username,
         turn_password=credentials.password,
-        turn_transport=transport,
+        turn_transport=server.protocol,
         transport_policy=aioice.TransportPolicy.RELAY,
     )
     stack.push_async_callback(_close, peer)
@@ -166,72 +152,22 @@ async def _connect(left: aioice.Connection, right: aioice.Connection) -> None:
         await asyncio.gather(left.connect(), right.connect())
 
 
-class _Exchange:
-    """Packets from left to right and back, from its making until `end`."""
-
-    def __init__(self, left: aioice.Connection, right: aioice.Connection) -> None:
-        self._left, self._right = left, right
-        self._stop = asyncio.Event()
-        self._last = time.perf_counter()
-        self._tasks = [asyncio.create_task(each()) for each in (self._send, self._echo, self._read)]
-        self.broken = False
-        self.sent = 0
-        self.round_trips: list[float] = []
-        self.longest_gap = 0.0
-
-    async def end(self) -> None:
-        self._stop.set()
-        await asyncio.wait(self._tasks[:1], timeout=1)
-        self._note_gap()
-        await asyncio.sleep(0.2)  # what is still on its way
-        self.broken = any(each.done() and each.exception() for each in self._tasks)
-        for each in self._tasks:
-            each.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _send(self) -> None:
-        while not self._stop.is_set():
-            await self._left.send(_PACKET.pack(time.perf_counter()))
-            self.sent += 1
-            await asyncio.sleep(0.02)
-
-    async def _echo(self) -> None:
-        while True:
-            await self._right.send(await self._right.recv())
-
-    async def _read(self) -> None:
-        while True:
-            (sent_at,) = _PACKET.unpack(await self._left.recv())
-            self.round_trips.append(time.perf_counter() - sent_at)
-            self._note_gap()
-
-    def _note_gap(self) -> None:
-        now = time.perf_counter()
-        self.longest_gap = max(self.longest_gap, now - self._last)
-        self._last = now
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m callready.probes.peer",
-        description=f"{__doc__} The pool's shared secret is read from TURN_SECRET.",
+def _probe(options: argparse.Namespace) -> PeerToPeer:
+    secret = secret_from("TURN_SECRET", options.secret_file)
+    a, b = (
+        (TurnServer.from_uri(uri, options.ca_file), mint(secret, 600))
+        for uri in (options.uri, options.other_uri or options.uri)
     )
+    return peer_to_peer(a, b, options.duration)
+
+
+def main() -> None:
+    about = f"{__doc__} The pool's shared secret is read from TURN_SECRET."
+    parser = command("peer", about, "--duration", "--ca-file", "--secret-file")
     parser.add_argument("uri", help="TURN URI, turn:turn.example.com:3478?transport=udp")
     parser.add_argument("other_uri", nargs="?", help="of the other peer (default: the same)")
-    parser.add_argument("--duration", type=float, default=1.0, help="seconds (%(default)g)")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust, for turns:")
-    parser.add_argument("--secret-file", help="file with the secret, - for stdin")
-
-    def probe(options: argparse.Namespace) -> object:
-        secret = secret_from("TURN_SECRET", options.secret_file)
-        a, b = (
-            (TurnServer.from_uri(uri, options.ca_file), mint(secret, 600))
-            for uri in (options.uri, options.other_uri or options.uri)
-        )
-        return peer_to_peer(a, b, options.duration)
-
-    return run(parser, probe, arguments)
+    run(parser, _probe)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

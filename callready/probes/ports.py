@@ -3,44 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import errno
 import re
 import resource
-import selectors
 import socket
-import sys
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from callready.probes import ProbeError, endpoint, reason, run
+from callready.probes import ProbeError, command, endpoint, reason, run
 
 SERVICES = Path("/etc/services")
 """The registered services as Debian's netbase lists them."""
 
 UNREGISTERED = (
-    2375,
-    2376,
-    3000,
-    3478,
-    5000,
-    5349,
-    5601,
-    7880,
-    7881,
-    8000,
-    8081,
-    8443,
-    8888,
-    9000,
-    9090,
-    9100,
-    9200,
-    10250,
-    11211,
-    15672,
-    27017,
+    "2375-2376,3000,3478,5000,5349,5601,7880-7881,8000,8081,8443,8888,9000,9090,9100,9200,10250,"
+    "11211,15672,27017"
 )
 """Where container engines, databases, consoles and exporters usually listen, and netbase has no
 entry."""
@@ -65,9 +44,9 @@ def usual() -> list[int]:
         registered = re.findall(r"^\S+\s+(\d+)/tcp\b", SERVICES.read_text(), re.MULTILINE)
     except OSError as error:
         raise ProbeError(
-            f"the usual ports cannot be listed: {SERVICES}: {reason(error)}", "package netbase"
+            "the usual ports cannot be listed", "package netbase", f"{SERVICES}: {reason(error)}"
         ) from None
-    return sorted({*range(1, 1025), *map(int, registered), *UNREGISTERED})
+    return sorted({*range(1, 1025), *map(int, registered), *_ranges(UNREGISTERED)})
 
 
 def sweep(
@@ -91,61 +70,41 @@ def sweep(
     try:
         family, *_, target = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise ProbeError(f"{address} cannot be swept: {reason(error)}", "the address") from None
-    wanted = sorted(set(ports))
-    at_once = min(concurrency, _descriptors(concurrency + 100) - 100)
-    results: dict[int, int] = {}
-    for start in range(0, len(wanted), at_once):
-        results |= _attempt(family, target, wanted[start : start + at_once], timeout)
-    if results and set(results.values()) <= {errno.ENETUNREACH, errno.EHOSTUNREACH}:
+        raise ProbeError(f"{address} cannot be swept", "the address", reason(error)) from None
+    codes = asyncio.run(_codes(family, target, set(ports), timeout, concurrency))
+    if codes and set(codes.values()) <= {errno.ENETUNREACH, errno.EHOSTUNREACH}:
         raise ProbeError(
-            f"{endpoint(address, wanted[0])} cannot be swept: no route to {address}",
+            f"{endpoint(address, min(codes))} cannot be swept: no route to {address}",
             "the address, and this machine's own network",
         )
-    return Sweep(
-        open=frozenset(port for port, code in results.items() if code == 0),
-        refused=frozenset(port for port, code in results.items() if code == errno.ECONNREFUSED),
-        filtered=frozenset(
-            port for port, code in results.items() if code not in (0, errno.ECONNREFUSED)
-        ),
-    )
+    is_open = frozenset(port for port, code in codes.items() if code == 0)
+    refused = frozenset(port for port, code in codes.items() if code == errno.ECONNREFUSED)
+    return Sweep(is_open, refused, frozenset(codes) - is_open - refused)
 
 
-def _descriptors(wanted: int) -> int:
-    """Raise the soft limit of open files towards the hard one; what it is now."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return wanted if soft == resource.RLIM_INFINITY else soft
-
-
-def _attempt(
-    family: int, target: tuple[object, ...], ports: Sequence[int], timeout: float
+async def _codes(
+    family: int, target: tuple[object, ...], ports: set[int], timeout: float, concurrency: int
 ) -> dict[int, int]:
-    """The error number each connection ended with, 0 for an open port."""
-    results: dict[int, int] = {}
-    with selectors.DefaultSelector() as pending:
-        for port in ports:
-            attempt = socket.socket(family, socket.SOCK_STREAM)
-            attempt.setblocking(False)
-            code = attempt.connect_ex((target[0], port, *target[2:]))
-            if code == errno.EINPROGRESS:
-                pending.register(attempt, selectors.EVENT_WRITE, port)
-            else:
-                results[port] = code
-                attempt.close()
-        deadline = time.monotonic() + timeout
-        while pending.get_map() and (left := deadline - time.monotonic()) > 0:
-            for key, _ in pending.select(left):
-                attempt = key.fileobj  # type: ignore[assignment]
-                results[key.data] = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                pending.unregister(attempt)
-                attempt.close()
-        for key in list(pending.get_map().values()):
-            results[key.data] = errno.ETIMEDOUT
-            key.fileobj.close()  # type: ignore[union-attr]
-    return results
+    """The error number that each connection ends with, 0 for an open port."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    waiting = iter(ports)
+    codes: dict[int, int] = {}
+
+    async def connect() -> None:
+        loop = asyncio.get_running_loop()
+        for port in waiting:
+            with socket.socket(family, socket.SOCK_STREAM) as caller:
+                caller.setblocking(False)
+                try:
+                    attempt = loop.sock_connect(caller, (target[0], port, *target[2:]))
+                    await asyncio.wait_for(attempt, timeout)
+                    codes[port] = 0
+                except OSError as error:  # TimeoutError too
+                    codes[port] = error.errno or errno.ETIMEDOUT
+
+    await asyncio.gather(*(connect() for _ in range(min(concurrency, hard - 100, len(ports)))))
+    return codes
 
 
 def _ranges(text: str) -> list[int]:
@@ -161,29 +120,29 @@ def _ranges(text: str) -> list[int]:
     return ports
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m callready.probes.ports", description=__doc__)
+def _probe(options: argparse.Namespace) -> object:
+    ports = range(1, 65536) if options.all else options.ports or usual()
+    swept = sweep(options.address, ports, options.timeout)
+    unplanned = sorted(swept.open - set(options.planned or swept.open))
+    if unplanned:
+        raise ProbeError(
+            f"strangers reach {options.address} on ports nobody planned",
+            "what listens there (ss -ltnp), and nftables",
+            ", ".join(map(str, unplanned)),
+        )
+    return {"open": swept.open, "refused": len(swept.refused), "filtered": len(swept.filtered)}
+
+
+def main() -> None:
+    parser = command("ports", __doc__)
     parser.add_argument("address", help="host name or IP address")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ports", type=_ranges, help="22,80,7000-7010 (default: the usual ones)")
     which.add_argument("--all", action="store_true", help="1-65535")
     parser.add_argument("--planned", type=_ranges, help="fail when any other port is open")
     parser.add_argument("--timeout", type=float, default=1.0, help="seconds (%(default)g)")
-
-    def probe(options: argparse.Namespace) -> object:
-        ports = range(1, 65536) if options.all else options.ports or usual()
-        found = sweep(options.address, ports, options.timeout)
-        unplanned = sorted(found.open - set(options.planned or found.open))
-        if unplanned:
-            raise ProbeError(
-                f"strangers reach {options.address} on ports nobody planned: "
-                f"{', '.join(map(str, unplanned))}",
-                "what listens there (ss -ltnp), and nftables",
-            )
-        return {"open": found.open, "refused": len(found.refused), "filtered": len(found.filtered)}
-
-    return run(parser, probe, arguments)
+    run(parser, _probe)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import ssl
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from aioice import stun as messages
 from aioice import turn as clients
 
-from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
+from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run
 
 UDP_SILENCE = 1.0
 """Seconds without an answer after which UDP counts as blocked: two transmissions, 0.5 s apart
@@ -31,14 +28,6 @@ class Binding:
     rtt: float
 
 
-class NoAnswer(Exception):
-    """The server did not answer, or the connection ended; the text says which."""
-
-
-class ConnectionRefused(NoAnswer):
-    """Nothing listens on the port: the host says so (ICMP port unreachable, RFC 1122 3.2.2.1)."""
-
-
 class _Watched(clients.TurnClientMixin):
     """Notes what aioice passes over and waits a minute for: that the network gave up, and errors
     that are not signed (coturn does not sign a 437)."""
@@ -48,32 +37,22 @@ class _Watched(clients.TurnClientMixin):
         self.failed: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
 
     def error_received(self, exc: Exception) -> None:
-        refused = isinstance(exc, ConnectionRefusedError)
-        self._fail((ConnectionRefused if refused else NoAnswer)(reason(exc)))
+        self._fail(exc)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(NoAnswer(reason(exc) if exc else "the server closed the connection"))
+        self._fail(OSError(reason(exc) if exc else "the server closed the connection"))
 
     def datagram_received(self, data: bytes | str, addr: tuple[str, int]) -> None:
         super().datagram_received(data, addr)
         with contextlib.suppress(ValueError):
             message = messages.parse_message(cast(bytes, data))
-            awaited = message.transaction_id in self.transactions
+            # aioice asks again after a 401 or 438; every other error is final.
             if (
-                awaited
-                and message.message_class == messages.Class.ERROR
-                and self._unsigned(message)
+                message.message_class == messages.Class.ERROR
+                and message.transaction_id in self.transactions
+                and message.error_code not in (401, 438)
             ):
                 self._fail(messages.TransactionFailed(message))
-
-    def _unsigned(self, error: messages.Message) -> bool:
-        # 401 and 438 need no signature, and before it has a key aioice wants none.
-        key = self.integrity_key
-        return (
-            key is not None
-            and error.error_code not in (401, 438)
-            and not error.check_message_integrity(key)
-        )
 
     def _fail(self, why: Exception) -> None:
         if not self.failed.done():
@@ -101,25 +80,22 @@ async def connect(
     """A channel to a STUN or TURN server; close it with ``channel.transport.close()``.
 
     Raises:
-        NoAnswer: name, connection or TLS failed.
+        OSError: name, connection or TLS failed.
     """
     loop = asyncio.get_running_loop()
     channel: Channel
-    try:
-        async with asyncio.timeout(timeout):
-            if transport == "udp":
-                _, channel = await loop.create_datagram_endpoint(
-                    lambda: UdpChannel(server), remote_addr=server
-                )
-            else:
-                _, channel = await loop.create_connection(
-                    lambda: TcpChannel(server),
-                    *server,
-                    ssl=tls,
-                    server_hostname=(server_name or server[0]) if tls else None,
-                )
-    except OSError as error:  # includes TimeoutError, ssl.SSLError and an unknown name
-        raise NoAnswer(reason(error)) from None
+    async with asyncio.timeout(timeout):
+        if transport == "udp":
+            _, channel = await loop.create_datagram_endpoint(
+                lambda: UdpChannel(server), remote_addr=server
+            )
+        else:
+            _, channel = await loop.create_connection(
+                lambda: TcpChannel(server),
+                *server,
+                ssl=tls,
+                server_hostname=server_name if tls else None,
+            )
     return channel
 
 
@@ -129,21 +105,19 @@ async def request(
     """Ask and wait for the answer, authenticating when the server demands it.
 
     Raises:
-        NoAnswer: none came in `timeout` seconds, or the connection ended.
+        OSError: none came in `timeout` seconds, or the connection ended.
         aioice.stun.TransactionFailed: the server answered with an error code.
     """
     asked = asyncio.ensure_future(channel.request_with_retry(message))
     either: set[asyncio.Future[Any]] = {asked, channel.failed}
     await asyncio.wait(either, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    failure = channel.failed.result() if channel.failed.done() else None
+    if isinstance(failure, messages.TransactionFailed):  # the connection is still good
+        channel.failed = asyncio.get_running_loop().create_future()
     if asked.done():
         return asked.result()[0]
     asked.cancel()
-    if channel.failed.done():
-        failure = channel.failed.result()
-        if isinstance(failure, messages.TransactionFailed):  # the connection is still good
-            channel.failed = asyncio.get_running_loop().create_future()
-        raise failure
-    raise NoAnswer(f"no answer in {timeout:g} s")
+    raise failure or OSError(f"no answer in {timeout:g} s")
 
 
 async def _binding(
@@ -184,12 +158,12 @@ def binding(
     where = f"stun:{endpoint(address, port)} over {transport}"
     try:
         return asyncio.run(_binding(*(connect_to or (address, port)), transport, timeout))
-    except NoAnswer as error:
+    except OSError as error:
         raise ProbeError(
             f"callers learn no public address (no srflx candidate) from {where}",
             f"the pool's turnserver@ unit and its listening-ip, and {port}/{transport} in nftables "
             "and in the provider's firewall",
-            str(error),
+            reason(error),
         ) from None
     except (messages.TransactionFailed, KeyError) as error:
         raise ProbeError(
@@ -204,23 +178,21 @@ def comes_back(address: str, port: int) -> bool:
     """
     try:
         asyncio.run(_binding(address, port, "udp", UDP_SILENCE))
-    except ConnectionRefused:
-        return True
-    except NoAnswer:
-        return False
-    except (messages.TransactionFailed, KeyError):  # somebody answers
-        return True
+    except OSError as error:
+        return isinstance(error, ConnectionRefusedError)
+    except (messages.TransactionFailed, KeyError):
+        pass  # somebody answers
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m callready.probes.stun", description=__doc__)
+def main() -> None:
+    parser = command("stun", __doc__)
     parser.add_argument("address")
     parser.add_argument("port", type=int, nargs="?", default=3478)
     parser.add_argument("--transport", choices=["udp", "tcp"], default="udp")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds (%(default)g)")
-    return run(parser, lambda o: binding(o.address, o.port, o.transport, o.timeout), arguments)
+    run(parser, lambda o: binding(o.address, o.port, o.transport, o.timeout))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import socket
 import ssl
-import sys
 import warnings
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from cryptography import x509
 
-from callready.probes import TIMEOUT, ProbeError, endpoint, reason, run
+from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run
 from callready.settings.pins import pin
 
 # What X509_verify_cert reports (openssl/x509_vfy.h): the rest is the chain.
@@ -51,7 +49,7 @@ def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLCo
         context = ssl.create_default_context(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ProbeError(
-            f"no certificate can be verified: {ca_file}: {reason(error)}", f"the file {ca_file}"
+            "no certificate can be verified", f"the file {ca_file}", f"{ca_file}: {reason(error)}"
         ) from None
     # Python 3.13 adds RFC 5280 pedantry that browsers and phones do not have.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
@@ -67,7 +65,6 @@ def served(
     server_name: str | None = None,
     ca_file: str | None = None,
     verify: bool = True,
-    timeout: float = TIMEOUT,
     connect_to: tuple[str, int] | None = None,
 ) -> Certificate:
     """The certificate served on `address`:`port` to a client that asks for `server_name`.
@@ -78,7 +75,6 @@ def served(
         server_name: name sent as SNI and looked for in the certificate; default `address`.
         ca_file: PEM file of the authorities to trust; default the system's.
         verify: check chain, name and validity; without, only say what is served.
-        timeout: seconds for connecting and handshake each.
         connect_to: where to connect to instead, if a tunnel leads there.
 
     Raises:
@@ -87,21 +83,19 @@ def served(
     name = server_name or address
     where = endpoint(address, port)
     at = connect_to or (address, port)
-    shown = _handshake(where, at, name, client_context(verify=False), timeout)
+    shown = _handshake(where, at, name, client_context(verify=False))
     if not verify:
         return shown
     try:
-        return _handshake(where, at, name, client_context(ca_file), timeout)
+        return _handshake(where, at, name, client_context(ca_file))
     except ssl.SSLCertVerificationError as error:
         raise _rejected(error, where, name, shown) from None
 
 
-def _handshake(
-    where: str, at: tuple[str, int], name: str, context: ssl.SSLContext, timeout: float
-) -> Certificate:
+def _handshake(where: str, at: tuple[str, int], name: str, context: ssl.SSLContext) -> Certificate:
     try:
         with (
-            socket.create_connection(at, timeout) as plain,
+            socket.create_connection(at, TIMEOUT) as plain,
             context.wrap_socket(plain, server_hostname=name) as connection,
         ):
             version = connection.version()
@@ -129,23 +123,22 @@ def _handshake(
 
 
 def _described(chain: list[x509.Certificate], version: str, verified: bool) -> Certificate:
-    found = chain[0]
+    leaf = chain[0]
     try:
-        alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = [
+        alternative = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        alternative = x509.SubjectAlternativeName([])
+    serial = f"{leaf.serial_number:X}"
+    return Certificate(
+        serial=serial.zfill(len(serial) + len(serial) % 2),
+        names=tuple(
             str(name)
             for kind in (x509.DNSName, x509.IPAddress)
             for name in alternative.get_values_for_type(kind)
-        ]
-    except x509.ExtensionNotFound:
-        names = []
-    serial = f"{found.serial_number:X}"
-    return Certificate(
-        serial=serial.zfill(len(serial) + len(serial) % 2),
-        names=tuple(names),
-        not_before=found.not_valid_before_utc,
-        not_after=found.not_valid_after_utc,
-        days_left=(found.not_valid_after_utc - datetime.now(UTC)).days,
+        ),
+        not_before=leaf.not_valid_before_utc,
+        not_after=leaf.not_valid_after_utc,
+        days_left=(leaf.not_valid_after_utc - datetime.now(UTC)).days,
         chain_ok=verified or None,
         tls_version=version,
         pins=tuple(map(pin, chain)),
@@ -155,42 +148,37 @@ def _described(chain: list[x509.Certificate], version: str, verified: bool) -> C
 def _rejected(
     error: ssl.SSLCertVerificationError, where: str, name: str, shown: Certificate
 ) -> ProbeError:
-    what = f"callers refuse the certificate on {where} (serial {shown.serial}): "
     if error.verify_code in _NAME:
         names = ", ".join(shown.names) or "no name at all"
-        return ProbeError(
-            f"{what}its name is not {name}, it names {names}",
-            f"whether tls.cert is the one for {name}",
-        )
-    if error.verify_code in _VALIDITY:
+        evidence = f"its name is not {name}, it names {names}"
+        look_at = f"whether tls.cert is the one for {name}"
+    elif error.verify_code in _VALIDITY:
         period = f"valid from {shown.not_before:%Y-%m-%d %H:%M} to {shown.not_after:%Y-%m-%d %H:%M}"
-        return ProbeError(
-            f"{what}its validity: it {_VALIDITY[error.verify_code]} ({period} UTC)",
-            "the renewal, and whether the service took the renewed certificate up; the clocks",
+        evidence = f"its validity: it {_VALIDITY[error.verify_code]} ({period} UTC)"
+        look_at = "the renewal, and whether the service took the renewed certificate up; the clocks"
+    else:
+        evidence = f"its chain: {error.verify_message}"
+        look_at = (
+            "whether the file holds the intermediate certificates too, and which authority signed "
+            "it"
         )
     return ProbeError(
-        f"{what}its chain: {error.verify_message}",
-        "whether the file holds the intermediate certificates too, and which authority signed it",
+        f"callers refuse the certificate on {where} (serial {shown.serial})", look_at, evidence
     )
 
 
 def versions(address: str, port: int, server_name: str) -> list[str]:
     """The TLS versions that `address`:`port` accepts, offered one at a time, old ciphers too."""
     accepted = []
-    for version in (
-        ssl.TLSVersion.TLSv1,
-        ssl.TLSVersion.TLSv1_1,
-        ssl.TLSVersion.TLSv1_2,
-        ssl.TLSVersion.TLSv1_3,
-    ):
+    where = endpoint(address, port)
+    for name in ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"):
         context = client_context(verify=False)
         context.set_ciphers("ALL:@SECLEVEL=0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that is what they are asked for
-            context.minimum_version = context.maximum_version = version
+            context.minimum_version = context.maximum_version = ssl.TLSVersion[name]
         with contextlib.suppress(ProbeError):
-            where = endpoint(address, port)
-            shown = _handshake(where, (address, port), server_name, context, TIMEOUT)
+            shown = _handshake(where, (address, port), server_name, context)
             accepted.append(shown.tls_version)
     return accepted
 
@@ -210,57 +198,33 @@ async def tls_forwarder(
     name = server_name or address
     await asyncio.to_thread(served, address, port, name, ca_file)
     context = client_context(ca_file)
-    connections: set[asyncio.Task[None]] = set()
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), contextlib.closing(target):
             while data := await source.read(65536):
                 target.write(data)
                 await target.drain()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.closing(writer), contextlib.suppress(OSError):
-            far_reader, far_writer = await asyncio.open_connection(
-                address, port, ssl=context, server_hostname=name
-            )
-            with contextlib.closing(far_writer):
-                pumps = [
-                    asyncio.create_task(pump(reader, far_writer)),
-                    asyncio.create_task(pump(far_reader, writer)),
-                ]
-                try:
-                    await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-                finally:
-                    for each in pumps:
-                        each.cancel()
+        with contextlib.suppress(OSError), contextlib.closing(writer):
+            far = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
+            await asyncio.gather(pump(reader, far[1]), pump(far[0], writer))
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(forward(reader, writer))
-        connections.add(connection)
-        connection.add_done_callback(connections.discard)
-
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    listener = await asyncio.start_server(forward, "127.0.0.1", 0)
     try:
         yield listener.sockets[0].getsockname()[1]
     finally:
         listener.close()
-        for each in connections:
-            each.cancel()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m callready.probes.tls", description=__doc__)
+def main() -> None:
+    parser = command("tls", __doc__, "--ca-file")
     parser.add_argument("address")
     parser.add_argument("port", type=int, nargs="?", default=443)
     parser.add_argument("--server-name", help="name to ask for and to verify (default: address)")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
     parser.add_argument("--no-verify", action="store_true", help="only say what is served")
-    return run(
-        parser,
-        lambda o: served(o.address, o.port, o.server_name, o.ca_file, not o.no_verify),
-        arguments,
-    )
+    run(parser, lambda o: served(o.address, o.port, o.server_name, o.ca_file, not o.no_verify))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,48 +1,156 @@
 """TURN as callers use it: allocations, permissions, data relayed both ways (RFC 8656)."""
 
+# Built on aioice's TURN client, which knows the protocol; here are the things a probe needs and it
+# hides: error codes, the address family, a certificate that fails.
+
 from __future__ import annotations
 
 import argparse
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import ipaddress
+import math
 import os
+import re
 import secrets
 import statistics
-import sys
+import struct
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
-from aioice.turn import TCP_TRANSPORT
+import aioice
+from aioice import stun as messages
+from aioice.turn import TCP_TRANSPORT, UDP_TRANSPORT
 from pydantic import SecretStr
 
-from callready.probes import ProbeError, endpoint, run, secret_from
-from callready.probes.turn_client import (
-    Allocation,
-    Credentials,
-    IceServer,
-    TurnRefused,
-    TurnServer,
-    client,
+from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run, secret_from
+from callready.probes.stun import Channel, connect, request
+from callready.probes.tls import client_context
+
+Family = Literal[4, 6]
+Way = Literal["udp", "tcp", "tls"]
+
+# RFC 8656 section 18.6; aioice does not know it: its own client only relays over IPv4.
+_FAMILY = "REQUESTED-ADDRESS-FAMILY"
+messages.ATTRIBUTES_BY_NAME[_FAMILY] = (
+    0x0017,
+    _FAMILY,
+    messages.pack_unsigned,
+    messages.unpack_unsigned,
 )
 
-__all__ = [
-    "Allocation",
-    "Credentials",
-    "IceServer",
-    "Relay",
-    "TurnRefused",
-    "TurnServer",
-    "allocate",
-    "mint",
-    "permissions",
-    "relay_between",
-    "tcp_allocation_code",
-]
+# What a caller suffers by code, and what to look at (RFC 8656 section 19).
+_REFUSALS = {
+    400: (
+        "finds the request malformed",
+        "the pool's realm (a comment behind it in the file gives 400)",
+    ),
+    401: (
+        "does not accept the credentials",
+        "whether the secret is the one in the pool's userdb, the expiry in the user name and "
+        "the clocks of both sides",
+    ),
+    403: ("forbids this peer", "denied-peer-ip and allowed-peer-ip of the pool"),
+    437: ("finds the allocation mismatched", "the server's log: it lost or kept an allocation"),
+    438: ("keeps calling the nonce stale", "stale-nonce, and whether two servers share an address"),
+    440: ("relays nothing of this address family", "relay-ip of the pool: one for each family"),
+    441: ("sees other credentials than the allocation's", "whether two servers share an address"),
+    442: ("does not relay over TCP", "no-tcp-relay, which is meant"),
+    443: ("does not take a peer of the other address family", "the family of the allocation"),
+    486: ("has reached this user's quota", "user-quota, and whether every call has its own name"),
+    508: (
+        "has no capacity left",
+        "min-port and max-port, total-quota, and whether relay-ip is an address of the host",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TurnServer:
+    """One way into a TURN server.
+
+    Args:
+        address: host name or IP address; its family is the one the caller uses.
+        port: 3478, or 5349 over TLS (RFC 7065).
+        transport: how the caller reaches it: ``udp``, ``tcp`` or ``tls``.
+        server_name: the name its certificate must carry; default `address`.
+        ca_file: PEM file of the authorities to trust; default the system's.
+        verify: False takes any certificate.
+        connect_to: where to connect to instead, if a tunnel leads there.
+    """
+
+    address: str
+    port: int = 3478
+    transport: Way = "udp"
+    server_name: str | None = None
+    ca_file: str | None = None
+    verify: bool = True
+    connect_to: tuple[str, int] | None = None
+
+    @classmethod
+    def from_uri(cls, uri: str, ca_file: str | None = None) -> TurnServer:
+        """The server that a TURN URI (RFC 7065) names.
+
+        Raises:
+            ProbeError: it is none.
+        """
+        parts = re.fullmatch(
+            r"(turns?):(\[[0-9a-fA-F:.]+\]|[^:?/@\[\]]+)(?::(\d+))?(?:\?transport=(udp|tcp))?", uri
+        )
+        if not parts or (parts[1] == "turns" and parts[4] == "udp"):
+            raise ProbeError(
+                f"callers can do nothing with {uri!r}: it is no TURN URI over udp, tcp or tls",
+                "where it was configured; turn:turn.example.com:3478?transport=udp is one",
+            )
+        tls = parts[1] == "turns"
+        transport: Way = "tls" if tls else "tcp" if parts[4] == "tcp" else "udp"
+        port = int(parts[3] or (5349 if tls else 3478))
+        return cls(parts[2].strip("[]"), port, transport, None, ca_file)
+
+    @property
+    def protocol(self) -> Literal["udp", "tcp"]:
+        """The protocol of its packets."""
+        return "udp" if self.transport == "udp" else "tcp"
+
+    @property
+    def uri(self) -> str:
+        """The TURN URI (RFC 7065) that a client would be given."""
+        scheme = "turns" if self.transport == "tls" else "turn"
+        return f"{scheme}:{endpoint(self.address, self.port)}?transport={self.protocol}"
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A user name and password; the password never shows in a repr or a result."""
+
+    username: str
+    password: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class IceServer:
+    """STUN or TURN URIs (RFC 7064, RFC 7065) as a client gets them, with their credentials."""
+
+    urls: tuple[str, ...]
+    username: str = ""
+    credential: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A granted allocation: relayed and mapped transport address, lifetime, time it took (s)."""
+
+    relayed_address: str
+    relayed_port: int
+    mapped_address: str
+    mapped_port: int
+    lifetime: int
+    time_to_allocate: float
 
 
 @dataclass(frozen=True)
@@ -52,6 +160,137 @@ class Relay:
     sent: int
     received: int
     rtt: float
+
+
+class TurnRefused(ProbeError):
+    """The server answered with an error code."""
+
+    def __init__(self, server: TurnServer, code: int, reason: str, about: str = "") -> None:
+        does, look_at = _REFUSALS.get(code, ("refuses", "the pool's log"))
+        super().__init__(
+            f"callers get no relay through {server.uri}",
+            look_at,
+            f"it {does}{about} ({code} {reason})",
+        )
+        self.code = code
+
+
+class Client(asyncio.DatagramProtocol):
+    """One caller at a TURN server; `client` opens and closes it. Its requests raise TurnRefused,
+    and ProbeError where no answer comes."""
+
+    def __init__(self, server: TurnServer, channel: Channel, started: float) -> None:
+        self.server = server
+        self.channel = channel
+        self._started = started
+        self._allocated = False
+        self._received: asyncio.Queue[bytes] = asyncio.Queue()
+        channel.receiver = self
+
+    async def ask(
+        self, method: messages.Method, attributes: dict[str, Any], about: str = ""
+    ) -> dict[str, Any]:
+        """The attributes of the success response to a request with these attributes."""
+        message = messages.Message(method, messages.Class.REQUEST, attributes=attributes)
+        try:
+            return (await request(self.channel, message)).attributes
+        except OSError as error:
+            raise _unreachable(self.server, error) from None
+        except messages.TransactionFailed as error:
+            code, why = error.response.attributes.get("ERROR-CODE", (0, "without a code"))
+            raise TurnRefused(self.server, code, why.rstrip("\0 "), about) from None
+
+    async def allocate(self, family: Family = 4, transport: int = UDP_TRANSPORT) -> Allocation:
+        """Ask for a relayed address (RFC 8656 section 7)."""
+        wanted = {"REQUESTED-TRANSPORT": transport, "LIFETIME": 600}
+        if family == 6:  # without the attribute a server relays over IPv4, and browsers send none
+            wanted[_FAMILY] = 0x02000000
+        got = await self.ask(messages.Method.ALLOCATE, wanted)
+        self._allocated = True
+        took = time.perf_counter() - self._started
+        relayed: tuple[str, int] = got["XOR-RELAYED-ADDRESS"]
+        mapped: tuple[str, int] = got["XOR-MAPPED-ADDRESS"]
+        if ipaddress.ip_address(relayed[0]).version != family:
+            raise ProbeError(
+                f"{self.server.uri} relays through {relayed[0]}, not over IPv{family} as asked",
+                "allocation-default-address-family and relay-ip of the pool",
+            )
+        return Allocation(*relayed, *mapped, got["LIFETIME"], took)
+
+    async def permit(self, peer: str) -> None:
+        """Ask for permission to exchange data with a peer (RFC 8656 section 10)."""
+        await self.ask(
+            messages.Method.CREATE_PERMISSION, {"XOR-PEER-ADDRESS": (peer, 9)}, f" {peer}"
+        )
+
+    async def bind(self, peer: tuple[str, int]) -> None:
+        """Bind a channel to a peer (RFC 8656 section 12), for `send` and `recv`."""
+        number = self.channel.channel_number
+        attributes = {"CHANNEL-NUMBER": number, "XOR-PEER-ADDRESS": peer}
+        await self.ask(messages.Method.CHANNEL_BIND, attributes, f" {peer[0]}")
+        self.channel.channel_to_peer[number] = peer
+        self.channel.peer_to_channel[peer] = number
+        self.channel.channel_refresh_at[number] = math.inf
+        self._peer = peer
+
+    async def send(self, data: bytes) -> None:
+        """Send to the peer of `bind`."""
+        await self.channel.send_data(data, self._peer)
+
+    async def recv(self) -> bytes:
+        """The next that came from a peer."""
+        return await self._received.get()
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self._received.put_nowait(data)
+
+    async def close(self) -> None:
+        """Give the allocation back (a Refresh with lifetime 0) and close the connection."""
+        with contextlib.suppress(ProbeError):  # the probe has its result; the server lets it expire
+            if self._allocated:
+                await self.ask(messages.Method.REFRESH, {"LIFETIME": 0})
+        self.channel.transport.close()
+
+
+@contextlib.asynccontextmanager
+async def client(server: TurnServer, credentials: Credentials | None) -> AsyncIterator[Client]:
+    """A connected caller, anonymous without credentials; leaves no allocation behind.
+
+    Raises:
+        ProbeError: no connection, or TLS that a caller would not trust.
+    """
+    started = time.perf_counter()
+    try:
+        channel = await connect(
+            server.connect_to or (server.address, server.port),
+            server.protocol,
+            client_context(server.ca_file, server.verify) if server.transport == "tls" else None,
+            server.server_name or server.address,
+        )
+    except OSError as error:
+        raise _unreachable(server, error) from None
+    if credentials:
+        channel.username, channel.password = credentials.username, credentials.password
+    caller = Client(server, channel, started)
+    try:
+        yield caller
+    finally:
+        await caller.close()
+
+
+def _unreachable(server: TurnServer, error: OSError) -> ProbeError:
+    certificate = (
+        "its certificate (callready.probes.tls says more; coturn drops its TLS listener silently "
+        "when certificate or key cannot be read), "
+    )
+    return ProbeError(
+        f"callers get no relay through {server.uri}",
+        certificate
+        * (server.transport == "tls")
+        + f"the pool's turnserver@ unit and listeners, {server.port}/{server.protocol} in nftables "
+        "and in the provider's firewall",
+        reason(error),
+    )
 
 
 def mint(secret: SecretStr, ttl: int, name: str | None = None) -> Credentials:
@@ -68,9 +307,7 @@ def mint(secret: SecretStr, ttl: int, name: str | None = None) -> Credentials:
     return Credentials(username, base64.b64encode(digest).decode())
 
 
-def allocate(
-    server: TurnServer, credentials: Credentials | None, family: Literal[4, 6] = 4
-) -> Allocation:
+def allocate(server: TurnServer, credentials: Credentials | None, family: Family = 4) -> Allocation:
     """Allocate a relayed address, and give it back.
 
     Args:
@@ -102,33 +339,34 @@ def permissions(
         TurnRefused, ProbeError: as `allocate`, where an IPv4 allocation fails.
     """
 
-    async def of_family(family: Literal[4, 6], asked: list[str]) -> dict[str, int | None]:
-        codes: dict[str, int | None] = {}
-        async with client(server, credentials) as caller:
-            try:
-                await caller.allocate(family)
-            except TurnRefused as refused:
-                if refused.code != 440:
-                    raise
-                return dict.fromkeys(asked, refused.code)
-            for peer in asked:
+    async def attempt() -> dict[str, int | None]:
+        codes: dict[str, int | None] = dict.fromkeys(peers)
+        for family in get_args(Family):
+            asked = [peer for peer in peers if ipaddress.ip_address(peer).version == family]
+            if not asked:
+                continue
+            async with client(server, credentials) as caller:
                 try:
-                    await caller.permit(peer)
-                    codes[peer] = None
+                    await caller.allocate(family)
                 except TurnRefused as refused:
-                    codes[peer] = refused.code
+                    if refused.code != 440:
+                        raise
+                    codes |= dict.fromkeys(asked, refused.code)
+                    continue
+                for peer in asked:
+                    codes[peer] = await _refusal(caller.permit(peer))
         return codes
 
-    async def attempt() -> dict[str, int | None]:
-        found: dict[str, int | None] = {}
-        families: tuple[Literal[4, 6], ...] = (4, 6)
-        for family in families:
-            asked = [peer for peer in peers if ipaddress.ip_address(peer).version == family]
-            if asked:
-                found |= await of_family(family, asked)
-        return {peer: found[peer] for peer in peers}
-
     return asyncio.run(attempt())
+
+
+async def _refusal(attempt: Coroutine[Any, Any, object]) -> int | None:
+    """The code that a request is refused with, None where it is granted."""
+    try:
+        await attempt
+    except TurnRefused as refused:
+        return refused.code
+    return None
 
 
 def tcp_allocation_code(server: TurnServer, credentials: Credentials) -> int | None:
@@ -145,76 +383,77 @@ def tcp_allocation_code(server: TurnServer, credentials: Credentials) -> int | N
 
     async def attempt() -> int | None:
         async with client(server, credentials) as caller:
-            try:
-                await caller.allocate(transport=TCP_TRANSPORT)
-            except TurnRefused as refused:
-                return refused.code
-            return None
+            return await _refusal(caller.allocate(transport=TCP_TRANSPORT))
 
     return asyncio.run(attempt())
 
 
-class _Receiver(asyncio.DatagramProtocol):
-    def __init__(self) -> None:
-        self.packets: asyncio.Queue[bytes] = asyncio.Queue()
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        self.packets.put_nowait(data)
+_PACKET = struct.Struct("!d152x")  # when it was sent; the size of 20 ms of G.711
 
 
-async def _relay(
-    a: tuple[TurnServer, Credentials],
-    b: tuple[TurnServer, Credentials],
-    packets: int,
-    family: Literal[4, 6],
-) -> Relay:
-    async with client(*a) as near, client(*b) as far:
-        at_near, at_far = await near.allocate(family), await far.allocate(family)
-        to_far = (at_far.relayed_address, at_far.relayed_port)
-        to_near = (at_near.relayed_address, at_near.relayed_port)
-        await near.bind(to_far)
-        await far.bind(to_near)
-        near.channel.receiver, far.channel.receiver = here, there = _Receiver(), _Receiver()
+class Exchange:
+    """Packets from near to far and back, one every `interval` seconds, from its making until `end`,
+    `limit` at most."""
 
-        async def echo() -> None:
-            while True:
-                await far.channel.send_data(await there.packets.get(), to_near)
+    def __init__(
+        self,
+        near: Client | aioice.Connection,
+        far: Client | aioice.Connection,
+        interval: float = 0.02,
+        limit: float = math.inf,
+    ) -> None:
+        self._near, self._far = near, far
+        self._interval, self._limit = interval, limit
+        self._last = time.perf_counter()
+        self._tasks = [asyncio.create_task(each()) for each in (self._send, self._echo, self._read)]
+        self.broken = False
+        self.sent = 0
+        self.round_trips: list[float] = []
+        self.longest_gap = 0.0
 
-        async def collect() -> None:
-            while len(round_trips) < packets:
-                sent_at = sent.pop(await here.packets.get(), None)
-                if sent_at is not None:
-                    round_trips.append(time.perf_counter() - sent_at)
+    async def end(self) -> None:
+        """Wait until the last was sent, and for what is still on its way."""
+        await asyncio.wait(self._tasks[:1], timeout=TIMEOUT)
+        self._note_gap()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while len(self.round_trips) < self.sent:
+                    await asyncio.sleep(0.01)
+        self.broken = any(each.done() and each.exception() for each in self._tasks)
+        for each in self._tasks:
+            each.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-        sent: dict[bytes, float] = {}
-        round_trips: list[float] = []
-        tasks = [asyncio.create_task(echo()), asyncio.create_task(collect())]
-        try:
-            for _ in range(packets):
-                packet = secrets.token_bytes(160)  # 20 ms of G.711, a voice packet's size
-                sent[packet] = time.perf_counter()
-                await near.channel.send_data(packet, to_far)
-                await asyncio.sleep(0.005)
-            await asyncio.wait(tasks[1:], timeout=2)
-        finally:
-            for task in tasks:
-                task.cancel()
-        if not round_trips:
-            raise ProbeError(
-                f"callers who both relay hear nothing: none of {packets} packets came through "
-                f"{endpoint(*to_near)} and {endpoint(*to_far)}",
-                "the relay range (min-port to max-port, udp) in nftables and in the provider's "
-                "firewall of both hosts",
-            )
-        return Relay(packets, len(round_trips), statistics.median(round_trips))
+    def stop(self) -> None:
+        """Send no more."""
+        self._limit = 0
+
+    async def _send(self) -> None:
+        while self.sent < self._limit:
+            await self._near.send(_PACKET.pack(time.perf_counter()))
+            self.sent += 1
+            await asyncio.sleep(self._interval)
+
+    async def _echo(self) -> None:
+        while True:
+            await self._far.send(await self._far.recv())
+
+    async def _read(self) -> None:
+        while True:
+            (sent_at,) = _PACKET.unpack(await self._near.recv())
+            self.round_trips.append(time.perf_counter() - sent_at)
+            self._note_gap()
+
+    def _note_gap(self) -> None:
+        now = time.perf_counter()
+        self.longest_gap = max(self.longest_gap, now - self._last)
+        self._last = now
 
 
-def relay_between(
-    a: tuple[TurnServer, Credentials],
-    b: tuple[TurnServer, Credentials],
-    packets: int = 50,
-    family: Literal[4, 6] = 4,
-) -> Relay:
+Side = tuple[TurnServer, Credentials]
+
+
+def relay_between(a: Side, b: Side, packets: int = 50, family: Family = 4) -> Relay:
     """Send packets from allocation `a` to allocation `b` and back over bound channels.
 
     Args:
@@ -227,7 +466,28 @@ def relay_between(
         TurnRefused: 403 where a pool's peer policy forbids the other's relayed address.
         ProbeError: as `allocate`, or no packet came back.
     """
-    return asyncio.run(_relay(a, b, packets, family))
+
+    async def attempt() -> Relay:
+        async with client(*a) as near, client(*b) as far:
+            to_near, to_far = [
+                (relay.relayed_address, relay.relayed_port)
+                for relay in [await each.allocate(family) for each in (near, far)]
+            ]
+            await near.bind(to_far)
+            await far.bind(to_near)
+            exchange = Exchange(near, far, 0.005, packets)
+            await exchange.end()
+        if not exchange.round_trips:
+            raise ProbeError(
+                f"callers who both relay hear nothing: none of {packets} packets came through "
+                f"{endpoint(*to_near)} and {endpoint(*to_far)}",
+                "the relay range (min-port to max-port, udp) in nftables and in the provider's "
+                "firewall of both hosts",
+            )
+        round_trips = exchange.round_trips
+        return Relay(packets, len(round_trips), statistics.median(round_trips))
+
+    return asyncio.run(attempt())
 
 
 def _credentials(options: argparse.Namespace) -> Credentials | None:
@@ -254,11 +514,13 @@ def _probe(options: argparse.Namespace) -> object:
     return permissions(server, credentials, options.peers)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m callready.probes.turn",
-        description=f"{__doc__} The pool's shared secret is read from TURN_SECRET (or --secret-file"
-        "), a fixed user's name and password from TURN_USERNAME and TURN_PASSWORD.",
+def main() -> None:
+    parser = command(
+        "turn",
+        f"{__doc__} The pool's shared secret is read from TURN_SECRET (or --secret-file), a fixed "
+        "user's name and password from TURN_USERNAME and TURN_PASSWORD.",
+        "--ca-file",
+        "--secret-file",
     )
     parser.add_argument("what", choices=["allocate", "relay", "permissions", "tcp-allocation"])
     parser.add_argument("address", help="host name or IP address of the TURN server")
@@ -267,12 +529,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--transport", choices=["udp", "tcp", "tls"], default="udp")
     parser.add_argument("--family", type=int, choices=[4, 6], default=4, help="of the relay")
     parser.add_argument("--server-name", help="name in the certificate (default: address)")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
-    parser.add_argument("--secret-file", help="file with the secret or password, - for stdin")
     parser.add_argument("--ttl", type=int, default=600, help="of the credentials, seconds")
     parser.add_argument("--anonymous", action="store_true", help="without credentials")
-    return run(parser, _probe, arguments)
+    run(parser, _probe)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,18 +11,18 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from callready.probes import ProbeError, run, secret_from, stun
-from callready.probes.livekit import keys_from, signalling, token
+from callready.probes import Finding, ProbeError, command, run, secret_from, stun
+from callready.probes.livekit import add_url, keys_from, signalling, token
 from callready.probes.turn import Allocation, Credentials, IceServer, TurnServer, allocate, mint
 
 CONNECT_TIMEOUT = 10.0
@@ -113,71 +113,53 @@ class Request:
     relay_only: bool
     ca_file: str | None
     duration: float
-    timeout: float
+
+
+def tokens(key: str, secret: SecretStr) -> tuple[SecretStr, SecretStr]:
+    """Tokens of two participants for a room of their own, made with an API key and its secret."""
+    room = f"probe-{os.urandom(8).hex()}"
+    return token(key, secret, room), token(key, secret, room)
 
 
 def call(
-    url: str,
-    key: str,
-    secret: SecretStr,
-    ice_servers: Sequence[IceServer] | None = None,
-    relay_only: bool = False,
-    ca_file: str | None = None,
-    duration: float = 1.0,
-    timeout: float = CONNECT_TIMEOUT,
-) -> Call:
-    """Two participants call each other in a room of their own.
-
-    Args:
-        url: ws:// or wss:// URL of LiveKit.
-        key: API key. secret: API secret.
-        ice_servers: instead of what LiveKit hands out. One TURN URI and `relay_only` force the
-            call through exactly that one.
-        relay_only: use relayed candidates only.
-        ca_file: PEM file of the authorities to trust, for wss:// and turns:. libwebrtc knows only
-            its built-in ones, so turns: goes through `tls_forwarder` where this is given.
-        duration: seconds the call is to go on once both hear each other.
-        timeout: seconds for each step: connecting, data, audio.
-
-    Raises:
-        ProbeError: what did not work, and why as far as it can be found out from here.
-    """
-    room = f"probe-{os.urandom(8).hex()}"
-    tokens = token(key, secret, room), token(key, secret, room)
-    return call_with(url, tokens, ice_servers, relay_only, ca_file, duration, timeout)
-
-
-def call_with(
     url: str,
     tokens: tuple[SecretStr, SecretStr],
     ice_servers: Sequence[IceServer] | None = None,
     relay_only: bool = False,
     ca_file: str | None = None,
     duration: float = 1.0,
-    timeout: float = CONNECT_TIMEOUT,
 ) -> Call:
-    """The same with tokens for one room that somebody else made, such as the app."""
+    """Two participants call each other.
+
+    Args:
+        url: ws:// or wss:// URL of LiveKit.
+        tokens: of both, for one room: `tokens`, or what the app gives its users.
+        ice_servers: instead of what LiveKit hands out. One TURN URI and `relay_only` force the
+            call through exactly that one.
+        relay_only: use relayed candidates only.
+        ca_file: PEM file of the authorities to trust, for wss:// and turns:. libwebrtc knows only
+            its built-in ones, so turns: goes through `tls_forwarder` where this is given.
+        duration: seconds the call is to go on once both hear each other.
+
+    Raises:
+        ProbeError: what did not work, and why as far as it can be found out from here.
+    """
     first, second = (each.get_secret_value() for each in tokens)
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
-    request = Request(
-        url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration, timeout
-    )
-    answer = _participants(request)
-    if "failed" not in answer:
-        one, other = (Participant(**each) for each in answer.pop("participants"))
-        return Call((one, other), **answer)
-    if answer["failed"] == "connect":
-        joined = signalling(url, tokens[0], ca_file)
-        look_at = _ice_trouble(ice_servers or joined.ice_servers, relay_only, ca_file)
-        raise ProbeError(answer["finding"]["suffers"], look_at)
-    raise ProbeError(**answer["finding"])
+    request = Request(url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration)
+    result = _participants(request)
+    if isinstance(result, Call):
+        return result
+    look_at = result.look_at
+    if not look_at:  # no media connection, although there may be signalling
+        servers = ice_servers or signalling(url, tokens[0], ca_file).ice_servers
+        look_at = _ice_trouble(servers, relay_only, ca_file)
+    raise ProbeError(result.suffers, look_at, result.evidence)
 
 
-def _participants(request: Request) -> dict[str, Any]:
-    limit = 4 * request.timeout + request.duration + 15
-    environment = dict(os.environ)
-    if request.ca_file:
-        environment["SSL_CERT_FILE"] = request.ca_file
+def _participants(request: Request) -> Call | Finding:
+    limit = 5 * CONNECT_TIMEOUT + request.duration
+    environment = {"SSL_CERT_FILE": request.ca_file} if request.ca_file else {}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "callready.probes.participants"],
@@ -185,17 +167,17 @@ def _participants(request: Request) -> dict[str, Any]:
             capture_output=True,  # the SDK writes whole tokens to its log: it goes nowhere
             timeout=limit,
             cwd=Path(__file__).parents[2],
-            env=environment,
+            env={**os.environ, **environment},
         )
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        return TypeAdapter[Call | Finding](Call | Finding).validate_json(done.stdout)
     except subprocess.TimeoutExpired:
         why = f"did not end in {limit:.0f} s and was killed"
-    except ValueError:
+    except ValidationError:
         why = f"ended with status {done.returncode} and no result"
     raise ProbeError(
-        f"the call could not be tried: its process {why}",
+        "the call could not be tried",
         "whether `python -m callready.probes.participants` starts (package livekit)",
+        f"its process {why}",
     )
 
 
@@ -238,19 +220,19 @@ def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
 
 def gather(ice_servers: Sequence[IceServer], ca_file: str | None = None) -> Gathered:
     """The candidate that each STUN and TURN URI gives a caller, or why it gives none."""
-    found: Gathered = {}
+    candidates: Gathered = {}
     for each in ice_servers:
         for uri in each.urls:
             try:
+                server = TurnServer.from_uri(re.sub("^stun:", "turn:", uri), ca_file)
                 if uri.startswith("stun:"):
-                    at = TurnServer.from_uri("turn:" + uri.removeprefix("stun:"))
-                    found[uri] = stun.binding(at.address, at.port)
+                    candidates[uri] = stun.binding(server.address, server.port)
                 else:
-                    server = TurnServer.from_uri(uri, ca_file)
-                    found[uri] = allocate(server, Credentials(each.username, each.credential))
+                    credentials = Credentials(each.username, each.credential)
+                    candidates[uri] = allocate(server, credentials)
             except ProbeError as error:
-                found[uri] = error
-    return found
+                candidates[uri] = error
+    return candidates
 
 
 def _troubles(gathered: Gathered) -> str:
@@ -262,25 +244,19 @@ def _probe(options: argparse.Namespace) -> object:
     key, secret = keys_from(options)
     if options.ice_servers:
         joined = signalling(options.url, token(key, secret), options.ca_file)
-        found = gather(joined.ice_servers, options.ca_file)
-        if troubles := _troubles(found):
+        candidates = gather(joined.ice_servers, options.ca_file)
+        if troubles := _troubles(candidates):
             raise ProbeError("an ICE server that callers are given does not serve them", troubles)
-        return found
+        return candidates
 
     def attempt() -> Call:
         servers = None
         if options.turn:
             minted = mint(secret_from("TURN_SECRET", None), 600)
             servers = [IceServer((options.turn,), minted.username, minted.password)]
-        return call(
-            options.url,
-            key,
-            secret,
-            servers,
-            options.relay_only or bool(options.turn),
-            options.ca_file,
-            options.duration,
-        )
+        relay_only = options.relay_only or bool(options.turn)
+        pair = tokens(key, secret)
+        return call(options.url, pair, servers, relay_only, options.ca_file, options.duration)
 
     if options.attempts == 1:
         return attempt()
@@ -292,19 +268,17 @@ def _probe(options: argparse.Namespace) -> object:
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m callready.probes.webrtc",
-        description="Real calls of two participants through LiveKit, direct or forced through a "
-        "TURN server. LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the environment, with "
-        "--turn also TURN_SECRET.",
+def main() -> None:
+    parser = command(
+        "webrtc",
+        "Real calls of two participants through LiveKit, direct or forced through a TURN server. "
+        "LIVEKIT_API_KEY and LIVEKIT_API_SECRET are read from the environment, with --turn also "
+        "TURN_SECRET.",
+        "--duration",
+        "--secret-file",
+        "--ca-file",
     )
-    parser.add_argument(
-        "url",
-        nargs="?" if "LIVEKIT_URL" in os.environ else None,
-        default=os.environ.get("LIVEKIT_URL"),
-        help="ws:// or wss:// URL (default: LIVEKIT_URL)",
-    )
+    add_url(parser)
     parser.add_argument(
         "--relay-only", action="store_true", help="through the TURN servers that LiveKit hands out"
     )
@@ -315,11 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="no call: ask each STUN and TURN server that LiveKit hands out",
     )
     parser.add_argument("--attempts", type=int, default=1, help="calls in a row (%(default)s)")
-    parser.add_argument("--duration", type=float, default=1.0, help="seconds (%(default)g)")
-    parser.add_argument("--secret-file", help="file with the API secret, - for stdin")
-    parser.add_argument("--ca-file", help="PEM file of the authorities to trust")
-    return run(parser, _probe, arguments)
+    run(parser, _probe)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

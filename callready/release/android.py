@@ -7,13 +7,20 @@ docs/android.md says what an NSC governs, and what it does not.
 import ipaddress
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
 from callready.release import render as templates
-from callready.settings.android import Android, Domain, address, governs, network, url_domain
+from callready.settings.android import (
+    Android,
+    Domain,
+    Network,
+    address,
+    governs,
+    network,
+    url_domain,
+)
 
 Build = Literal["release", "debug", "profile"]
 
@@ -23,31 +30,26 @@ SOURCE_SETS: dict[Build, str] = {"release": "main", "debug": "debug", "profile":
 # What needs ACCESS_LOCAL_NETWORK from target SDK 37 on:
 # https://developer.android.com/privacy-and-security/local-network-definition
 # (fc00::/7 stands for its "directly connected routes").
-LOCAL_NETWORKS = [
-    ipaddress.ip_network(net)
-    for net in (
-        "10.0.0.0/8",
-        "172.16.0.0/12",
-        "192.168.0.0/16",
-        "100.64.0.0/10",
-        "169.254.0.0/16",
-        "fe80::/10",
-        "fc00::/7",
-    )
+LOCAL_NETWORKS: list[Network] = [
+    *map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")),
+    *map(ipaddress.IPv4Network, ("100.64.0.0/10", "169.254.0.0/16")),
+    *map(ipaddress.IPv6Network, ("fe80::/10", "fc00::/7")),
 ]
 
 NAME = "{http://schemas.android.com/apk/res/android}"
 
 
-@dataclass
-class Group:
-    """One `<domain-config>`: the hosts that share everything but their name."""
+class Group(NamedTuple):
+    """What the hosts of one `<domain-config>` share."""
 
     cleartext: bool
     pins: tuple[str, ...]
     pin_expiration: date | None
     private_ca: str | None
-    names: list[tuple[str, bool]]
+
+
+Groups = dict[Group, list[tuple[str, bool]]]
+"""With the name of each host, and its includeSubdomains."""
 
 
 def render(android: Android, livekit_url: str) -> dict[str, bytes]:
@@ -66,46 +68,42 @@ def render(android: Android, livekit_url: str) -> dict[str, bytes]:
 def _render(android: Android, livekit_url: str, build: Build) -> bytes:
     debug = build != "release"
     groups = _groups(android, livekit_url, debug)
-    if not debug:
-        groups = [group for group in groups if _says_more_than_base(group, groups)]
+    # A release build's base-config refuses cleartext already, but without an entry of its own a
+    # host would take the pins of a parent domain.
+    pinned_parent = any(
+        group.pins and any(include_subdomains for _, include_subdomains in names)
+        for group, names in groups.items()
+    )
     anchors = [android.private_ca] if android.private_ca else []
     anchors += ["user"] if android.user_certificates else []
     return templates.render(
         "network_security_config.xml.j2",
         base_cleartext=debug and android.debug_cleartext == "all",
-        groups=groups,
+        groups=[
+            (group, names)
+            for group, names in groups.items()
+            if debug or group.pins or group.private_ca or pinned_parent
+        ],
         debug_anchors=anchors if debug else [],
     )
 
 
-def _says_more_than_base(group: Group, groups: list[Group]) -> bool:
-    """Whether a release build needs `group`: base-config refuses cleartext already, but without
-    an entry of its own a host would take the pins of a parent domain."""
-    pinned_parent = any(
-        other.pins and any(include_subdomains for _, include_subdomains in other.names)
-        for other in groups
-    )
-    return bool(group.pins or group.private_ca or pinned_parent)
-
-
-def _groups(android: Android, livekit_url: str, debug: bool) -> list[Group]:
+def _groups(android: Android, livekit_url: str, debug: bool) -> Groups:
     domains = _domains(android, livekit_url)
     listed = {domain.host for domain in domains}
-    groups: dict[tuple[object, ...], Group] = {}
+    groups: Groups = {}
     for domain in domains:
         if domain.scope == "debug" and not debug:
             continue
         for_release = domain.scheme == "wss" and domain.scope == "release"
         group = Group(
-            cleartext=domain.scheme == "ws",
-            pins=domain.pins,
-            pin_expiration=domain.pin_expiration if domain.pins else None,
-            private_ca=android.private_ca if for_release and android.release_private_ca else None,
-            names=[],
+            domain.scheme == "ws",
+            domain.pins,
+            domain.pin_expiration if domain.pins else None,
+            android.private_ca if for_release and android.release_private_ca else None,
         )
-        key = (group.cleartext, group.pins, group.pin_expiration, group.private_ca)
-        groups.setdefault(key, group).names.extend(_names(domain, listed))
-    return [group for group in groups.values() if group.names]
+        groups.setdefault(group, []).extend(_names(domain, listed))
+    return {group: names for group, names in groups.items() if names}
 
 
 def _domains(android: Android, livekit_url: str) -> list[Domain]:
@@ -146,12 +144,8 @@ def client_settings(
     `stun_uris` and `turn_uris` are RFC 7064 and RFC 7065 URIs, `ttl` is the life of the TURN
     credentials that the app's backend hands out, in seconds.
     """
-    settings = {
-        "livekit_url": livekit_url,
-        "stun_uris": list(stun_uris),
-        "turn_uris": list(turn_uris),
-        "turn_ttl": ttl,
-    }
+    uris = {"stun_uris": list(stun_uris), "turn_uris": list(turn_uris)}
+    settings = {"livekit_url": livekit_url, **uris, "turn_ttl": ttl}
     return (json.dumps(settings, indent=2) + "\n").encode()
 
 

@@ -6,7 +6,7 @@ silent: the deploy must not depend on a resolver that only this machine lacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import dns.exception
@@ -60,19 +60,17 @@ def forbids(name: str, acme: Acme, resolver: dns.resolver.Resolver | None = None
 def _relevant(name: str, resolver: dns.resolver.Resolver) -> tuple[str, list[CAA]]:
     """The records of the nearest domain that has any (RFC 8659, section 3), and that domain."""
     resolver.lifetime = TIMEOUT
-    labels = name.rstrip(".").split(".")
-    for domain in (".".join(labels[i:]) for i in range(len(labels))):
-        try:
+    domain = name.rstrip(".")
+    while domain:
+        with suppress(dns.resolver.NXDOMAIN):
             answer = resolver.resolve(domain, "CAA", raise_on_no_answer=False, search=False)
-        except dns.resolver.NXDOMAIN:
-            continue
-        if answer.rrset:
-            return domain, [record for record in answer.rrset if isinstance(record, CAA)]
+            if answer.rrset:
+                return domain, [record for record in answer.rrset if isinstance(record, CAA)]
+        domain = domain.partition(".")[2]
     return name, []
 
 
-def _allows(records: Iterable[CAA], identity: str, challenge: str) -> bool:
-    records = list(records)
+def _allows(records: list[CAA], identity: str, challenge: str) -> bool:
     if any(r.flags & CRITICAL and r.tag.lower() not in KNOWN_TAGS for r in records):
         return False
     issue = [r.value.decode(errors="replace") for r in records if r.tag.lower() == b"issue"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 
 from callready.release import caa
-from callready.release.facts import Facts
+from callready.release.facts import Facts, Listener
 from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
 from callready.release.plan import RULES
@@ -87,13 +87,13 @@ def of_rollback(node: Node, manifest: Manifest) -> Iterator[str]:
 def _versions(node: Node, facts: Facts) -> Iterator[str]:
     for name, wanted in node.release.packages.items():
         installed = facts.packages.get(name, "")
-        found = installed or facts.candidates.get(name, "")
+        version = installed or facts.candidates.get(name, "")
         # An empty candidate means package lists were never fetched; apply.sh looks again.
-        if wanted and found and found != "(none)" and not is_version(found, wanted):
+        if wanted and version not in ("", "(none)") and not is_version(version, wanted):
             what = "has" if installed else "would install"
             yield (
-                f"{what} {name} {found}, the inventory says {wanted}: set turn.version to what the "
-                "host has (the keys are then checked for that version)"
+                f"{what} {name} {version}, the inventory says {wanted}: set turn.version to what "
+                "the host has (the keys are then checked for that version)"
             )
 
 
@@ -109,36 +109,35 @@ def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
     # A unit of the same name by hand is taken over; a package's own is in use for something else.
     ours |= {u for u in node.release.services if _unit_file(u) in node.release.files}
     others = [parse_port(value) for value in node.settings.host.other_listeners]
-    seen: set[tuple[str, int]] = set()
+    taken: dict[tuple[str, int], str] = {}
     for item in facts.listeners:
-        if (
-            (item.proto, item.port) in seen
-            or item.is_loopback
-            or item.unit in ours
-            or (item.proto == "tcp" and item.port in facts.ssh_ports)  # systemd may hold it
-        ):
+        is_ssh = item.proto == "tcp" and item.port in facts.ssh_ports  # systemd may hold it
+        is_known = any(p == item.proto and a <= item.port <= b for p, a, b in others)
+        if item.is_loopback or item.unit in ours or is_ssh or is_known:
             continue
-        if any(p == item.proto and a <= item.port <= b for p, a, b in others):
-            continue
-        for use in node.ports:
-            if use.proto == item.proto and item.port in use and use.role != "extra":
-                who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
-                what = "program (a container?)"
-                if who == "-":
-                    who, what = "the kernel", "interface (WireGuard?)"
-                yield (
-                    f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
-                    f"{use.purpose}: stop that {what} or change {use.setting}"
-                )
-                seen.add((item.proto, item.port))
-                break
-        else:
-            if item.unit in node.release.services:
-                yield (
-                    f"{item.unit} is in use for port {item.port}/{item.proto}, and its "
-                    "configuration would be replaced: move that elsewhere, or leave edge out"
-                )
-                seen.add((item.proto, item.port))
+        if why := _conflict(node, item):
+            taken.setdefault((item.proto, item.port), why)
+    yield from taken.values()
+
+
+def _conflict(node: Node, item: Listener) -> str | None:
+    """Why what listens cannot stay, or None."""
+    for use in node.ports:
+        if use.proto == item.proto and item.port in use and use.role != "extra":
+            who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
+            what = "program (a container?)"
+            if who == "-":
+                who, what = "the kernel", "interface (WireGuard?)"
+            return (
+                f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
+                f"{use.purpose}: stop that {what} or change {use.setting}"
+            )
+    if item.unit in node.release.services:
+        return (
+            f"{item.unit} is in use for port {item.port}/{item.proto}, and its configuration would "
+            "be replaced: move that elsewhere, or leave edge out"
+        )
+    return None
 
 
 def _unit_file(unit: str) -> str:
@@ -152,11 +151,11 @@ def _app(node: Node, facts: Facts) -> Iterator[str]:
         if env.owner not in facts.users | set(node.release.users):
             yield f"user {env.owner} (app.owner) does not exist on this host: create it {until}"
         for unit in env.units:
-            found = facts.units.get(unit)
-            if found and found.load != "loaded" and unit not in node.release.services:
+            fact = facts.units.get(unit)
+            if fact and fact.load != "loaded" and unit not in node.release.services:
                 yield (
                     f"unit {unit} (app.restart) cannot be restarted on this host, systemctl says "
-                    f"{found.load}: install it {until}"
+                    f"{fact.load}: install it {until}"
                 )
 
 
@@ -168,24 +167,25 @@ def _challenges(node: Node, facts: Facts) -> Iterator[str]:
             "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
             "challenge http-01 for this host, or certificate and key"
         )
-    acme = settings.tls.acme if settings.tls else None
-    for certificate in unissued if acme else ():
-        if acme and (why := caa.forbids(certificate.name, acme)):
-            yield f"tls.acme: {why}"
+    if settings.tls and settings.tls.acme:
+        for certificate in unissued:
+            if why := caa.forbids(certificate.name, settings.tls.acme):
+                yield f"tls.acme: {why}"
     if not settings.challenge_port or not unissued:
         return
     own = [a for a in (settings.address, settings.address6) if a]
     for certificate in unissued:
         try:
             infos = socket.getaddrinfo(certificate.name, 80, proto=socket.IPPROTO_TCP)
-            found = sorted({str(info[4][0]) for info in infos})
+            addresses = sorted({str(info[4][0]) for info in infos})
         except socket.gaierror:
-            found = []
-        if not found or not set(found) <= set(own):
+            addresses = []
+        if not addresses or not set(addresses) <= set(own):
+            shown = ", ".join(addresses) or "nothing"
             yield (
-                f"tls.acme: {certificate.name} resolves to {', '.join(found) or 'nothing'}, this "
-                f"host is {' and '.join(own)}: the authority would ask another host; mend its A "
-                "and AAAA records"
+                f"tls.acme: {certificate.name} resolves to {shown}, this host is "
+                f"{' and '.join(own)}: the authority would ask another host; mend its A and AAAA "
+                "records"
             )
     if "inet callready" in facts.tables:
         return  # our own filter may be one of before, which had no port 80 to open

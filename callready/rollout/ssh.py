@@ -51,24 +51,23 @@ def families(host: Host, node: Node) -> dict[int, str]:
     }
 
 
-def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
+def connect(host: Host, address: str | None) -> None:
     """Open a new connection with the deploy's user, port, key and known_hosts, run `true`, close.
 
     Args:
         host: as pyinfra connects to it.
         address: to connect to, whose host key must still be that of the inventory's name; None
             goes the way of the deploy itself, through its jump host.
-        timeout: seconds for each step.
 
     Raises:
         ConnectError: with a sentence that says which step failed.
     """
     if not isinstance(host.connector, SSHConnector):  # @local: there is nothing to be shut out of
         return
-    with client(host, address, timeout) as opened:
+    with client(host, address) as opened:
         try:
-            channel = opened.exec_command("true", timeout=timeout)[1].channel
-            if not channel.status_event.wait(timeout):
+            channel = opened.exec_command("true", timeout=TIMEOUT)[1].channel
+            if not channel.status_event.wait(TIMEOUT):
                 raise TimeoutError
             if status := channel.recv_exit_status():
                 raise OSError(f"`true` ends with status {status}")
@@ -77,16 +76,16 @@ def connect(host: Host, address: str | None, timeout: float = TIMEOUT) -> None:
 
 
 @contextmanager
-def client(host: Host, address: str | None, timeout: float = TIMEOUT) -> Iterator[SSHClient]:
+def client(host: Host, address: str | None) -> Iterator[SSHClient]:
     """A new, authenticated connection; arguments and errors as `connect`."""
     options: dict[str, Any] = cast(SSHConnector, host.connector).make_paramiko_kwargs()
-    options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), timeout)
+    options |= dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), TIMEOUT)
     opened, sock = SSHClient(), None
     opened.set_log_channel(_LOG.name)
     try:
         if address is not None:
             port = options.get("port") or int(_ssh_config(host).get("port", 22))
-            sock = options["sock"] = socket.create_connection((address, port), timeout)
+            sock = options["sock"] = socket.create_connection((address, port), TIMEOUT)
         opened.connect(**options)
     except (OSError, SSHException, EOFError, PyinfraError) as error:
         _close(opened)
@@ -121,20 +120,18 @@ def refusal(host: Host, address: str | None) -> str:
 
 def _addresses(host: Host, node: Node) -> dict[int, str | None]:
     config = _ssh_config(host)
-    if not isinstance(host.connector, SSHConnector) or config.keys() & {
-        "proxyjump",
-        "proxycommand",
-    }:
+    behind = config.keys() & {"proxyjump", "proxycommand"}
+    if behind or not isinstance(host.connector, SSHConnector):
         return {THE_DEPLOYS_WAY: None}
-    found: dict[int, str | None] = {}
+    addresses: dict[int, str | None] = {}
     with suppress(OSError):  # the settings' addresses are left
         for *_, target in socket.getaddrinfo(config.get("hostname", _name(host)), None):
             address = str(target[0])
-            found.setdefault(6 if ":" in address else 4, address)
+            addresses.setdefault(6 if ":" in address else 4, address)
     for family, public in ((4, node.settings.address), (6, node.settings.address6)):
         if public:
-            found.setdefault(family, public)
-    return found
+            addresses.setdefault(family, public)
+    return addresses
 
 
 def _name(host: Host) -> str:

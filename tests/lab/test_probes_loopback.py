@@ -21,8 +21,7 @@ from aioice.turn import UDP_TRANSPORT
 from pydantic import SecretStr
 
 from callready.probes import SILENCE, ProbeError, peer, stun, turn, webrtc
-from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
-from callready.probes.turn_client import client
+from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer, client
 
 SECRET = SecretStr(secrets.token_hex(24))
 Start = Callable[..., TurnServer]

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
 
 from callready.probes.livekit import token
 from callready.probes.participants import Caller, in_call
 from callready.probes.turn import IceServer, mint
-from callready.probes.webrtc import CONNECT_TIMEOUT, Request
+from callready.probes.webrtc import Request
 from lab import Lab, plan
 
 INTERVAL = 0.02  # seconds between data packets, as between those of audio
@@ -101,7 +101,6 @@ def calls_of(
                 bool(servers),
                 ca_file if "turns:" in name or url.startswith("wss:") else None,
                 0,
-                CONNECT_TIMEOUT,
             )
             calls[name] = stack.enter_context(_process(request))
         for name, process in calls.items():
@@ -229,13 +228,12 @@ async def _hold(request: Request) -> list[Continuity]:
 
 
 def main() -> None:
-    values = json.loads(sys.stdin.readline())
-    servers = [IceServer(**{**each, "urls": tuple(each["urls"])}) for each in values["ice_servers"]]
+    request = TypeAdapter(Request).validate_json(sys.stdin.readline())
     try:
-        found = asyncio.run(_hold(Request(**{**values, "ice_servers": tuple(servers)})))
+        found = asyncio.run(_hold(request))
         print(json.dumps([dataclasses.asdict(each) for each in found]), flush=True)
     except Exception as error:
-        print(f"{type(error).__name__} {getattr(error, 'answer', '')}", flush=True)
+        print(type(error).__name__, flush=True)
     os._exit(0)  # the SDK's threads
 
 

@@ -7,8 +7,7 @@ import sys
 
 from pydantic import SecretStr
 
-from callready.probes.turn import TurnServer, mint
-from callready.probes.turn_client import client
+from callready.probes.turn import TurnServer, client, mint
 
 SECONDS = 1.0
 
@@ -25,23 +24,15 @@ def direct(target: tuple[str, int]) -> bool:
             return False
 
 
-class Receiver(asyncio.DatagramProtocol):
-    def __init__(self) -> None:
-        self.heard = asyncio.Event()
-
-    def datagram_received(self, data: bytes, addr: object) -> None:
-        if data == b"hello":
-            self.heard.set()
-
-
 async def relay(target: tuple[str, int], server: str, secret: str) -> bool:
     async with client(TurnServer(server), mint(SecretStr(secret), 600)) as caller:
         await caller.allocate()
         await caller.bind(target)
-        receiver = caller.channel.receiver = Receiver()
-        await caller.channel.send_data(b"hello", target)
+        await caller.send(b"hello")
         try:
-            await asyncio.wait_for(receiver.heard.wait(), SECONDS)
+            async with asyncio.timeout(SECONDS):
+                while await caller.recv() != b"hello":
+                    pass
         except TimeoutError:
             return False
         return True

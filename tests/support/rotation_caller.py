@@ -99,13 +99,9 @@ class Callers:
             started = time.time()
             self.attempts["calls"] += 1
             try:
-                webrtc.call(
-                    app["LIVEKIT_URL"],
-                    app["LIVEKIT_API_KEY"],
-                    SecretStr(app["LIVEKIT_API_SECRET"]),
-                    relay_only=relay_only,
-                    duration=0.2,
-                )
+                secret = SecretStr(app["LIVEKIT_API_SECRET"])
+                tokens = webrtc.tokens(app["LIVEKIT_API_KEY"], secret)
+                webrtc.call(app["LIVEKIT_URL"], tokens, relay_only=relay_only, duration=0.2)
             except ProbeError as error:
                 self.broken.append(json.dumps([started, time.time(), str(error)]))
             relay_only = not relay_only

@@ -442,7 +442,7 @@ def test_the_file_byte_by_byte(case: str, build: str) -> None:
 
 
 def test_what_stands_in_the_xml_is_escaped() -> None:
-    group = files.Group(False, (), None, None, [("a&b<c>", False)])
+    group = files.Group(False, (), None, None), [("a&b<c>", False)]
     text = render.render(
         "network_security_config.xml.j2", base_cleartext=False, groups=[group], debug_anchors=[]
     )

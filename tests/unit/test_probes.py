@@ -76,7 +76,7 @@ def test_every_minted_user_has_a_name_of_its_own() -> None:
 def test_secrets_show_in_no_repr_and_no_result() -> None:
     hidden = SECRET.get_secret_value()
     server = IceServer(("turn:turn.example.com",), "user", hidden)
-    request = webrtc.Request("ws://x", (hidden, hidden), (server,), False, None, 1, 1)
+    request = webrtc.Request("ws://x", (hidden, hidden), (server,), False, None, 1)
     for value in (Credentials("user", hidden), server, livekit.Joined("1", (server,), 0), request):
         for text in (repr(value), as_line(value), json.dumps(as_data(value))):
             assert hidden not in text

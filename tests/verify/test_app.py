@@ -100,7 +100,7 @@ def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
         f"the app sends its users to {', '.join(sorted(given.urls))}, which is not the pool {pool}",
         f"STUN_URIS and TURN_URIS in {settings.app.env_file}",
     )
-    got = webrtc.call_with(settings.livekit.url, (first, second), [given], True, ca, 0.5)
+    got = webrtc.call(settings.livekit.url, (first, second), [given], True, ca, 0.5)
     check.figure(f"{ms(max(side.connect_seconds for side in got.participants))} to connect")
     check.figure(f"{len(given.urls)} ICE URIs")
     check.expect(

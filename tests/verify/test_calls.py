@@ -23,7 +23,8 @@ def _call(sfu: Sfu, way: Turn | None = None, duration: float = DURATION) -> Call
         minted = way.credentials()
         servers = [IceServer((way.by_name.uri,), minted.username, minted.password)]
     try:
-        return webrtc.call(sfu.url, *sfu.key, servers, way is not None, sfu.ca, duration)
+        tokens = webrtc.tokens(*sfu.key)
+        return webrtc.call(sfu.url, tokens, servers, way is not None, sfu.ca, duration)
     except ProbeError as error:
         node_ip = f"rtc.node_ip in livekit.yaml (should be {sfu.server.settings.address})"
         found = error.finding

@@ -54,17 +54,17 @@ def test_https(server: Server, check: Check) -> None:
     edge, names = server.settings.edge, server.settings.edge_backends
     assert edge
     for family, address in server.addresses.items():
-        url = f"https://{bracketed(address)}:{edge.port}/"
+        at = address, edge.port
         for name in names:
             with check.probing():
-                answer, _ = get(url, server.ca, {"Host": name}, server_name=name)
+                answer, _ = get(f"https://{name}/", server.ca, at=at)
                 age = answer.headers.get("strict-transport-security", "").partition("max-age=")[2]
                 check.expect(
                     age.isdigit() and int(age) >= 15_768_000,
                     f"browsers may be talked into plain HTTP: no HSTS of half a year from {name}",
                     EDGE,
                 )
-                stranger, _ = get(url, server.ca, {"Host": STRANGER}, server_name=name)
+                stranger, _ = get(f"https://{name}/", server.ca, {"Host": STRANGER}, at=at)
                 check.expect(
                     stranger.status_code == 404,
                     f"{name} answers to another name ({stranger.status_code})",
