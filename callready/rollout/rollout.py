@@ -140,14 +140,13 @@ class Rollout:
 
     def _prune_all(self) -> None:
         prunable = [name for name, d in self.changing.items() if d.plan.prune]
-        if self.whole_fleet:
+        if self.is_well and self.whole_fleet:
             self._at_once(self._prune, prunable)
             return
+        others = "hosts that --limit leaves out" if self.is_well else "hosts that failed"
         for name in prunable:
-            logger.info(
-                f"{self.hosts[name].print_prefix}old secrets stay: hosts that --limit leaves out "
-                "may use them"
-            )
+            prefix = self.hosts[name].print_prefix
+            logger.info(f"{prefix}old secrets stay: {others} may use them")
 
     def _at_once(self, work: Callable[[str], None], names: Iterable[str]) -> bool:
         def attempt(name: str) -> None:

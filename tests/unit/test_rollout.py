@@ -7,10 +7,10 @@ import pytest
 from callready.release.facts import Facts
 from callready.release.manifest import Manifest
 from callready.release.node import Node
-from callready.release.plan import NONE, plan, plan_return
+from callready.release.plan import NONE, Step, plan, plan_return, step
 from callready.rollout.deployment import Deployment
 from callready.rollout.prober import Prober
-from callready.rollout.rollout import Rollout
+from callready.rollout.rollout import Failed, Rollout, Stopped, Untouched
 from tasks import declare
 from tests.support.inventories import SFU1, TURN1, TURN2, bare, box, deployed
 
@@ -71,3 +71,96 @@ def test_a_host_that_needs_nothing_is_no_canary(hosts: dict[str, Deployment]) ->
     here = hosts[TURN1].node
     hosts[TURN1] = deployment(here, deployed(here.release))
     assert waves(hosts)[0] == [TURN2]
+
+
+# The phases, with scripts that are only noted: which host is asked to do what, and which is not.
+
+
+class Hosts(dict[str, Any]):
+    """A host of every name."""
+
+    print_prefix = ""
+
+    def __missing__(self, _name: str) -> "Hosts":
+        return self
+
+
+class Noted(Rollout):
+    """Runs no script; the ones that begin with `fails` on a host fail."""
+
+    def __init__(self, deployments: dict[str, Deployment], fails: str = "", whole: bool = True):
+        super().__init__(Hosts(), deployments, Prober(), whole)
+        self.fails, self.ran = fails, list[str]()
+
+    def _look_ahead(self, name: str) -> None:
+        self._probes[name] = []
+
+    def _unreachable(self, name: str, families: object) -> list[str]:
+        return []
+
+    def _script(self, name: str, steps: list[Step]) -> None:
+        phase = "install" if self.deployments[name].plan.installing == steps else steps[-1].function
+        self.ran.append(f"{phase} {name}")
+        if self.ran[-1] == self.fails:
+            raise Stopped("it failed")
+
+    def play(self) -> dict[str, list[bool]]:
+        """What pyinfra asks for, a phase at a time, of the hosts that have not failed."""
+        active, done = list(self.changing), dict[str, list[bool]]()
+        for phase in ("install", "switch", "prune"):
+            results = {name: getattr(self, phase)(name) for name in active}
+            active = [name for name, ok in results.items() if ok]
+            done[phase] = list(results.values())
+        return done
+
+
+@pytest.fixture
+def reachable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callready.rollout.ssh.families", lambda *_: {4: "192.0.2.1"})
+
+
+@pytest.fixture
+def two(hosts: dict[str, Deployment], reachable: None) -> dict[str, Deployment]:
+    """Two bare TURN hosts, each with an old secret to be pruned."""
+    chosen = {name: hosts[name] for name in (TURN1, TURN2)}
+    for each in chosen.values():
+        each.plan.prune = [step("write_rows", "/x.db")]
+    return chosen
+
+
+def ran(rollout: Noted, phase: str) -> list[str]:
+    return [line.partition(" ")[2] for line in rollout.ran if line.startswith(phase)]
+
+
+def test_all_phases_of_all_hosts(two: dict[str, Deployment]) -> None:
+    rollout = Noted(two)
+    assert all(all(results) for results in rollout.play().values()) and rollout.is_well
+    assert [ran(rollout, what) for what in ("install", "confirm", "write_rows")] == [[*two]] * 3
+
+
+def test_where_a_program_cannot_be_installed_nothing_is_switched_anywhere(
+    two: dict[str, Deployment],
+) -> None:
+    rollout = Noted(two, f"install {TURN2}")
+    assert not any(rollout.play()["install"]) and not rollout.is_well
+    assert {line.partition(" ")[0] for line in rollout.ran} == {"install"}
+    assert rollout.outcomes == {TURN1: Untouched((TURN2,)), TURN2: Failed("it failed")}
+    assert rollout.switch(TURN1) is False, "although pyinfra goes on"
+
+
+def test_when_a_host_fails_the_next_waves_are_untouched_and_no_secret_goes(
+    two: dict[str, Deployment],
+) -> None:
+    rollout = Noted(two, f"confirm {TURN1}")
+    assert rollout.play()["switch"] == [False, False]
+    assert ran(rollout, "confirm") == [TURN1] and ran(rollout, "write_rows") == []
+    assert rollout.outcomes == {TURN1: Failed("it failed"), TURN2: Untouched((TURN1,))}
+    rollout = Noted(two, f"confirm {TURN2}")
+    assert rollout.play()["switch"] == [True, False]
+    assert ran(rollout, "write_rows") == [], "the host that failed may use the old secret"
+
+
+def test_a_part_of_the_fleet_takes_no_secret_away(two: dict[str, Deployment]) -> None:
+    rollout = Noted(two, whole=False)
+    assert rollout.play()["prune"] == [True, True]
+    assert ran(rollout, "write_rows") == []
