@@ -227,10 +227,10 @@ def trust(inventory: str, fingerprints: Sequence[str]) -> int:
         files[name] = Path(data["ssh_known_hosts_file"]).expanduser()
         lines(files[name])
     with ThreadPoolExecutor(16) as pool:
-        found = list(pool.map(look, hosts, hosts.values(), files.values()))
-    for host, seen in zip(hosts, found, strict=True):
+        results = list(pool.map(look, hosts, hosts.values(), files.values()))
+    for host, seen in zip(hosts, results, strict=True):
         print(_line(host, seen))
-    reached = [seen for seen in found if isinstance(seen, Seen)]
+    reached = [seen for seen in results if isinstance(seen, Seen)]
     strange = set(fingerprints) - {seen.key.fingerprint for seen in reached}
     for fingerprint in sorted(strange):
         print(f"no host shows {fingerprint}", file=sys.stderr)

@@ -218,9 +218,10 @@ async def _call(request: Request, retries: _Retries) -> Call:
         silent = [each.name for each in callers if each.gone or now - each.last_heard > SILENCE]
         if silent:
             raise ProbeError(
-                f"calls connect and break off: {' and '.join(silent)} participant hears nothing "
-                f"any more after {request.duration:g} s",
+                "calls connect and break off",
                 "LiveKit's and coturn's logs at that time, and UDP timeouts of firewalls between",
+                f"{' and '.join(silent)} participant hears nothing any more after "
+                f"{request.duration:g} s",
             )
         first, second = [await each.measured(original_urls) for each in callers]
         reconnects = sum(each.reconnects for each in callers)

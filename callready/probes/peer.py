@@ -88,10 +88,10 @@ async def _while(a: Side, b: Side, action: Callable[[], T]) -> tuple[PeerToPeer,
             await _connect(left, right)
         except (ConnectionError, TimeoutError) as error:
             raise ProbeError(
-                f"callers who both relay do not connect: {relayed[0]} and {relayed[1]} do not "
-                f"reach each other ({reason(error)})",
+                "callers who both relay do not connect",
                 "the relay range (min-port to max-port, udp) of both pools in nftables and in the "
                 "provider's firewall",
+                f"{relayed[0]} and {relayed[1]} do not reach each other ({reason(error)})",
             ) from None
         connected = time.perf_counter() - start
         exchange = Exchange(left, right)

@@ -479,10 +479,11 @@ def relay_between(a: Side, b: Side, packets: int = 50, family: Family = 4) -> Re
             await exchange.end()
         if not exchange.round_trips:
             raise ProbeError(
-                f"callers who both relay hear nothing: none of {packets} packets came through "
-                f"{endpoint(*to_near)} and {endpoint(*to_far)}",
+                "callers who both relay hear nothing",
                 "the relay range (min-port to max-port, udp) in nftables and in the provider's "
                 "firewall of both hosts",
+                f"none of {packets} packets came through {endpoint(*to_near)} and "
+                f"{endpoint(*to_far)}",
             )
         round_trips = exchange.round_trips
         return Relay(packets, len(round_trips), statistics.median(round_trips))
