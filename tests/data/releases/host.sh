@@ -1,12 +1,13 @@
+# shellcheck shell=sh
 # The application that the host of the recorded releases has before its first one; run as root.
 set -eu
 mkdir -p /srv/app
 printf 'DEBUG=1\nLIVEKIT_API_KEY=old\nPORT=80\n' > /srv/app/.env
-cat > /srv/app/changed <<'END'
+cat > /srv/app/changed << 'END'
 #!/bin/sh
 echo restarted >> /run/app-log
 END
-cat > /srv/app/backend <<'END'
+cat > /srv/app/backend << 'END'
 #!/usr/bin/perl
 use IO::Socket::INET;
 my $server = IO::Socket::INET->new(
@@ -17,7 +18,7 @@ while (my $client = $server->accept) {
 }
 END
 chmod 0755 /srv/app/changed /srv/app/backend
-cat > /etc/systemd/system/backend.service <<'END'
+cat > /etc/systemd/system/backend.service << 'END'
 [Service]
 EnvironmentFile=/srv/app/.env
 ExecStart=/srv/app/backend
