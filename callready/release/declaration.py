@@ -13,9 +13,12 @@ from callready.release.facts import HOST, Facts
 from callready.release.manifest import (
     EnvironmentLine,
     FileLine,
+    LinkLine,
     Manifest,
+    NameLine,
     Promise,
     UnitLine,
+    words,
 )
 from callready.release.render import digest, render
 
@@ -55,6 +58,13 @@ class Service:
     reloads: bool = False
     restart_means: str = ""
     drain: str = ""
+
+    @property
+    def line(self) -> UnitLine:
+        """As the manifest has it."""
+        given, how = "".join(f"{digest}," for digest in self.given), ("restart", "reload")
+        listens = words(self.listens)
+        return UnitLine(self.unit, self.fingerprint, given or "-", how[self.reloads], listens)
 
 
 @dataclass(frozen=True)
@@ -243,20 +253,25 @@ class Release:
     @property
     def manifest(self) -> Manifest:
         """The release as it is noted on the host."""
+        files = (
+            FileLine(path, f"{f.mode:04o}", f.owner, f.group, f.sha256)
+            for path, f in sorted(self.files.items())
+        )
         return Manifest(
-            files={p: FileLine(f.mode, f.owner, f.group, f.sha256) for p, f in self.files.items()},
-            links=self.links,
-            units={
-                s.unit: UnitLine(s.fingerprint, s.given, s.reloads, s.listens)
-                for s in self.services.values()
+            files={line.path: line for line in files},
+            links={path: LinkLine(path, target) for path, target in sorted(self.links.items())},
+            units={unit: service.line for unit, service in self.services.items()},
+            timers={
+                t: NameLine(t) for t in self.timers if f"/etc/systemd/system/{t}" in self.files
             },
-            timers=[t for t in self.timers if f"/etc/systemd/system/{t}" in self.files],
             environments={
-                path: EnvironmentLine(e.owner, e.sha256, e.units, e.commands)
+                path: EnvironmentLine(
+                    path, e.owner, e.sha256, words(e.units), "\t".join(e.commands)
+                )
                 for path, e in self.environments.items()
             },
-            certificates=list(self.certificates),
-            databases=list(self.databases),
+            certificates={name: NameLine(name) for name in self.certificates},
+            databases={path: NameLine(path) for path in self.databases},
             promises=self.promises,
         )
 

@@ -53,9 +53,9 @@ class Node:
         settings = self.settings
         address = settings.address or settings.address6 or ""
         return [
-            Promise(
+            Promise.of(
                 probe.key,
-                tuple(key_digest(*key) for key in probe.keys.items())
+                (key_digest(*key) for key in probe.keys.items())
                 if isinstance(probe, LiveKit)
                 else (),
             )

@@ -179,7 +179,7 @@ def _unit_returns(
         made.add("!", "unit", f"{unit}: stop")
     elif found and found.fingerprint == earlier.fingerprint:
         return
-    elif earlier.reloads:
+    elif earlier.how == "reload":
         made.add("~", "unit", f"{unit}: reload, no connection is dropped")
         return
     else:

@@ -51,13 +51,13 @@ def _with_its_keys(found: Iterable[Probe], promise: Promise) -> Iterator[Probe]:
     for probe in found:
         if not isinstance(probe, LiveKit):
             yield probe
-        elif not promise.credentials:
+        elif promise.credentials == "-":
             yield replace(probe, any_key=True)
         else:
             keys = {
                 key: secret
                 for key, secret in probe.keys.items()
-                if key_digest(key, secret) in promise.credentials
+                if key_digest(key, secret) in promise.credentials.split()
             }
             yield replace(probe, keys=keys)
 

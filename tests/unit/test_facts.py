@@ -490,7 +490,7 @@ end"""
     assert (found.has_state, found.format) == (True, 2)
     assert (found.current, found.ruleset, found.pairs) == ("0123", "abc", {"turn.test": "def"})
     assert found.files == {"/a": FileFact("/b", 0o640, "root", "turnserver", "ff")}
-    assert found.manifest.files == {"/a": FileLine(0o644, "root", "root", "ff")}
+    assert found.manifest.files == {"/a": FileLine("/a", "0644", "root", "root", "ff")}
     assert found.templates == {"/a": "dd"}
     assert found.units["x.service"] == UnitFact(
         "loaded", "active", "enabled", 12, True, "f00", "/usr/bin/x (deleted)", ("aa", "bb")

@@ -25,7 +25,7 @@ from callready.probes.probe import (
     as_json,
     from_json,
 )
-from callready.release.manifest import Manifest
+from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node
 from callready.rollout import gate
 from callready.rollout.prober import Prober
@@ -185,7 +185,7 @@ def test_on_the_way_back_livekit_is_asked_with_the_keys_that_it_had() -> None:
     assert asked(manifest) == (["APIunit"], False)
     assert asked(manifest, both) == (["APIunit"], False)
     assert asked(manifest, other) == ([], False)
-    promises = [dataclasses.replace(each, credentials=()) for each in manifest.promises]
+    promises = [Promise.of(each.key) for each in manifest.promises]
     first_format = dataclasses.replace(manifest, promises=promises)
     assert asked(first_format, both) == (["APIunit", "APInew"], True), "it does not say which"
 

@@ -224,7 +224,9 @@ def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why:
 
     def after_a_deploy(facts: Facts) -> None:
         foreign(facts)
-        facts.manifest.units["haproxy.service"] = UnitLine("", (), True, ())
+        facts.manifest.units["haproxy.service"] = UnitLine(
+            "haproxy.service", "", "-", "reload", "-"
+        )
 
     assert refused(after_a_deploy, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")) == []
 

@@ -19,7 +19,7 @@ from pydantic import SecretBytes, SecretStr
 from callready.release.bundle import bundle as pack
 from callready.release.declaration import ROOT, Release, Row
 from callready.release.facts import EnvironmentFact, Facts, Listener
-from callready.release.manifest import Manifest, UnitLine
+from callready.release.manifest import LinkLine, Manifest, UnitLine
 from callready.release.plan import (
     NONE,
     Plan,
@@ -473,7 +473,7 @@ def test_going_back_says_what_it_does_to_calls_and_waits_for_them() -> None:
     def earlier(*changed: str) -> Manifest:
         """The manifest of a release in which some units are other ones."""
         units = {
-            unit: dataclasses.replace(line, fingerprint="another") if unit in changed else line
+            unit: line._replace(fingerprint="another") if unit in changed else line
             for unit, line in facts.manifest.units.items()
             if unit != AVATAR_UNIT
         }
@@ -599,8 +599,8 @@ def test_every_step_is_a_function_of_the_script(release: Release) -> None:
     defined = set(re.findall(r"(?m)^(\w+)\(\) *\{", script))
     for facts in (bare(), deployed(release)):
         have_another_certificate(facts)
-        facts.manifest.units["old.service"] = UnitLine("", (), False, ())
-        facts.manifest.links["/etc/old"] = "/etc/older"
+        facts.manifest.units["old.service"] = UnitLine("old.service", "", "-", "restart", "-")
+        facts.manifest.links["/etc/old"] = LinkLine("/etc/old", "/etc/older")
         assert {step.function for step in plan(release, facts).steps} <= defined
 
 
