@@ -22,7 +22,8 @@ from bench.contenders import (
     find_commit,
 )
 from bench.report import Case, Table
-from bench.world import HOSTS, ROOT, BenchError, Line, World, borrowed, bundle, packages
+from bench.world import HOSTS, ROOT, BenchError, Line, World, borrowed, packages
+from callready.release.bundle import pack
 from lab import Lab, LabError
 
 Item = TypeVar("Item")
@@ -118,7 +119,7 @@ def by_hand(line: Line) -> float:
     release = line.world.declared[host.fqdn].release
     script = (
         f"PACKAGES={shlex.quote(' '.join(packages(release.packages)))}\n"
-        f"BUNDLE={bundle({p.strip('/'): f.content for p, f in release.files.items()})}\n{BARE}"
+        f"BUNDLE={pack({p.strip('/'): f.content for p, f in release.files.items()})}\n{BARE}"
     )
     began = time.perf_counter()
     line.run({host.fqdn: script})

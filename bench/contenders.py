@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from bench.world import ROOT, BenchError, Line, bundle
+from bench.world import ROOT, BenchError, Line
+from callready.release.bundle import pack
 from lab.plan import CACHE
 
 HERE = Path(__file__).parent
@@ -131,7 +132,7 @@ class Floor(Contender):
             variables = {
                 "PACKAGES": known["bench_packages"],
                 "RESERVED_PORTS": known["bench_reserved_ports"],
-                "BUNDLE": bundle({file.name: file.read_bytes() for file in files}),
+                "BUNDLE": pack({file.name: file.read_bytes() for file in files}),
             }
             head = "".join(f"{key}={shlex.quote(value)}\n" for key, value in variables.items())
             scripts[host.fqdn] = head + (HERE / "floor.sh").read_text()

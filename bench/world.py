@@ -1,12 +1,9 @@
 """The hosts that are measured on: booted for the run, reached directly or over a slow line."""
 
-import base64
-import io
 import os
 import secrets
 import subprocess
 import sys
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -245,17 +242,6 @@ def bench_files(here: Node, quota: int) -> dict[str, bytes]:
         made[name] = text.encode()
     pair = here.release.certificates[here.settings.name]
     return {**made, "fullchain.pem": pair.chain, "privkey.pem": pair.key}
-
-
-def bundle(members: dict[str, bytes]) -> str:
-    """A compressed tar archive in base64."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), 0o600
-            tar.addfile(info, io.BytesIO(content))
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 @contextmanager

@@ -3,6 +3,7 @@ its words change: by that a release promises what it has for callers. Words are 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -25,7 +26,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(ABC):
     """One thing that callers need of a host.
 
     Args:
@@ -73,9 +74,9 @@ class Probe:
         on_443 = " on 443" * ((self.transport, self.port) == ("tls", 443))
         return self.words.format(**vars(self), where=where, on_443=on_443)
 
+    @abstractmethod
     def ask(self) -> None:
         """Ask once; raises ProbeError if callers would not get what they need."""
-        raise NotImplementedError
 
     @property
     def _at(self) -> tuple[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from callready.release.declaration import Release
 from callready.release.facts import HOST, host_script
@@ -32,6 +32,11 @@ def bundle(release: Release, steps: Iterable[Step]) -> str:
         members |= {f"files/{content_name(each)}": each for each in step.contents}
         if step.function == "stage":
             members |= _staged(release)
+    return pack(members)
+
+
+def pack(members: Mapping[str, bytes]) -> str:
+    """A compressed tar archive in base64."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as tar:
         for name, content in members.items():
