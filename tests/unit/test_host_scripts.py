@@ -218,26 +218,27 @@ BOOT = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 NOTHING = "systemctl() { :; }; nft() { false; }"
 
 
-@pytest.fixture
-def stuck() -> Iterator[subprocess.Popen[bytes]]:
-    """A deploy that hangs, with a process group of its own."""
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    yield process
-    process.kill()
-    process.wait()
-
-
 @pytest.mark.parametrize(
-    ("boot", "is_killed"),
-    [(f"@{BOOT}", True), ("@another-boot", False), ("", False)],
-    ids=["this boot", "an earlier boot", "an older callready"],
+    ("boot", "is_deaf", "ended_by"),
+    [
+        (f"@{BOOT}", False, signal.SIGTERM),
+        (f"@{BOOT}", True, signal.SIGKILL),
+        ("@another-boot", False, None),
+        ("", False, None),
+    ],
+    ids=["this boot", "deaf to SIGTERM", "an earlier boot", "an older callready"],
 )
-def test_only_the_deploy_that_waits_is_killed_and_the_host_returns_anyway(
-    machine: Machine, stuck: subprocess.Popen[bytes], boot: str, is_killed: bool
+def test_only_the_deploy_that_waits_is_ended_and_the_host_returns_anyway(
+    machine: Machine, boot: str, is_deaf: bool, ended_by: signal.Signals | None
 ) -> None:
     machine.release("good")
     machine.release("bad", confirmed=False)
     pending = machine.root / "var/lib/callready/pending"
+    stuck = subprocess.Popen(
+        ["sleep", "60"],
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGTERM, [signal.SIG_DFL, signal.SIG_IGN][is_deaf]),
+    )
     pending.write_text(f"bad {stuck.pid}{boot} me since now\n")
     with (machine.root / "run/callready.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -245,14 +246,25 @@ def test_only_the_deploy_that_waits_is_killed_and_the_host_returns_anyway(
         # It has done what it does to the other process when it waits for the lock.
         while not is_waited_for(lock.fileno()):
             assert revert.poll() is None, revert.communicate()
+        if ended_by:
+            assert stuck.wait(timeout=10) == -ended_by
     said, _ = revert.communicate()
     assert said == "returned to release good\n"
     assert os.readlink(machine.root / "etc/callready/current") == "releases/good"
     assert not pending.exists()
-    if is_killed:
-        assert stuck.wait(timeout=10) == -signal.SIGKILL
-    else:
+    if not ended_by:
         assert stuck.poll() is None
+        stuck.kill()
+        stuck.wait()
+
+
+def test_a_deploy_that_is_ended_says_why_and_what_the_host_has(machine: Machine) -> None:
+    machine.release("good")
+    assert machine.apply(NOTHING, "armed=yes", "kill -TERM $$", "echo went on").splitlines() == [
+        "this host has returned to release good",
+        "callready: stopped: this host has waited for its confirmation as long as "
+        "deploy.confirm_timeout says",
+    ]
 
 
 def is_waited_for(descriptor: int) -> bool:

@@ -14,7 +14,8 @@ NO_HOME=/nonexistent
 # What stage writes, the release that arm and activate switch to, and whether the host goes back.
 new='' release='' armed=''
 trap finish EXIT
-trap 'exit 143' INT TERM HUP
+trap 'exit 130' INT HUP
+trap 'exit 143' TERM
 
 # What was not armed has changed nothing that matters; what was goes back at once.
 finish() {
@@ -23,6 +24,7 @@ finish() {
     set +e
     rm -rf "$here" ${new:+"$new"}
     if [ -n "$armed" ] && [ $status != 0 ]; then
+        [ $status != 143 ] || complain "stopped: this host has waited for its confirmation as long as deploy.confirm_timeout says"
         exec 9>&-
         systemctl start callready-revert.service
         say "this host has returned to release $(name_of current)"

@@ -354,17 +354,23 @@ log() { # RELEASE WHAT RUN
     printf '%s\t%s\t%s\t%s\t%s\n' "$(date -u +%FT%TZ)" "$1" "${SUDO_USER:-root}" "$2" "$3" >> "$STATE/history"
 }
 
+# stop_deploy PROCESS@BOOT: the script that switches must not go on beside this, however stuck it is;
+# it is given the time to say so. After a boot its number may be another's.
+stop_deploy() {
+    if [ "${1#*@}" = "$(boot_id)" ]; then
+        kill -TERM "-${1%@*}" 2> /dev/null
+        lock -w 2 && return
+        kill -KILL "-${1%@*}" 2> /dev/null
+    fi
+    lock -w 5
+}
+
 # revert [boot]: the confirmed release again. At boot only its files: services start with them, and
 # the rest is done when they have.
 revert() {
     local failed process good
     read -r failed process _ < "$PENDING" || return 0
-    # The script that switches must not go on beside this, however stuck it is. After a boot its
-    # number may be another's.
-    lock -n || {
-        [ "${process#*@}" != "$(boot_id)" ] || kill -KILL "-${process%@*}" 2> /dev/null
-        lock -w 5
-    }
+    lock -n || stop_deploy "$process"
     [ -e "$PENDING" ] || return 0 # confirmed in the meantime
     good=$(name_of confirmed)
     # Files that cannot be put back now are put back by the next try; see callready-revert.service.
