@@ -37,8 +37,6 @@ SHARED = {
     "test_acme": "h17-h20",
     "test_rotation": "h17-h20",
     "test_refusals": "fleet",
-    "test_cluster": "h15-h16",
-    "test_format": "h15-h16",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.support.continuity import calls_of
 from tests.support.fleet import DRAIN, Fleet, Host, delivered, draining, pair_inventory, probe
 
-HOSTS = ONE, OTHER = (Host("h15"), Host("h16"))
+HOSTS = ONE, OTHER = (Host("h21"), Host("h22"))
 
 
 @pytest.fixture(scope="module")

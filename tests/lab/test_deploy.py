@@ -30,12 +30,12 @@ def allocate(host: Host, secret: str, port: int = 3478, *options: str) -> str:
     """Whether a caller with credentials from this secret gets a relay: `ok`, or the refusal."""
     where = ("--port", str(port), "--ca-file", CA, *options)
     result = probe("turn", "allocate", host.fqdn, *where, secret=secret)
-    return "ok" if result["ok"] else result["suffers"]
+    return "ok" if result["ok"] else result["evidence"]
 
 
 def anonymous(host: Host, port: int = 3478) -> str:
     result = probe("turn", "allocate", host.fqdn, "--port", str(port), "--anonymous")
-    return "ok" if result["ok"] else result["suffers"]
+    return "ok" if result["ok"] else result["evidence"]
 
 
 # Before the first deploy

@@ -55,7 +55,7 @@ class Report:
         findings = self._found(error) if error else ()
         if isinstance(error, CheckFailed) or (error and item.config.option.tbstyle == "no"):
             # Short, the same everywhere, and without the values that a traceback would show.
-            report.longrepr = "\n".join(map(str, findings))
+            report.longrepr = "\n".join(f"{f.shown}\nLook at: {f.look_at}" for f in findings)
         if report.when == "call" or error:
             report.duration = item.stash[CHECK].seconds
             host, title = describe(item, self.site)
