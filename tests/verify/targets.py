@@ -111,7 +111,7 @@ class Server:
     @cached_property
     def host(self) -> Host:
         """testinfra's view of it, for what the survey has not."""
-        backend = RootShell(self._connection, self._node)
+        backend = RootShell(self._connection, self.node)
         return Host(backend)
 
     @property
