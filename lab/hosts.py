@@ -89,9 +89,7 @@ def power_on(host: plan.Host) -> None:
     if not os.path.ismount(base / "root"):
         _mount(base, Path((base / "image").read_text()))  # the machine itself was rebooted
     _remove_nspawn_remains(host)
-    # The kernel ends a killed host's network a moment after its last process.
-    stays = f"the network of {host.name} does not end"
-    wait_until(lambda: not network.port_state(host), 60, stays)
+    network.remove_port(host)
     group(host).start("sh", "-c", POWERED, "lab-host", host.name, base / "root", plan.BRIDGE)
 
 

@@ -135,6 +135,14 @@ def port_state(host: plan.Host) -> str:
     return str(ports[0]["state"]) if ports else ""
 
 
+def remove_port(host: plan.Host) -> None:
+    """Take away what is left of a killed host's network: the kernel keeps that for as long as its
+    last connections have something to say to each other, up to minutes."""
+    port = f"vb-{host.name}"
+    if Path("/sys/class/net", port).exists():
+        run("ip", "link", "delete", port, check=False)
+
+
 def publish_names() -> None:
     """Put the lab's names into /etc/hosts, in a block of our own."""
     name = plan.INSTANCE
