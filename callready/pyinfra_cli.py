@@ -74,6 +74,7 @@ def install() -> None:
 def _deploy_files() -> None:
     """What runs of deploy files need beside that."""
     connect_all, disconnect_all, run_ops = cli.connect_all, cli.disconnect_all, cli.run_ops
+    confirm, state = cli._do_confirm, cli.state
 
     def validate_and_connect(state: State) -> None:
         Client.environment = Path(command(state.inventory).fleet.source).name
@@ -95,6 +96,8 @@ def _deploy_files() -> None:
     cli.connect_all = validate_and_connect
     # Forgets with --no-wait which hosts failed; the roll-out has its own order anyway.
     cli.run_ops = lambda state, serial, no_wait: run_ops(state, serial)
+    # Asks even where there is nothing to execute (history.py).
+    cli._do_confirm = lambda message: bool(state.get_op_order()) and confirm(message)
     # Exits with 0 where no host was selected, and with a traceback where nobody can be asked. This
     # is the last that it calls; its exit status is known then.
     cli.disconnect_all = disconnect_and_exit

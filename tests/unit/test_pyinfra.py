@@ -50,6 +50,11 @@ def test_nobody_to_ask_is_a_traceback_and_a_deploy_file_is_read_after_connecting
     assert "Connected" in pyinfra(tmp_path, "-y", "@local", "deploy.py").stderr
 
 
+def test_nothing_to_execute_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "deploy.py").write_text("")
+    assert "EOFError" in pyinfra(tmp_path, "@local", "deploy.py").stderr
+
+
 def test_ctrl_c_is_a_success(tmp_path: Path) -> None:
     running = tmp_path / "running"
     wait = f"touch {running}; while [ -e {running} ]; do sleep 0.1; done"
@@ -87,8 +92,8 @@ def test_what_is_patched_is_there() -> None:
     look = (
         "from pyinfra_cli import cli; from pyinfra.connectors import ssh; "
         "from pyinfra.connectors.sshuserclient import client; "
-        "cli.connect_all, cli.disconnect_all, cli.run_ops, ssh.SSHClient, client.SSHClient, "
-        "client.AskPolicy, client.StrictPolicy"
+        "cli.connect_all, cli.disconnect_all, cli.run_ops, cli._do_confirm, "
+        "cli.state, ssh.SSHClient, client.SSHClient, client.AskPolicy, client.StrictPolicy"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
