@@ -72,6 +72,8 @@ def _phase(state: State, host: Host, phase: str) -> bool:
 def history(inventory: Inventory, host: Host) -> None:
     """Print who deployed what when on a host; raises Refused if the inventory is wrong."""
     node = Node(host.name, command(inventory).fleet)
+    if not node.settings.has_release:
+        return
     _, output = as_root(host, node, "cat /var/lib/callready/history 2>/dev/null")
     for line in output.stdout_lines:
         logger.info(f"{host.print_prefix}{line}")

@@ -100,7 +100,7 @@ def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
     fleet, dry = called.fleet, called.dry
     nodes = {name: declare(fleet, name) for name in fleet.hosts}
     connected = set(inventory.get_active_hosts())
-    ours = [host for host in inventory if _is_ours(nodes[host.name])]
+    ours = [host for host in inventory if nodes[host.name].settings.has_release]
     active = [host for host in ours if host in connected]
     surveyed: dict[str, Deployment] = {}
     refused: list[str] = []
@@ -146,11 +146,6 @@ def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
 def _refuse(reasons: Iterable[str]) -> None:
     if lines := list(reasons):
         raise Refused("nothing was changed\n" + "\n".join(lines))
-
-
-def _is_ours(node: Node) -> bool:
-    """Whether a host has something of ours, or may have it still after its last role has gone."""
-    return bool(node.release.manifest) or "android" not in node.settings.groups
 
 
 def _facts(host: Host, node: Node, dry: bool) -> facts.Facts:

@@ -617,6 +617,12 @@ class HostSettings(Section):
         return bool(self.groups & {"livekit", "turn"}) or bool(self.edge_backends)
 
     @property
+    def has_release(self) -> bool:
+        """Whether something of ours is on this host, or may still be after its last role has gone:
+        an Android project is only a folder on it."""
+        return "android" not in self.groups or bool(self.groups & {"livekit", "turn", "app"})
+
+    @property
     def edge_backends(self) -> dict[str, str]:
         """What this host's edge serves: name in the URL to `address:port` behind it."""
         found: dict[str, str] = {}

@@ -21,7 +21,7 @@ PYINFRA = Path(sys.executable).with_name("pyinfra")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project as an operator has it after cloning."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("config.py", "deploy.py", "callready", "tasks", "templates"):
+    for name in ("config.py", "deploy.py", "history.py", "callready", "tasks", "templates"):
         (folder / name).symlink_to(ROOT / name)
     shutil.copytree(
         ROOT / "inventories",
@@ -87,6 +87,27 @@ def test_a_mistyped_inventory_is_an_error(clone: Path) -> None:
 
 
 def test_a_limit_that_matches_nothing_is_an_error(clone: Path) -> None:
+    run = pyinfra(clone, "-y", limited(clone), "deploy.py", "--limit", "nobody", **STORE)
+    assert run.returncode == 1
+    assert "callready: no host was selected: check the inventory's path and --limit" in run.stdout
+    assert "Traceback" not in run.stdout
+
+
+def test_history_asks_nothing_and_wants_no_root_where_an_android_project_is(
+    clone: Path, tmp_path: Path
+) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    sudo.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    run = pyinfra(clone, limited(clone), "history.py", "--limit", "@local", PATH=path, **STORE)
+    assert run.returncode == 0, run.stdout
+    assert "[@local]         Ready: history.py" in run.stdout
+    assert "Press enter" not in run.stdout and not (tmp_path / "asked").exists()
+
+
+def limited(clone: Path) -> str:
+    """The lab's inventory with the least that it needs."""
     shutil.copy(clone / "inventories/lab", clone / "inventories/limited")
     (clone / "inventories/group_data/limited.py").write_text(
         "turn = {'tls': False, 'pools': {'calls': {'realm': 'calls.test', "
@@ -97,10 +118,7 @@ def test_a_limit_that_matches_nothing_is_an_error(clone: Path) -> None:
         "app = {'env_file': '/srv/app/.env'}\nandroid = {'checkout': '/srv/android', 'domains': ["
         "{'host': 'sfu1.lab.test', 'scheme': 'ws', 'scope': 'debug'}]}\n"
     )
-    run = pyinfra(clone, "-y", "inventories/limited", "deploy.py", "--limit", "nobody", **STORE)
-    assert run.returncode == 1
-    assert "callready: no host was selected: check the inventory's path and --limit" in run.stdout
-    assert "Traceback" not in run.stdout
+    return "inventories/limited"
 
 
 def test_inventory_in_a_repository_beside_the_clone_has_its_files_beside_it(clone: Path) -> None:
