@@ -78,8 +78,8 @@ Calls = dict[str, tuple[Continuity, Continuity]]
 def calls_of(
     url: str, key: str, secret: str, relays: dict[str, str], ca_file: str = f"{plan.STATE}/ca.pem"
 ) -> Iterator[Calls]:
-    """Keep a direct call and one through each relay up for as long as the block runs, and a silent
-    one until it is back; what came of them is in the result afterwards, by name.
+    """Keep a direct call and one through each relay up for as long as the block runs, and then
+    until all hear each other; what came of them is in the result afterwards, by name.
 
     Args:
         url: of LiveKit. key: API key. secret: API secret.
@@ -156,9 +156,9 @@ class Steady(Caller):
             self.last_data = now
             self.data_received += 1
 
-    @property
-    def silent(self) -> bool:
-        return time.perf_counter() - min(self.last_data, self.last_heard) > 1 and not self.gone
+    def hears(self, since: float) -> bool:
+        """Whether data and audio have come since then."""
+        return min(self.last_data, self.last_heard) > since
 
     async def talk(self) -> None:
         await super().talk()
@@ -220,9 +220,11 @@ async def _hold(request: Request) -> list[Continuity]:
             await each.begin(urls)
         print("up", flush=True)
         await asyncio.to_thread(sys.stdin.read)
+        # A relay that has just restarted is noticed by its callers only later.
+        asked = time.perf_counter()
         with suppress(TimeoutError):
             async with asyncio.timeout(RECOVERY):
-                while any(each.silent for each in callers):
+                while not all(each.gone or each.hears(asked) for each in callers):
                     await asyncio.sleep(INTERVAL)
         return [await each.end(urls) for each in callers]
 
