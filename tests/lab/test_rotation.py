@@ -307,6 +307,23 @@ def test_a_pool_of_another_program_is_rotated_under_a_running_call(operator: Ope
     assert (SFU.pids(), TURN.pids()) == (livekit, coturn)
 
 
+def test_no_caller_is_refused_while_secrets_are_written(operator: Operator) -> None:
+    secret = SecretStr(operator.entries()["turn/calls"])
+    sql = "BEGIN EXCLUSIVE; DELETE FROM turn_secret; SELECT 'locked';"
+    writer = subprocess.Popen(
+        TURN.inside("sqlite3 /var/lib/turn/calls.db"),
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert writer.stdin and writer.stdout
+    print(sql, file=writer.stdin, flush=True)
+    assert writer.stdout.readline() == "locked\n"
+    turn.allocate(TurnServer(TURN.ipv4, 3478), turn.mint(secret, 600))
+    writer.communicate("ROLLBACK;\n")
+    assert rows() == [secret.get_secret_value()]
+
+
 def test_an_old_key_goes_in_spite_of_calls_if_the_operator_says_so(operator: Operator) -> None:
     operator.rotate("livekit")
     operator.rotate("livekit")

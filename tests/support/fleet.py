@@ -34,7 +34,7 @@ SNAPSHOT = """
 export LC_ALL=C
 cd /
 find etc opt srv usr/local var/lib/callready var/lib/turn run/callready-firewall \
-    -printf '%p %y %m %u %g %l %T@\\n' 2>/dev/null | sort
+    ! -name '*.db-shm' -printf '%p %y %m %u %g %l %T@\\n' 2>/dev/null | sort
 dpkg-query -W
 cat etc/passwd
 systemctl show -p Id,ActiveState,UnitFileState,MainPID coturn.service livekit-server.service \
@@ -103,11 +103,15 @@ class Host:
     def ipv6(self) -> str:
         return plan.find_host(self.name).ipv6
 
+    def inside(self, script: str) -> list[str]:
+        """The command that runs a script as root inside."""
+        leader = hosts.leader(plan.find_host(self.name))
+        return ["nsenter", "--all", f"--target={leader}", "sh", "-c", script]
+
     def root(self, script: str, check: bool = True) -> str:
         """Run a script as root inside; its standard output."""
-        leader = hosts.leader(plan.find_host(self.name))
         done = subprocess.run(
-            ["nsenter", "--all", f"--target={leader}", "sh", "-c", script],
+            self.inside(script),
             text=True,
             capture_output=True,
             stdin=subprocess.DEVNULL,

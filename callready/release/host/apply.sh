@@ -275,7 +275,10 @@ set_sysctls() {
     set_kernel
 }
 
-# write_rows DATABASE SQL: change a coturn user database in place; coturn reads it at every request.
+# write_rows DATABASE SQL: change a coturn user database in place; coturn reads it at every request,
+# and refuses a caller (401) who comes while it is locked. In WAL mode a writer locks no reader out
+# (sqlite.org/wal.html). coturn cannot make the files that this mode needs, so they stay; the
+# checkpoint takes the old secret out of them.
 write_rows() {
     local database="$1" sql="$here/files/$2"
     say "secret rows of $database"
@@ -288,9 +291,12 @@ write_rows() {
         sync "$database.new"
         printf '%s\n' "$database" >> "$STATE/databases"
         mv "$database.new" "$database"
-    else
-        sqlite3 -bail -cmd '.timeout 5000' "$database" < "$sql" > /dev/null
     fi
+    {
+        printf '%s\n' '.timeout 5000' '.filectrl persist_wal 1' 'PRAGMA journal_mode = WAL;'
+        cat "$sql"
+        echo 'PRAGMA wal_checkpoint(TRUNCATE);'
+    } | sqlite3 -bail "$database" > /dev/null
 }
 
 # install_pair NAME CHAIN KEY GROUP: a certificate and its key become current together.

@@ -432,7 +432,7 @@ print_previous() {
 
 # Five releases are kept, and what they need: versions of livekit-server, databases, certificates.
 tidy() {
-    local kept folder version database pair
+    local kept folder version database pair file
     drop_copies "$(name_of current)"
     kept=" $(name_of current) $(list_confirmed | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in "$ROOT"/releases/*; do
@@ -445,7 +445,9 @@ tidy() {
     # Secrets, too, go with the last release that has them.
     sort -u "$STATE/databases" 2> /dev/null | while read -r database; do
         grep -qsxF "database$T$database" "$ROOT"/releases/*/manifest ||
-            remove_entry "$CALLREADY_ROOT/var/lib/turn" "$database"
+            for file in "$database" "$database-wal" "$database-shm"; do
+                remove_entry "$CALLREADY_ROOT/var/lib/turn" "$file"
+            done
     done
     for pair in "$ROOT"/tls/*; do
         grep -qsxF "certificate$T${pair##*/}" "$ROOT"/releases/*/manifest && continue
