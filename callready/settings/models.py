@@ -23,7 +23,8 @@ from pydantic import (
 )
 
 from callready.settings import coturn_keys
-from callready.settings.android import Android, address
+from callready.settings.android import Android
+from callready.settings.endpoints import endpoint, host_name, url
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class Origin:
 
     by_hand: bool = False
     rotation: Literal["turn", "livekit", "app"] | None = None
+
+
+_PATH = r"(?!.*/\.\.(/|$))/[A-Za-z0-9._/@+-]+"
 
 
 class Section(BaseModel):
@@ -59,12 +63,18 @@ def _matching(pattern: str, what: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def _ip(version: Literal[4, 6]) -> AfterValidator:
+def _ip(*versions: Literal[4, 6]) -> AfterValidator:
+    kinds = " or ".join(f"IPv{version}" for version in versions)
+
     def check(value: str) -> str:
         try:
-            return str((ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address)(value))
+            found = ipaddress.ip_address(value)
         except ValueError:
-            raise ValueError(f"{value!r} is not an IPv{version} address") from None
+            found = None
+        if not found or found.version not in versions:
+            hint = ": write 127.0.0.1" if value == "localhost" else ""
+            raise ValueError(f"{value!r} is not an {kinds} address{hint}")
+        return str(found)
 
     return AfterValidator(check)
 
@@ -75,7 +85,7 @@ def _peer_range(value: str) -> str:
     return value
 
 
-def _endpoint(value: str) -> str:
+def _listener(value: str) -> str:
     if coturn_keys.wrong_value("endpoint", value):
         raise ValueError(f"{value!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
     return value
@@ -117,30 +127,8 @@ def _controller_file(value: str) -> str:
     return value
 
 
-def _host_name(value: str) -> str:
-    if not re.fullmatch(r"(?!-)[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", value):
-        raise ValueError(f"{value!r} is not a host name")
-    return value.lower()
-
-
-def _url(*schemes: str, path: bool = True) -> AfterValidator:
-    """A URL of one of the schemes that names a host, and maybe a port and a path."""
-
-    def check(value: str) -> str:
-        try:
-            parts = urlsplit(value)
-            name = parts.hostname or ""
-            is_sound = parts.scheme in schemes and parts.port != 0
-            is_sound &= bool(address(name) or _host_name(name))
-            is_sound &= path or parts.path in ("", "/")
-        except ValueError:
-            is_sound = False
-        if not is_sound:
-            kinds = " or ".join(f"{scheme}://NAME[:PORT]" for scheme in schemes)
-            raise ValueError(f"{value!r} is not {kinds}")
-        return value if path else value.rstrip("/")
-
-    return AfterValidator(check)
+def _redis_address(value: str) -> str:
+    return value if re.fullmatch(_PATH, value) else endpoint(6379)(value)
 
 
 def _open_port(value: str) -> str:
@@ -153,7 +141,15 @@ def _open_port(value: str) -> str:
 Port = Annotated[int, BeforeValidator(_port)]
 IPv4 = Annotated[str, _ip(4)]
 IPv6 = Annotated[str, _ip(6)]
-Endpoint = Annotated[str, AfterValidator(_endpoint)]
+IP = Annotated[str, _ip(4, 6)]
+Listener = Annotated[str, AfterValidator(_listener)]
+HttpUrl = Annotated[str, AfterValidator(url("http", "https"))]
+HttpUrlWithQuery = Annotated[str, AfterValidator(url("http", "https", query=True))]
+WsUrlWithQuery = Annotated[str, AfterValidator(url("ws", "wss", query=True))]
+LiveKitUrl = Annotated[str, AfterValidator(url("ws", "wss", path=False))]
+DirectoryUrl = Annotated[str, AfterValidator(url("https", query=True))]
+StunServer = Annotated[str, AfterValidator(endpoint(3478))]
+RedisAddress = Annotated[str, AfterValidator(_redis_address)]
 PeerRange = Annotated[str, AfterValidator(_peer_range)]
 SecretByHand = Annotated[SecretStr, BeforeValidator(_secret), Origin(by_hand=True)]
 GeneratedSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong), Origin()]
@@ -167,13 +163,11 @@ Unit = Annotated[
         "a systemd unit name such as backend.service",
     ),
 ]
-Path = Annotated[
-    str, _matching(r"(?!.*/\.\.(/|$))/[A-Za-z0-9._/@+-]+", "an absolute path without spaces")
-]
+Path = Annotated[str, _matching(_PATH, "an absolute path without spaces")]
 Version = Annotated[str, _matching(r"\d+\.\d+\.\d+", "a version such as 1.13.5")]
 Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
-Name = Annotated[str, AfterValidator(_host_name)]
+Name = Annotated[str, AfterValidator(host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
 
 
@@ -212,9 +206,8 @@ class Acme(Section):
     """Certificates from an ACME server (RFC 8555), issued and renewed on the host by certbot."""
 
     email: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Where the authority reaches you.")
-    server: str = Field(
+    server: DirectoryUrl = Field(
         "https://acme-v02.api.letsencrypt.org/directory",
-        pattern=r"^https://\S+$",
         description="Directory URL of the ACME server. For staging: "
         "`https://acme-staging-v02.api.letsencrypt.org/directory`.",
     )
@@ -329,7 +322,7 @@ class Rtc(Section):
     port_range_start: Port = Field(50000, description="First UDP port of media.")
     port_range_end: Port = Field(60000, description="Last UDP port of media.")
     tcp_port: Port = Field(7881, description="ICE over TCP.")
-    stun_servers: list[str] = Field(
+    stun_servers: list[StunServer] = Field(
         [], description="STUN servers, `host:port`, besides our own coturn (which comes first)."
     )
     turn_ttl: int = Field(
@@ -359,7 +352,7 @@ class Logging(Section):
 class Redis(Section):
     """livekit.yaml's `redis`; any address switches on distributed mode."""
 
-    address: str = Field(description="`host:port`.")
+    address: RedisAddress = Field(description="`host:port`, or the path of a socket on this host.")
     username: str | None = Field(None, description="ACL user.")
     password: SecretByHand | None = Field(None, description="Its password.")
     db: int = Field(0, ge=0, description="Database number.")
@@ -377,7 +370,7 @@ class Prometheus(Section):
 class Webhook(Section):
     """livekit.yaml's `webhook`."""
 
-    urls: list[str] = Field(min_length=1, description="URLs that get events.")
+    urls: list[HttpUrlWithQuery] = Field(min_length=1, description="URLs that get events.")
     api_key: str = Field(description="The key that signs them; one of `livekit.keys`.")
 
 
@@ -385,7 +378,7 @@ class LiveKit(Section):
     """livekit-server, the SFU."""
 
     version: Version = Field("1.13.5", description="Release to install, pinned.")
-    base_url: str = Field(
+    base_url: HttpUrl = Field(
         "https://github.com/livekit/livekit/releases/download",
         description="Where `v<version>/livekit_<version>_linux_<arch>.tar.gz` and "
         "`checksums.txt` are; a mirror for hosts without Internet.",
@@ -393,11 +386,11 @@ class LiveKit(Section):
     archive_sha256: dict[Literal["amd64", "arm64"], str] = Field(
         {}, description="SHA-256 of the archive; without it the release's checksums.txt decides."
     )
-    url: Annotated[str, _url("ws", "wss", path=False)] = Field(
+    url: LiveKitUrl = Field(
         description="What clients are told: wss://…, or ws:// for a lab or a LAN."
     )
     port: Port = Field(7880, description="Signalling over HTTP and WebSocket.")
-    bind_addresses: list[str] = Field(
+    bind_addresses: list[IP] = Field(
         [], description="Addresses `port` listens on; empty is every address."
     )
     keys: Annotated[dict[str, GeneratedSecret], Origin(rotation="livekit")] = Field(
@@ -522,7 +515,7 @@ class Turn(PoolKeys):
 class HttpCheck(Section):
     """An HTTP endpoint of the app that verification asks."""
 
-    url: Annotated[str, _url("http", "https")] = Field(description="http:// or https:// URL.")
+    url: HttpUrlWithQuery = Field(description="http:// or https:// URL.")
     status: int = Field(200, description="The status it must answer with.")
     fields: dict[str, Any] = Field({}, description="JSON fields it must contain, by value.")
 
@@ -530,7 +523,7 @@ class HttpCheck(Section):
 class WebSocketCheck(Section):
     """A WebSocket endpoint of the app that verification talks to."""
 
-    url: Annotated[str, _url("ws", "wss")] = Field(description="ws:// or wss:// URL.")
+    url: WsUrlWithQuery = Field(description="ws:// or wss:// URL.")
     send: str = Field(description="Text to send.")
     expect: str = Field(description="Text the answer must contain.")
 
@@ -546,10 +539,8 @@ class App(Section):
     """The application that mints tokens: its environment file and how to see that it works."""
 
     env_file: Path = Field(description="The .env file; other keys in it are kept.")
-    url: Annotated[str, _url("http", "https")] | None = Field(
-        None, description="URL that callers reach it at."
-    )
-    upstream: Endpoint | None = Field(None, description="Where it listens, for the edge.")
+    url: HttpUrl | None = Field(None, description="URL that callers reach it at.")
+    upstream: Listener | None = Field(None, description="Where it listens, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
     api_token: Annotated[
         list[GeneratedSecret], BeforeValidator(_listed), Origin(rotation="app")

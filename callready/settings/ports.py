@@ -78,7 +78,7 @@ def _livekit(host: HostSettings) -> Iterator[Use]:
     if not (livekit := host.sfu):
         return
     use, bound = partial(Use, "livekit", "LiveKit", LIVEKIT), host.livekit_addresses
-    on_loopback = bool(bound) and {"127.0.0.1", "::1", "localhost"}.issuperset(bound)
+    on_loopback = bool(bound) and {"127.0.0.1", "::1"}.issuperset(bound)
     audience: Audience = "this host" if on_loopback else "anyone"
     yield use("tcp", livekit.port, livekit.port, "signalling", "livekit.port", audience)
     rtc, key = livekit.rtc, "livekit.rtc"

@@ -87,7 +87,7 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         (
             "livekit.url",
             "wss://x.test/rtc",
-            "livekit.url: 'wss://x.test/rtc' is not ws://NAME[:PORT] or wss://NAME[:PORT]",
+            "livekit.url: 'wss://x.test/rtc' has a path, which is not used: write wss://x.test",
         ),
         *(
             (
@@ -95,15 +95,7 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
                 url,
                 f"livekit.url: {url!r} is not ws://NAME[:PORT] or wss://NAME[:PORT]",
             )
-            for url in (
-                "wss://x.test:99999",
-                "wss://x.test:https",
-                "wss://[::1",
-                "wss://",
-                "x.test",
-                "wss://x.test:0",
-                "wss://x y.test",
-            )
+            for url in ("wss://x.test:https", "wss://[::1", "wss://", "x.test")
         ),
         ("livekit.version", "latest", "livekit.version: 'latest' is not a version such as 1.13.5"),
         ("livekit.keys", ..., "livekit.keys: is missing"),
@@ -227,8 +219,7 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         (
             "app",
             {"env_file": "/srv/.env", "health": [{"url": "https://app.test:99999/health"}]},
-            "app.health.0.url: 'https://app.test:99999/health' is not http://NAME[:PORT] or "
-            "https://NAME[:PORT]",
+            "app.health.0.url: '99999' is not a port (1-65535)",
         ),
         *(
             (
