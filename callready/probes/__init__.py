@@ -41,11 +41,13 @@ class Finding:
         suffers: what does not work for callers, and where.
         look_at: the checks that find the cause, most likely first.
         evidence: how it showed, if that is not said already.
+        warning: callers are served all the same, if less well.
     """
 
     suffers: str
     look_at: str
     evidence: str = ""
+    warning: bool = False
 
     @property
     def shown(self) -> str:

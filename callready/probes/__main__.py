@@ -29,12 +29,12 @@ _writing = Lock()
 
 
 def found(probe: Probe, end: float) -> Finding | None:
-    """Try until it passes (None) or `end` has come (what was wrong the last time)."""
+    """Try until it passes (None, or what callers could have better) or `end` has come (what was
+    wrong the last time)."""
     pause = 0.2
     while True:
         try:
-            probe.ask()
-            return None
+            return probe.ask()
         except ProbeError as error:
             finding = error.finding
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ def get(
     url: str,
     ca_file: str | None = None,
     headers: Mapping[str, str] | None = None,
-    body: Mapping[str, str] | None = None,
+    body: Mapping[str, Any] | None = None,
     at: tuple[str, int] | None = None,
     verify: bool = True,
 ) -> tuple[httpx.Response, float]:
@@ -208,14 +209,23 @@ def _given(
     return given
 
 
-def connected(url: str, ca_file: str | None, **options: Any) -> ClientConnection:
-    """A WebSocket to a ws:// or wss:// URL.
+def connected(
+    url: str,
+    ca_file: str | None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+    **options: Any,
+) -> ClientConnection:
+    """A WebSocket to a ws:// or wss:// URL; `at` and `verify` as `get`, `options` as websockets
+    takes them.
 
     Raises:
         InvalidStatus: the HTTP status was another one.
         OSError, WebSocketException: no connection.
     """
-    context = client_context(ca_file) if url.startswith("wss:") else None
+    context = client_context(ca_file, verify) if url.startswith("wss:") else None
+    if at:
+        options["sock"] = socket.create_connection(at, TIMEOUT)
     opened: ClientConnection = connect(
         url, ssl=context, proxy=None, open_timeout=TIMEOUT, close_timeout=TIMEOUT, **options
     )
@@ -237,11 +247,11 @@ def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> E
     url = web_url(url, "ws")
     start, seen = time.perf_counter(), 0
     try:
-        with connected(url, ca_file) as socket:
+        with connected(url, ca_file) as channel:
             sent = time.perf_counter()
-            socket.send(send)
+            channel.send(send)
             while True:
-                message = socket.recv(timeout=start + TIMEOUT - time.perf_counter())
+                message = channel.recv(timeout=start + TIMEOUT - time.perf_counter())
                 text = message if isinstance(message, str) else message.decode(errors="replace")
                 if expect in text:
                     return Exchange(text, sent - start, time.perf_counter() - sent)

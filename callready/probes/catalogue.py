@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from callready.probes import endpoint
-from callready.probes.probe import Certificate, Health, Https, LiveKit, Probe, Stun, Turn
+from callready.probes.probe import Certificate, Health, Https, Join, LiveKit, Probe, Stun, Turn
+from callready.settings.endpoints import split_endpoint
+from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
-from callready.settings.pools import ways
-from callready.settings.uris import place
+from callready.settings.pools import Way, ways
+from callready.settings.uris import place, stun_uri, turn_uri
 
 
 def trust(settings: HostSettings, verify: bool = True) -> dict[str, Any]:
@@ -46,12 +48,42 @@ def probes(
     return found
 
 
+def ice_servers(fleet: Fleet, node: str) -> dict[str, Probe]:
+    """The ICE servers on other hosts that LiveKit on `node` tells callers of, each by its URI; over
+    IPv4, which every caller has."""
+    settings, found = fleet[node], dict[str, Probe]()
+    livekit = settings.sfu
+    if not livekit:
+        return found
+    for name, host in fleet.pool(livekit.turn_pool).items():
+        if name == node:
+            continue
+        common = {"node": name, "address": host.address, **trust(host)}
+        for way, turn in _ways(host, livekit.turn_pool or "", common):
+            if way.advertised:
+                found[turn_uri(host, way)] = turn
+            if way.transport == "udp":
+                stun = Stun(pool=turn.pool, port=way.port, **common)
+                found[stun_uri(host, way)] = stun
+    for server in livekit.rtc.stun_servers:
+        address, port = split_endpoint(server)
+        found[f"stun:{server}"] = Stun(node=address, pool="", address=address, port=port)
+    return found
+
+
 def _turn(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
     for name, pool in settings.turn_pools.items():
         yield Stun(pool=name, port=pool.listening_port, **common)
-        user, password = next(iter(pool.users.items()), ("", None))
-        for way in ways(settings, name):
-            yield Turn(
+        yield from (turn for _, turn in _ways(settings, name, common))
+
+
+def _ways(settings: HostSettings, name: str, common: dict[str, Any]) -> Iterator[tuple[Way, Turn]]:
+    pool = settings.turn_pools[name]
+    user, password = next(iter(pool.users.items()), ("", None))
+    for way in ways(settings, name):
+        yield (
+            way,
+            Turn(
                 pool=name,
                 transport=way.transport,
                 port=way.port,
@@ -60,7 +92,8 @@ def _turn(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
                 user=user,
                 password=password,
                 **common,
-            )
+            ),
+        )
 
 
 def _livekit(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
@@ -72,15 +105,17 @@ def _livekit(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:
     reached = {address, "::"} | ({"0.0.0.0", settings.local_address} if is_first else set())
     name, port = place(livekit.url)
     if settings.edge:
-        yield LiveKit(
-            url=livekit.url, port=settings.edge.port, server_name=name, keys=livekit.keys, **common
-        )
+        where = {"url": livekit.url, "port": settings.edge.port, "server_name": name}
     elif not wanted or wanted & reached:
-        url = f"ws://{endpoint(address, livekit.port)}"
-        yield LiveKit(url=url, port=livekit.port, keys=livekit.keys, **common)
+        where = {"url": f"ws://{endpoint(address, livekit.port)}", "port": livekit.port}
     elif is_first:  # someone else's proxy is before it: as the name leads
-        common = {**common, "address": name}
-        yield LiveKit(url=livekit.url, port=port, server_name=name, keys=livekit.keys, **common)
+        where = {"url": livekit.url, "port": port, "server_name": name, "address": name}
+    else:
+        return
+    asked = {**common, **where, "keys": livekit.keys}
+    yield LiveKit(**asked)
+    own = [settings.name, settings.address, settings.address6]
+    yield Join(own=tuple(filter(None, own)), media_port=livekit.rtc.port_range_start, **asked)
 
 
 def _edge(settings: HostSettings, common: dict[str, Any]) -> Iterator[Probe]:

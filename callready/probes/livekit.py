@@ -6,17 +6,27 @@ import argparse
 import os
 import secrets
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 from livekit.api import AccessToken, VideoGrants
-from livekit.protocol.rtc import LeaveRequest, SignalRequest, SignalResponse
+from livekit.protocol.rtc import (
+    LeaveRequest,
+    SessionDescription,
+    SignalRequest,
+    SignalResponse,
+    SignalTarget,
+)
 from pydantic import SecretStr
 from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection
 
-from callready.probes import TIMEOUT, ProbeError, command, reason, run, secret_from
+from callready.probes import TIMEOUT, ProbeError, command, ice, reason, run, secret_from
 from callready.probes.app import connected, get, web_url
-from callready.probes.turn import IceServer
+from callready.probes.turn import Family, IceServer
 
 # What the server says of a token (livekit-server pkg/service/rtcservice.go), and what to mend.
 REFUSED_TOKEN = (
@@ -38,8 +48,19 @@ class Joined:
     """What a client is told when it joins; `ice_servers` hide their credentials in a repr."""
 
     server_version: str
+    node_id: str
     ice_servers: tuple[IceServer, ...]
     time_to_join: float
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a join leads to: of each ICE server what it gave, of each of LiveKit's candidates the
+    seconds until it answered, or why that was nothing; and the node that the room is on."""
+
+    node_id: str
+    servers: ice.Gathered
+    candidates: dict[ice.Candidate, float | ProbeError]
 
 
 def health(
@@ -78,12 +99,19 @@ def health(
     return Health(response.status_code, rtt)
 
 
+def new_room() -> str:
+    """A name for a room of ours. Events of such rooms reach the app's webhook too, which knows them
+    by how they begin."""
+    return f"callready-{secrets.token_hex(8)}"
+
+
 def token(
     key: str,
     secret: SecretStr,
     room: str | None = None,
     identity: str | None = None,
     ttl: float = 600,
+    create: bool = False,
 ) -> SecretStr:
     """An access token to join one room.
 
@@ -92,8 +120,9 @@ def token(
         room: default a new random one, so that probes meet nobody.
         identity: default a new random one.
         ttl: seconds until it expires; negative for one that has.
+        create: whether it may create the room too.
     """
-    grants = VideoGrants(room_join=True, room=room or f"probe-{secrets.token_hex(8)}")
+    grants = VideoGrants(room_join=True, room=room or new_room(), room_create=create)
     access = AccessToken(key, secret.get_secret_value()).with_grants(grants)
     access.with_identity(identity or f"probe-{secrets.token_hex(4)}").with_ttl(
         timedelta(seconds=ttl)
@@ -123,8 +152,17 @@ def validate(
     return response.status_code
 
 
-def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined:
-    """Join over the WebSocket as a client does, read what it is told, and leave.
+@contextmanager
+def joined(
+    url: str,
+    token: SecretStr,
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+) -> Iterator[tuple[Joined, ClientConnection]]:
+    """Join over the WebSocket as a client does; leaves with the block.
+
+    Gives what the client is told, and its connection. Arguments as `validate`.
 
     Raises:
         ProbeError: no connection, a refused token, or no join response.
@@ -133,12 +171,14 @@ def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined
     start = time.perf_counter()
     try:
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
-        with connected(address, ca_file, additional_headers=headers) as socket:
-            response = SignalResponse()
-            while response.WhichOneof("message") != "join":
-                left = start + TIMEOUT - time.perf_counter()
-                response.ParseFromString(socket.recv(timeout=left, decode=False))
+        with connected(address, ca_file, at, verify, additional_headers=headers) as socket:
+            told = next(each.join for each in _messages(socket) if each.HasField("join"))
             took = time.perf_counter() - start
+            servers = tuple(
+                IceServer(tuple(each.urls), each.username, each.credential)
+                for each in told.ice_servers
+            )
+            yield Joined(told.server_info.version, told.server_info.node_id, servers, took), socket
             socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
     except InvalidStatus as error:
         status = error.response.status_code
@@ -153,11 +193,108 @@ def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined
             "proxy that must pass WebSockets on",
             reason(error),
         ) from None
-    servers = tuple(
-        IceServer(tuple(each.urls), each.username, each.credential)
-        for each in response.join.ice_servers
-    )
-    return Joined(response.join.server_info.version, servers, took)
+
+
+def _messages(socket: ClientConnection) -> Iterator[SignalResponse]:
+    """What LiveKit says within the time that a caller waits; raises TimeoutError after that."""
+    end = time.monotonic() + TIMEOUT
+    while True:
+        response = SignalResponse()
+        data = socket.recv(timeout=max(0, end - time.monotonic()), decode=False)
+        response.ParseFromString(data)
+        yield response
+
+
+def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined:
+    """What a client is told when it joins; arguments and errors as `joined`."""
+    with joined(url, token, ca_file) as (told, _):
+        return told
+
+
+def reach(
+    url: str,
+    key: str,
+    secret: SecretStr,
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+    family: Family | None = None,
+    node_id: str = "",
+    via: ice.Via = ice.direct,
+) -> Reached:
+    """Join a room of its own and do what a browser does then: ask each ICE server, and check each
+    of LiveKit's candidates.
+
+    Args:
+        url, ca_file, at, verify: as `validate` takes them.
+        key, secret: of the API.
+        family: asked over this address family only.
+        node_id: of a cluster's node, to have the room there.
+        via: the way to ICE servers and candidates.
+
+    Raises:
+        ProbeError: it cannot join.
+    """
+    room = new_room()
+    access = token(key, secret, room, ttl=60, create=True)
+    create_room(url, access, room, node_id, ca_file, at, verify)
+    with joined(url, access, ca_file, at, verify) as (told, socket):
+        offer = _offer(socket)
+        wanted = [c for c in offer.candidates if family in (None, c.family)]
+
+        def check(candidate: ice.Candidate) -> float | ProbeError:
+            try:
+                return ice.check(offer, candidate, via)
+            except ProbeError as error:
+                return error
+
+        with ThreadPoolExecutor(max(1, len(wanted))) as threads:
+            checks = threads.map(check, wanted)
+            servers = ice.gather(told.ice_servers, ca_file, verify, family, via)
+            return Reached(told.node_id, servers, dict(zip(wanted, checks, strict=True)))
+
+
+def create_room(
+    url: str,
+    token: SecretStr,
+    room: str,
+    node_id: str = "",
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+) -> None:
+    """Make a room that is gone as soon as it is empty, on a node of a cluster if one is named: not
+    every LiveKit makes rooms by itself (`room.auto_create`).
+
+    Raises:
+        ProbeError: it answers, but not from the node that is named.
+    """
+    body = {"name": room, "emptyTimeout": 10, "departureTimeout": 1, "nodeId": node_id}
+    headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
+    address = web_url(url, "http", "/twirp/livekit.RoomService/CreateRoom")
+    response, _ = get(address, ca_file, headers, body, at=at, verify=verify)
+    if node_id and response.status_code != 200:
+        raise ProbeError(
+            f"no room can be made on node {node_id} of the cluster: {url} answers "
+            f"{response.status_code}",
+            "livekit.redis, and LiveKit's log",
+        )
+
+
+def _offer(socket: ClientConnection) -> ice.Offer:
+    """LiveKit's offer with all of its candidates; it is answered, without which no check is."""
+    sdp, trickled = "", []
+    for each in _messages(socket):
+        if each.HasField("offer"):
+            sdp = each.offer.sdp
+        elif each.HasField("trickle") and each.trickle.target == SignalTarget.SUBSCRIBER:
+            trickled.append(each.trickle.candidateInit)
+            if each.trickle.final:
+                break
+    offer = ice.read_offer(sdp, trickled)
+    answer = SessionDescription(type="answer", sdp=ice.answer(offer))
+    socket.send(SignalRequest(answer=answer).SerializeToString())
+    return offer
 
 
 def keys_from(options: argparse.Namespace) -> tuple[str, SecretStr]:

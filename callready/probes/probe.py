@@ -3,16 +3,20 @@ its words change: by that a release promises what it has for callers. Words are 
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from callready.probes import ProbeError, endpoint
+from callready.probes import Finding, ProbeError, endpoint
 from callready.settings.pools import Transport
 from callready.settings.uris import place
+
+if TYPE_CHECKING:
+    from callready.probes.ice import Candidate
 
 
 class Key(NamedTuple):
@@ -75,8 +79,9 @@ class Probe(ABC):
         return self.words.format(**vars(self), where=where, on_443=on_443)
 
     @abstractmethod
-    def ask(self) -> None:
-        """Ask once; raises ProbeError if callers would not get what they need."""
+    def ask(self) -> Finding | None:
+        """Ask once; raises ProbeError if callers would not get what they need, and returns a
+        warning if they would get it less well."""
 
     @property
     def _at(self) -> tuple[str, int]:
@@ -166,7 +171,7 @@ class LiveKit(Probe):
     keys: Mapping[str, SecretStr] = field(default_factory=dict)
     any_key: bool = False
 
-    def ask(self) -> None:
+    def ask(self) -> Finding | None:
         from callready.probes import livekit
 
         livekit.health(self.url, **self._http)
@@ -182,6 +187,113 @@ class LiveKit(Probe):
                 f"no call starts: {self.url} refuses a token of key {key} with {status}",
                 livekit.REFUSED_TOKEN,
             )
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Join(LiveKit):
+    """A join as a browser makes it: every ICE server that it is told of answers, and LiveKit's own
+    candidates do over UDP and TCP. A server on another host is that host's affair: if it does not
+    answer, this is a warning, unless it is one of `answering`. Without a key nothing is asked.
+
+    Args:
+        own: this host's name and addresses.
+        answering: URIs of ICE servers on other hosts that answered before.
+        media_port: a UDP port of LiveKit's range.
+        node_id: of a cluster's node, to have the room there.
+        forwarder: path of the Unix socket that tells the ways through a tunnel, if there is one
+            (callready/rollout/tunnel.py).
+    """
+
+    kind, words = "join", "join through LiveKit {where}"
+    own: tuple[str, ...] = ()
+    answering: tuple[str, ...] = ()
+    media_port: int = 0
+    node_id: str = ""
+    forwarder: str | None = None
+
+    def ask(self) -> Finding | None:
+        from callready.probes import livekit
+
+        if not self.keys:
+            return None
+        key, secret = next(iter(self.keys.items()))
+        found = livekit.reach(
+            self.url,
+            key,
+            secret,
+            self.ca,
+            self._at,
+            self.verify,
+            self.family,
+            self.node_id,
+            self._via,
+        )
+        wrong: list[Finding] = []
+        doubtful: list[Finding] = []
+        for counts, finding in self._media(found.candidates):
+            (wrong if counts else doubtful).append(finding)
+        for uri, result in found.servers.items():
+            if isinstance(result, ProbeError):
+                (wrong if self._counts(uri, result) else doubtful).append(result.finding)
+        if self.node_id and found.node_id != self.node_id:
+            wrong.append(
+                Finding(
+                    f"a room that was made on node {self.node_id} is on {found.node_id}",
+                    "livekit.redis, and LiveKit's log",
+                )
+            )
+        if wrong:
+            raise ProbeError(*_joined(wrong))
+        return Finding(*_joined(doubtful), warning=True) if doubtful else None
+
+    def _media(
+        self, candidates: Mapping[Candidate, float | ProbeError]
+    ) -> Iterator[tuple[bool, Finding]]:
+        """What is wrong with the ways to LiveKit, and whether that counts: callers have to reach
+        one over UDP and one over TCP; one that is not offered they may do without."""
+        for proto in ("udp", "tcp"):
+            results = [result for each, result in candidates.items() if each.proto == proto]
+            failed = [result.finding for result in results if isinstance(result, ProbeError)]
+            if not results:
+                missing = Finding(
+                    f"calls get no media over {proto.upper()} (IPv{self.family})",
+                    "the host's addresses, and rtc in livekit.yaml",
+                    "LiveKit offers no such candidate",
+                )
+                yield self.family == 4 and not candidates, missing
+            elif len(failed) == len(results):
+                yield True, failed[0]
+
+    def _counts(self, uri: str, error: ProbeError) -> bool:
+        from callready.probes.ice import resolve
+        from callready.probes.turn import NoUri, TurnServer
+
+        if isinstance(error, NoUri) or uri in self.answering:
+            return True
+        name = TurnServer.from_uri(uri.replace("stun:", "turn:", 1)).address
+        return name in self.own or resolve(name, self.family) in self.own
+
+    def _via(self, proto: str, address: str, port: int) -> tuple[str, int]:
+        if self.forwarder is None:
+            return address, port
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(self.forwarder)
+            asked.sendall(f"{proto} {address} {port}\n".encode())
+            near = asked.makefile().readline()
+        if not near:
+            raise ProbeError(
+                f"nothing is sent to {endpoint(address, port)}/{proto}",
+                "deploy.gate_from, which has to pass it on",
+            )
+        return "127.0.0.1", int(near)
+
+
+def _joined(findings: list[Finding]) -> tuple[str, str]:
+    """Several findings as the words of one."""
+    texts = ([each.shown for each in findings], [each.look_at for each in findings])
+    shown, look_at = ("; ".join(dict.fromkeys(text)) for text in texts)
+    return shown, look_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,7 +346,9 @@ class Health(Probe):
             raise ProbeError(f"the app is not well: {self.url}", app.LOOK_AT, status)
 
 
-KINDS: dict[str, type[Probe]] = {kind.kind: kind for kind in Probe.__subclasses__()}
+KINDS: dict[str, type[Probe]] = {
+    kind.kind: kind for kind in (Stun, UdpPath, Turn, LiveKit, Join, Https, Certificate, Health)
+}
 
 
 def without_credentials(key: Key, **common: Any) -> Probe | None:

@@ -70,6 +70,11 @@ _REFUSALS = {
 }
 
 
+class NoUri(ProbeError):
+    """What a client is given as a STUN or TURN server is no URI of one; browsers then throw, and
+    no call starts."""
+
+
 @dataclass(frozen=True)
 class TurnServer:
     """One way into a TURN server.
@@ -97,15 +102,16 @@ class TurnServer:
         """The server that a TURN URI (RFC 7065) names.
 
         Raises:
-            ProbeError: it is none.
+            NoUri: it is none.
         """
         parts = re.fullmatch(
             r"(turns?):(\[[0-9a-fA-F:.]+\]|[^:?/@\[\]]+)(?::(\d+))?(?:\?transport=(udp|tcp))?", uri
         )
         if not parts or (parts[1] == "turns" and parts[4] == "udp"):
-            raise ProbeError(
-                f"callers can do nothing with {uri!r}: it is no TURN URI over udp, tcp or tls",
-                "where it was configured; turn:turn.example.com:3478?transport=udp is one",
+            raise NoUri(
+                f"callers can do nothing with {uri!r}: it is no STUN or TURN URI",
+                "where it was configured; turn:turn.example.com:3478?transport=udp is one, and "
+                "livekit.rtc.stun_servers takes stun.example.com:3478 without stun:",
             )
         tls = parts[1] == "turns"
         transport: Way = "tls" if tls else "tcp" if parts[4] == "tcp" else "udp"

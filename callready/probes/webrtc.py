@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -21,16 +20,13 @@ from pathlib import Path
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from callready.probes import Finding, ProbeError, command, run, secret_from, stun
-from callready.probes.livekit import add_url, keys_from, signalling, token
-from callready.probes.turn import Allocation, Credentials, IceServer, TurnServer, allocate, mint
+from callready.probes import Finding, ProbeError, command, ice, run, secret_from
+from callready.probes.livekit import add_url, keys_from, new_room, signalling, token
+from callready.probes.turn import IceServer, mint
 
 CONNECT_TIMEOUT = 10.0
 """Seconds a participant may take to connect. The SDK starts a second attempt after 15 s by itself
 and would hide that the first one failed."""
-
-
-Gathered = dict[str, stun.Binding | Allocation | ProbeError]
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ class Request:
 
 def tokens(key: str, secret: SecretStr) -> tuple[SecretStr, SecretStr]:
     """Tokens of two participants for a room of their own, made with an API key and its secret."""
-    room = f"probe-{os.urandom(8).hex()}"
+    room = new_room()
     return token(key, secret, room), token(key, secret, room)
 
 
@@ -190,7 +186,7 @@ def _ice_trouble(servers: Sequence[IceServer], relay_only: bool, ca_file: str | 
             "rtc.node_ip, and rtc.port_range_start to _end (udp) and rtc.tcp_port of LiveKit in "
             "nftables and in the provider's firewall"
         )
-    return "; ".join(filter(None, (_troubles(gather(servers, ca_file)), hint)))
+    return "; ".join(filter(None, (_troubles(ice.gather(servers, ca_file)), hint)))
 
 
 def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
@@ -218,24 +214,7 @@ def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
     )
 
 
-def gather(ice_servers: Sequence[IceServer], ca_file: str | None = None) -> Gathered:
-    """The candidate that each STUN and TURN URI gives a caller, or why it gives none."""
-    candidates: Gathered = {}
-    for each in ice_servers:
-        for uri in each.urls:
-            try:
-                server = TurnServer.from_uri(re.sub("^stun:", "turn:", uri), ca_file)
-                if uri.startswith("stun:"):
-                    candidates[uri] = stun.binding(server.address, server.port)
-                else:
-                    credentials = Credentials(each.username, each.credential)
-                    candidates[uri] = allocate(server, credentials)
-            except ProbeError as error:
-                candidates[uri] = error
-    return candidates
-
-
-def _troubles(gathered: Gathered) -> str:
+def _troubles(gathered: ice.Gathered) -> str:
     failed = [each.finding for each in gathered.values() if isinstance(each, ProbeError)]
     return "; ".join(f"{each.shown} ({each.look_at})" for each in failed)
 
@@ -244,7 +223,7 @@ def _probe(options: argparse.Namespace) -> object:
     key, secret = keys_from(options)
     if options.ice_servers:
         joined = signalling(options.url, token(key, secret), options.ca_file)
-        candidates = gather(joined.ice_servers, options.ca_file)
+        candidates = ice.gather(joined.ice_servers, options.ca_file)
         if troubles := _troubles(candidates):
             raise ProbeError("an ICE server that callers are given does not serve them", troubles)
         return candidates

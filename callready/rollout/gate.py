@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from callready.probes import catalogue, local_address
-from callready.probes.probe import LiveKit, Probe, UdpPath, without_credentials
+from callready.probes.probe import Join, LiveKit, Probe, UdpPath, without_credentials
 from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node, key_digest
 from callready.rollout.prober import Prober
@@ -82,15 +82,16 @@ def blocked(prober: Prober, running: Sequence[Probe]) -> list[str]:
     """
     paths: dict[tuple[str, int], UdpPath] = {}
     for probe in running:
-        if probe.proto == "udp":
+        port = probe.media_port if isinstance(probe, Join) else probe.port
+        if probe.proto == "udp" or isinstance(probe, Join):
             paths.setdefault(
-                (probe.address, probe.port),
+                (probe.address, port),
                 UdpPath(
                     node=probe.node,
                     of=probe.title,
                     address=probe.address,
-                    port=probe.port,
-                    connect_to=probe.connect_to,
+                    port=port,
+                    connect_to=probe.connect_to if probe.proto == "udp" else None,
                 ),
             )
     found = prober.ask(list(paths.values()), 0)

@@ -51,7 +51,7 @@ class Prober:
             within: seconds in which each must have passed once; 0 asks once.
 
         Returns:
-            What each found wrong, in their order; None for one that passed.
+            What each found, in their order; None for one that passed without a word.
         """
         if not probes:
             return []
@@ -134,4 +134,5 @@ def _hidden(finding: Finding, secrets: Iterable[str]) -> Finding:
     texts = [finding.suffers, finding.look_at, finding.evidence]
     for secret in secrets:
         texts = [text.replace(secret, HIDDEN) for text in texts]
-    return Finding(*texts)
+    suffers, look_at, evidence = texts
+    return Finding(suffers, look_at, evidence, finding.warning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 
 import gevent
@@ -14,8 +14,8 @@ from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 
-from callready.probes import Finding
-from callready.probes.probe import Health, Probe
+from callready.probes import Finding, catalogue
+from callready.probes.probe import Health, Join, Probe
 from callready.release.bundle import bundle
 from callready.release.plan import Step
 from callready.rollout import gate, ssh
@@ -30,6 +30,12 @@ UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
     " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"
     ' && base64 -d | tar -xz -C "$d" && exec setsid -w sh "$d/apply.sh" "$d"'
+)
+# What the node of a cluster calls itself, which is new at every start: it is in its log only.
+NODE_ID = (
+    "journalctl -o cat -u livekit-server.service "
+    "_PID=$(systemctl show -p MainPID --value livekit-server.service) "
+    "| grep -o 'ND_[A-Za-z0-9]*' | head -n 1"
 )
 
 
@@ -77,6 +83,7 @@ class Rollout:
         self.changing = {name: d for name, d in deployments.items() if d.plan.steps}
         self.outcomes: dict[str, Outcome] = {name: Changed() for name in self.changing}
         self._probes: dict[str, list[Probe]] = {}
+        self._to_change: set[str] = set()
         self._lock, self._done = Lock(), set[str]()
 
     def install(self, name: str) -> bool:
@@ -133,10 +140,12 @@ class Rollout:
         if not self.is_well:  # pyinfra goes on with the hosts on which nothing failed
             return
         waves = list(self.waves)
+        self._to_change = {name for wave in waves for name in wave}
         for number, names in enumerate(waves):
             if not self._at_once(self._change, names):
                 self._leave([name for wave in waves[number + 1 :] for name in wave])
                 return
+            self._to_change -= set(names)
 
     def _prune_all(self) -> None:
         prunable = [name for name, d in self.changing.items() if d.plan.prune]
@@ -249,15 +258,47 @@ class Rollout:
                 "takes no new SSH connection now, only the one that is open: mend that first"
             )
         if plan.switching:
+            answering = self._answering(name)
             self._script(name, plan.switching)
-            within = min(WITHIN, node.settings.deploy.confirm_timeout / 2)
-            problems = self._unreachable(name, families) or [
-                f"{p.title}: {why}" for p, why in self._ask(name, self._probes[name], within)
-            ]
+            problems = self._unreachable(name, families) or self._problems(name, answering)
             if problems:
                 self._return(name, problems)
         if plan.confirming:
             self._script(name, plan.confirming)
+
+    def _answering(self, name: str) -> tuple[str, ...]:
+        """URIs of the ICE servers on other hosts that answer now, and that nothing changes in this
+        run before the host is confirmed or later."""
+        if not any(isinstance(probe, Join) for probe in self._probes[name]):
+            return ()
+        known = catalogue.ice_servers(self.deployments[name].node.fleet, name)
+        servers = {uri: p for uri, p in known.items() if p.node not in self._to_change}
+        silent = [probe for probe, _ in self._ask(name, list(servers.values()), 0)]
+        return tuple(uri for uri, probe in servers.items() if probe not in silent)
+
+    def _problems(self, name: str, answering: tuple[str, ...]) -> list[str]:
+        """One sentence for each thing that callers would suffer from the release; what they could
+        have better is only said."""
+        settings, host = self.deployments[name].node.settings, self.hosts[name]
+        node_id = ""
+        if settings.sfu and settings.sfu.redis:
+            _, output = as_root(host, self.deployments[name].node, NODE_ID)
+            node_id = output.stdout.strip()
+        probes = [
+            replace(probe, answering=answering, node_id=node_id)
+            if isinstance(probe, Join)
+            else probe
+            for probe in self._probes[name]
+        ]
+        problems = []
+        for probe, finding in self._ask(
+            name, probes, min(WITHIN, settings.deploy.confirm_timeout / 2)
+        ):
+            if finding.warning:
+                logger.warning(f"{host.print_prefix}{probe.title}: {finding}")
+            else:
+                problems.append(f"{probe.title}: {finding}")
+        return problems
 
     def _unreachable(self, name: str, families: Mapping[int, str]) -> list[str]:
         """One sentence for each address family by which no new SSH connection can be opened."""

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock, Thread
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
 
-from callready.probes.probe import Probe
+from callready.probes.probe import Join, Probe
 from callready.rollout.ssh import TIMEOUT, client
 
 Target = tuple[str, int]
@@ -82,21 +84,72 @@ def tunnel(host: Host, probes: Sequence[Probe]) -> Iterator[list[Probe]]:
         if tcp:
             _check_forwarding(ssh, host, tcp[0])
         for target in tcp:
-            listener = socket.create_server((LOOPBACK, 0))
-            stack.callback(_end, listener)
-            near["tcp", target] = listener.getsockname()
-            _start(_accept, listener, ssh, target)
+            near["tcp", target] = _forward_tcp(stack, ssh, target)
         if udp:
-            channel = _relay(ssh, host, udp)
-            lock, sockets = Lock(), []
-            for number, target in enumerate(udp):
-                sockets.append(opened := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                opened.bind((LOOPBACK, 0))
-                stack.callback(_end, opened)
-                near["udp", target] = opened.getsockname()
-                _start(_send, opened, channel, lock, number)
-            _start(_receive, channel, sockets)
-        yield [replace(probe, connect_to=near[probe.proto, _target(probe)]) for probe in probes]
+            ports = _forward_udp(stack, ssh, host, udp)
+            near |= {("udp", target): port for target, port in zip(udp, ports, strict=True)}
+        through = [replace(probe, connect_to=near[probe.proto, _target(probe)]) for probe in probes]
+        if any(isinstance(probe, Join) for probe in through):
+            path = _forwarder(stack, ssh, host)
+            through = [
+                replace(probe, forwarder=path) if isinstance(probe, Join) else probe
+                for probe in through
+            ]
+        yield through
+
+
+def _forward_tcp(stack: ExitStack, ssh: SSHClient, target: Target) -> Target:
+    """A port of our loopback that leads to a target."""
+    listener = socket.create_server((LOOPBACK, 0))
+    stack.callback(_end, listener)
+    _start(_accept, listener, ssh, target)
+    port: Target = listener.getsockname()
+    return port
+
+
+def _forward_udp(
+    stack: ExitStack, ssh: SSHClient, host: Host, targets: list[Target]
+) -> list[Target]:
+    """A port of our loopback for each target."""
+    channel = _relay(ssh, host, targets)
+    lock, sockets = Lock(), []
+    for number in range(len(targets)):
+        sockets.append(opened := socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        opened.bind((LOOPBACK, 0))
+        stack.callback(_end, opened)
+        _start(_send, opened, channel, lock, number)
+    _start(_receive, channel, sockets)
+    return [opened.getsockname() for opened in sockets]
+
+
+def _forwarder(stack: ExitStack, ssh: SSHClient, host: Host) -> str:
+    """The path of a Unix socket, of this user alone, that is asked for the way to targets which
+    only a join tells of: a line `PROTO ADDRESS PORT` is answered with a port of our loopback, or
+    with nothing."""
+    path = Path(stack.enter_context(TemporaryDirectory(prefix="callready-"))) / "forwarder"
+    listener = socket.socket(socket.AF_UNIX)
+    stack.callback(_end, listener)
+    listener.bind(str(path))
+    listener.listen()
+    _start(_answer, listener, stack, ssh, host)
+    return str(path)
+
+
+def _answer(listener: socket.socket, stack: ExitStack, ssh: SSHClient, host: Host) -> None:
+    with suppress(OSError):
+        while True:
+            _start(_tell, listener.accept()[0], stack, ssh, host)
+
+
+def _tell(asked: socket.socket, stack: ExitStack, ssh: SSHClient, host: Host) -> None:
+    with suppress(*_LOST, ConnectError), asked:
+        proto, address, port = asked.makefile().readline().split()
+        target = address, int(port)
+        if proto == "tcp":
+            _, near = _forward_tcp(stack, ssh, target)
+        else:
+            [(_, near)] = _forward_udp(stack, ssh, host, [target])
+        asked.sendall(f"{near}\n".encode())
 
 
 def _target(probe: Probe) -> Target:

@@ -5,22 +5,30 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from callready.settings.fleet import Fleet
-from callready.settings.pools import advertised
+from callready.settings.models import HostSettings
+from callready.settings.pools import Way, advertised
+
+
+def stun_uri(host: HostSettings, way: Way) -> str:
+    """The `stun:` URI of a way into a pool of this host."""
+    return f"stun:{host.name}:{way.port}"
+
+
+def turn_uri(host: HostSettings, way: Way) -> str:
+    """The `turn:` or `turns:` URI of a way into a pool of this host."""
+    scheme = "turns" if way.transport == "tls" else "turn"
+    return f"{scheme}:{host.name}:{way.port}?transport={way.proto}"
 
 
 def stun_uris(fleet: Fleet, pool: str | None) -> list[str]:
     """`stun:` URIs of every host of a pool."""
     found = advertised(fleet, pool)
-    return [f"stun:{host.name}:{way.port}" for host, way in found if way.transport == "udp"]
+    return [stun_uri(host, way) for host, way in found if way.transport == "udp"]
 
 
 def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
     """`turn:` and `turns:` URIs of every host of a pool, over each of its transports."""
-    return [
-        f"{'turns' if way.transport == 'tls' else 'turn'}:{host.name}:{way.port}"
-        f"?transport={way.proto}"
-        for host, way in advertised(fleet, pool)
-    ]
+    return [turn_uri(host, way) for host, way in advertised(fleet, pool)]
 
 
 def place(url: str) -> tuple[str, int]:

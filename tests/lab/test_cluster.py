@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from pydantic import SecretStr
 
+from callready.probes import livekit
+from callready.rollout.rollout import NODE_ID
 from tests.support.continuity import calls_of
 from tests.support.fleet import DRAIN, Fleet, Host, delivered, draining, pair_inventory, probe
 
@@ -44,6 +47,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         fleet.deploy()
         yield fleet
         fleet.restore()
+
+
+def test_a_join_can_be_made_on_each_node(cluster: Fleet) -> None:
+    """As a deploy does it for the node that it has just changed, whichever takes the signalling."""
+    secret = SecretStr(cluster.secrets["livekit/api_secret"])
+    for host in HOSTS:
+        node_id = host.root(NODE_ID)
+        for _ in range(5):
+            url = f"ws://{OTHER.fqdn}:7880"
+            found = livekit.reach(url, "APIfleet", secret, node_id=node_id)
+            assert found.node_id == node_id
+            assert {each.address for each in found.candidates} == {host.ipv4, host.ipv6}
 
 
 def media(host: Host) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,8 @@ from pyinfra.api.host import Host as Connection
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
-from callready.probes import stun
-from callready.probes.probe import Probe
+from callready.probes import catalogue, stun
+from callready.probes.probe import Join, Probe
 from callready.release.node import Node
 from callready.rollout import gate, ssh
 from callready.rollout.prober import Prober
@@ -62,7 +63,7 @@ class Site:
 PROBER = Prober()
 
 
-def ask(probes: list[Probe], within: float) -> list[str]:
+def ask(probes: Sequence[Probe], within: float) -> list[str]:
     """A sentence for each probe that does not pass."""
     found = zip(probes, PROBER.ask(probes, within), strict=True)
     return [f"{probe.title}: {finding}" for probe, finding in found if finding]
@@ -123,7 +124,7 @@ def test_the_gate_passes_on_a_good_deploy(site: Site) -> None:
     ("host", "unit", "what", "why"),
     [
         (TURN, "turnserver@gadget", r"pool gadget|port 5350", "Connection refused"),
-        (SFU, "livekit-server", "LiveKit", "https://h14.lab.test/: no answer in time"),
+        (SFU, "livekit-server", "LiveKit", "no answer in time"),
         (SFU, "haproxy", "LiveKit|HTTPS|certificate", "Connection refused"),
     ],
 )
@@ -152,6 +153,96 @@ def test_a_port_that_the_firewall_closes(site: Site) -> None:
     certificate = f"certificate of {TURN.fqdn} on port 5350"
     assert about(said) == [way, certificate] * 2
     assert all("in nftables" in text or "the firewall" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("ports", "proto"), [("udp dport 50000-60000", "UDP"), ("tcp dport 7881", "TCP")]
+)
+def test_media_that_a_firewall_drops(site: Site, ports: str, proto: str) -> None:
+    with filtered(SFU, f"{ports} drop"):
+        said = site.gate(SFU)
+    assert about(said) == ["join through LiveKit"] * 2
+    for sentence, family in zip(said, (4, 6), strict=True):
+        assert f"calls get no media over {proto} (IPv{family})" in sentence
+        assert "deploy.gate_from" in sentence
+
+
+def test_a_join_from_another_host(site: Site) -> None:
+    """What only the join tells of is asked through the tunnel too."""
+    joins = [probe for probe in site.probes(SFU) if isinstance(probe, Join)]
+    TURN.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
+    with Lab().blackhole(SFU.name, UDP):
+        assert ["no media over UDP" in sentence for sentence in ask(joins, 0)] == [True, True]
+        with tunnel(site.connections[TURN.fqdn], joins) as through:
+            # 443 of the host that probes is redirected for others only.
+            for finding in PROBER.ask(through, 10):
+                assert finding and finding.warning and finding.suffers.count("callers get") == 1
+                assert f"turns:{TURN.fqdn}:443" in finding.suffers
+    with (
+        filtered(SFU, "ip saddr 198.51.100.113 udp dport 50000-60000 drop"),
+        tunnel(site.connections[TURN.fqdn], joins[:1]) as through,
+    ):
+        assert "no media over UDP (IPv4)" in ask(through, 0)[0]
+
+
+def test_ice_servers_of_another_host(site: Site) -> None:
+    """They count if they answered before."""
+    joins = [probe for probe in site.probes(SFU) if isinstance(probe, Join)]
+    servers = catalogue.ice_servers(site.settings, SFU.fqdn)
+    assert len(servers) == 4
+    counting = [replace(join, answering=tuple(servers)) for join in joins]
+    assert ask(counting, 10) == [] and PROBER.ask(list(servers.values()), 10) == [None] * 4
+    with changed(TURN, "systemctl stop turnserver@calls", "systemctl start turnserver@calls"):
+        warnings, errors = (PROBER.ask(each, 0) for each in (joins, counting))
+        assert all(PROBER.ask(list(servers.values()), 0))
+    assert [finding and finding.warning for finding in warnings] == [True, True]
+    assert [finding and finding.warning for finding in errors] == [False, False]
+    for finding in warnings + errors:
+        assert finding and all(f":{TURN.fqdn}:" in part for part in finding.suffers.split("; "))
+    eventually(lambda: not ask(counting, 0))
+
+
+def test_a_release_that_breaks_calls_is_not_confirmed(site: Site) -> None:
+    """Its signalling answers and its media does not: a provider's firewall, say."""
+    fleet, was = site.fleet, SFU.root("readlink /etc/callready/current")
+    fleet.data["livekit"]["rtc"] = {"tcp_port": 7882}
+    with filtered(SFU, "tcp dport 7882 drop"):
+        run = fleet.run()
+    assert run.status == 1
+    assert (
+        f"[{SFU.fqdn}] join through LiveKit on {SFU.fqdn} (IPv4): calls get no media over TCP"
+        in run.text
+    )
+    assert SFU.root("readlink /etc/callready/current") == was
+    assert "tcp_port: 7881" in SFU.root("cat /etc/livekit/livekit.yaml")
+    fleet.restore()
+    assert site.gate(SFU, within=10) == []
+
+
+def test_a_turn_host_that_is_down_blocks_no_sfu(site: Site) -> None:
+    fleet = site.fleet
+    fleet.data["livekit"]["logging"] = {"level": "debug"}
+    with changed(TURN, "systemctl stop turnserver@calls", "systemctl start turnserver@calls"):
+        run = fleet.run("--limit", SFU.fqdn)
+    assert run.status == 0, run.text
+    warned = [line for line in run.text.splitlines() if "join through LiveKit" in line]
+    assert len(warned) == 2 and all(f"turn:{TURN.fqdn}:3478" in line for line in warned)
+    assert "level: debug" in SFU.root("cat /etc/livekit/livekit.yaml")
+    fleet.restore()
+    fleet.deploy()
+
+
+def test_a_rollback_of_both_does_not_undo_itself(site: Site) -> None:
+    """LiveKit returns first, to telling callers of a coturn that is not there again yet."""
+    fleet = site.fleet
+    fleet.data["turn"]["pools"]["calls"]["listening_port"] = 3500
+    assert fleet.deploy().changed == [TURN.name, SFU.name]
+    back = fleet.run(file="rollback.py")
+    assert back.status == 0, back.text
+    assert f"turn:{TURN.fqdn}:3478?transport=udp: no answer" in back.text
+    fleet.restore()
+    assert fleet.deploy().changed == []
+    assert site.gate(SFU, within=10) == []
 
 
 def test_another_secret_than_the_one_that_mints(site: Site) -> None:

@@ -20,7 +20,7 @@ import pytest
 from aioice.turn import UDP_TRANSPORT
 from pydantic import SecretStr
 
-from callready.probes import SILENCE, ProbeError, peer, stun, turn, webrtc
+from callready.probes import SILENCE, ProbeError, ice, peer, stun, turn
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer, client
 
 SECRET = SecretStr(secrets.token_hex(24))
@@ -274,7 +274,7 @@ def test_a_pool_that_dies_ends_the_peers_call(start: Start) -> None:
 def test_ice_servers_are_each_asked(server: TurnServer) -> None:
     good, bad = turn.mint(SECRET, 60), turn.mint(SecretStr("another secret"), 60)
     stun_uri, other_uri = f"stun:127.0.0.1:{server.port}", over(server, "tcp").uri
-    found = webrtc.gather(
+    found = ice.gather(
         [
             IceServer((stun_uri,)),
             IceServer((server.uri,), good.username, good.password),

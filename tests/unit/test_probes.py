@@ -77,7 +77,12 @@ def test_secrets_show_in_no_repr_and_no_result() -> None:
     hidden = SECRET.get_secret_value()
     server = IceServer(("turn:turn.example.com",), "user", hidden)
     request = webrtc.Request("ws://x", (hidden, hidden), (server,), False, None, 1)
-    for value in (Credentials("user", hidden), server, livekit.Joined("1", (server,), 0), request):
+    for value in (
+        Credentials("user", hidden),
+        server,
+        livekit.Joined("1", "ND_1", (server,), 0),
+        request,
+    ):
         for text in (repr(value), as_line(value), json.dumps(as_data(value))):
             assert hidden not in text
             assert "user" in text or "ws://x" in text
@@ -141,7 +146,7 @@ def test_turn_uris(uri: str, server: TurnServer) -> None:
     ],
 )
 def test_no_turn_uri(uri: str) -> None:
-    with pytest.raises(ProbeError, match="no TURN URI"):
+    with pytest.raises(ProbeError, match="no STUN or TURN URI"):
         TurnServer.from_uri(uri)
 
 

@@ -78,7 +78,7 @@ def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
     """Call with the app's own tokens and TURN credentials"""
     settings, url, ca = server.settings, _url(server), server.ca
     assert settings.app and settings.livekit
-    bearer, room = settings.app.api_token[0], f"probe-{secrets.token_hex(8)}"
+    bearer, room = settings.app.api_token[0], livekit.new_room()
     (at, first), (_, second) = (app.token(url, bearer, room, who, ca) for who in ("ann", "bob"))
     check.expect(
         at == settings.livekit.url,

@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from callready.probes import ProbeError, livekit, stun, webrtc
+from callready.probes import ProbeError, ice, livekit, stun
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
 from tests.verify.targets import Sfu, Site
@@ -78,7 +78,7 @@ def test_candidates(sfu: Sfu, check: Check) -> None:
     """The ICE servers give candidates"""
     joined = livekit.signalling(sfu.url, livekit.token(*sfu.key), sfu.ca)
     found = {"srflx": 0, "relay": 0}
-    for result in webrtc.gather(joined.ice_servers, sfu.ca).values():
+    for result in ice.gather(joined.ice_servers, sfu.ca).values():
         with check.probing():
             if isinstance(result, ProbeError):
                 why = result.finding
