@@ -317,6 +317,12 @@ def add_url(parser: argparse.ArgumentParser) -> None:
 def _probe(options: argparse.Namespace) -> object:
     if options.what == "health":
         return health(options.url, options.again_after, options.ca_file)
+    if options.what == "join":
+        found = reach(options.url, *keys_from(options), options.ca_file)
+        for result in (*found.servers.values(), *found.candidates.values()):
+            if isinstance(result, ProbeError):
+                raise result
+        return {"ice_servers": list(found.servers), "candidates": list(map(str, found.candidates))}
     mine = token(*keys_from(options))
     if options.what == "signalling":
         return signalling(options.url, mine, options.ca_file)
@@ -335,7 +341,7 @@ def main() -> None:
         "--secret-file",
         "--ca-file",
     )
-    parser.add_argument("what", choices=["health", "validate", "signalling"])
+    parser.add_argument("what", choices=["health", "validate", "signalling", "join"])
     add_url(parser)
     parser.add_argument(
         "--again-after",

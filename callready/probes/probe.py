@@ -236,6 +236,15 @@ class Join(LiveKit):
         for uri, result in found.servers.items():
             if isinstance(result, ProbeError):
                 (wrong if self._counts(uri, result) else doubtful).append(result.finding)
+        addresses = {each.address for each in found.candidates}
+        if addresses and addresses.isdisjoint(self.own):
+            doubtful.append(
+                Finding(
+                    f"LiveKit's candidates are not this host's: {', '.join(sorted(addresses))}",
+                    "rtc.node_ip; in a cluster livekit.logging.level: from info on the log names "
+                    "the node to have the room on",
+                )
+            )
         if self.node_id and found.node_id != self.node_id:
             wrong.append(
                 Finding(

@@ -370,7 +370,10 @@ class Prometheus(Section):
 class Webhook(Section):
     """livekit.yaml's `webhook`."""
 
-    urls: list[HttpUrlWithQuery] = Field(min_length=1, description="URLs that get events.")
+    urls: list[HttpUrlWithQuery] = Field(
+        min_length=1,
+        description="URLs that get events, also of callready's own rooms, `callready-…`.",
+    )
     api_key: str = Field(description="The key that signs them; one of `livekit.keys`.")
 
 

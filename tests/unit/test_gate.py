@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from callready.probes import ProbeError, ice
 from callready.probes import __main__ as prober_process
+from callready.probes import livekit as livekit_probes
+from callready.probes.ice import Candidate
 from callready.probes.probe import (
     Https,
+    Join,
     LiveKit,
     Probe,
     Stun,
@@ -25,6 +29,7 @@ from callready.probes.probe import (
     as_json,
     from_json,
 )
+from callready.probes.turn import NoUri
 from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node
 from callready.rollout import gate
@@ -376,3 +381,80 @@ def test_a_prober_of_another_version_says_so() -> None:
         check=True,
     )
     assert json.loads(done.stdout)["error"] == "this prober speaks version 1"
+
+
+UP = {
+    Candidate("udp", "192.0.2.11", 50_001): 0.01,
+    Candidate("tcp", "192.0.2.11", 7881): 0.01,
+}
+DOWN = ProbeError("no media", "the firewall")
+OURS = "turn:sfu1.callready.test:3478?transport=udp"
+OTHER = "turn:turn1.callready.test:3478?transport=udp"
+
+
+@pytest.mark.parametrize(
+    ("servers", "candidates", "counts"),
+    [
+        ({OURS: None}, UP, None),
+        ({OURS: DOWN}, UP, True),
+        ({OTHER: DOWN}, UP, False),
+        ({"turn:192.0.2.11:3478?transport=udp": DOWN}, UP, True),
+        ({"turn:answered.test:3478?transport=udp": DOWN}, UP, True),
+        ({"stun:stun:x.test:3478": NoUri("no URI", "the setting")}, UP, True),
+        ({}, {**UP, Candidate("udp", "192.0.2.11", 50_001): DOWN}, True),
+        ({}, {**UP, Candidate("udp", "172.17.0.1", 50_002): DOWN}, None),
+        ({}, {Candidate("udp", "192.0.2.11", 50_001): 0.01}, False),
+        ({}, {Candidate("tcp", "192.0.2.11", 7881): DOWN}, True),
+        ({}, {}, True),
+        ({}, {Candidate(each.proto, "192.0.2.12", 1): 0.01 for each in UP}, False),
+    ],
+)
+def test_what_counts_against_a_join(
+    monkeypatch: pytest.MonkeyPatch,
+    servers: ice.Gathered,
+    candidates: dict[Candidate, float | ProbeError],
+    counts: bool | None,
+) -> None:
+    """None: it passes without a word; False: with a warning."""
+    reached = livekit_probes.Reached("ND_1", servers, candidates)
+    monkeypatch.setattr(livekit_probes, "reach", lambda *_: reached)
+    monkeypatch.setattr(ice, "resolve", lambda name, _: None)
+    join = Join(
+        node=SFU1,
+        address="192.0.2.11",
+        port=7880,
+        url="ws://192.0.2.11:7880",
+        keys={"A": SecretStr("x" * 32)},
+        own=("sfu1.callready.test", "192.0.2.11"),
+        answering=("turn:answered.test:3478?transport=udp",),
+    )
+    try:
+        finding = join.ask()
+    except ProbeError as error:
+        assert counts and not error.finding.warning
+    else:
+        assert (finding and finding.warning) == (None if counts is None else not counts)
+    assert dataclasses.replace(join, keys={}).ask() is None
+    elsewhere = dataclasses.replace(join, node_id="ND_2")
+    with pytest.raises(ProbeError, match="is on ND_1"):
+        elsewhere.ask()
+
+
+def test_an_offer_is_read_with_what_came_after_it() -> None:
+    sdp = (
+        "v=0\r\na=ice-ufrag:name\r\na=ice-pwd:secret\r\n"
+        "a=candidate:1 1 udp 2130706431 192.0.2.11 50001 typ host\r\n"
+    )
+    later = [
+        "candidate:2 1 TCP 1671430143 2001:db8::11 7881 typ host tcptype passive ufrag name",
+        "candidate:3 1 ssltcp 1 192.0.2.11 443 typ host",
+        "",
+    ]
+    offer = ice.read_offer(sdp, [json.dumps({"candidate": text}) for text in later])
+    assert (offer.username, offer.password) == ("name", "secret")
+    assert [str(each) for each in offer.candidates] == [
+        "192.0.2.11:50001/udp",
+        "[2001:db8::11]:7881/tcp",
+    ]
+    assert "secret" not in repr(offer)
+    assert f"a=ice-ufrag:{offer.own}\r\n" in ice.answer(offer)

@@ -1,6 +1,5 @@
 """The app's own endpoints, as the settings name them."""
 
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
