@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.fleet import PAIR, Fleet
+from tests.support.fleet import PAIR, Fleet, eventually
 
 SFU, TURN = PAIR
 
@@ -20,6 +20,8 @@ def test_fleet_goes_back_to_what_it_had_before_its_last_deploy(pair: Fleet) -> N
         pair.data["turn"]["total_quota"] = quota
         pair.deploy()
     assert settings() == ("level: warn", "total-quota=1400")
+    # coturn closes what the gate has allocated a second later.
+    eventually(lambda: not TURN.root("ss -Hlun 'sport >= :49152'"))
     told = pair.run("--dry", file="rollback.py")
     assert told.status == 0 and settings() == ("level: warn", "total-quota=1400")
     for host, unit in ((SFU, "livekit-server.service"), (TURN, "turnserver@calls.service")):
