@@ -4,7 +4,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from callready.probes import ProbeError, ice, livekit, stun
+from callready.probes import ProbeError, livekit, stun
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
 from tests.verify.targets import Sfu, Site
@@ -75,10 +75,15 @@ def test_signalling(sfu: Sfu, site: Site, check: Check) -> None:
 
 @each(Site.sfus)
 def test_candidates(sfu: Sfu, check: Check) -> None:
-    """The ICE servers give candidates"""
-    joined = livekit.signalling(sfu.url, livekit.token(*sfu.key), sfu.ca)
-    found = {"srflx": 0, "relay": 0}
-    for result in ice.gather(joined.ice_servers, sfu.ca).values():
+    """The ICE servers give candidates, and LiveKit answers at its own"""
+    reached = livekit.reach(sfu.url, *sfu.key, sfu.ca)
+    found = {"srflx": 0, "relay": 0, "host": 0}
+    for answer in reached.candidates.values():
+        with check.probing():
+            if isinstance(answer, ProbeError):
+                raise answer
+            found["host"] += 1
+    for result in reached.servers.values():
         with check.probing():
             if isinstance(result, ProbeError):
                 why = result.finding
