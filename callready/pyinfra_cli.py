@@ -3,24 +3,27 @@ by config.py, the first file of ours that pyinfra executes."""
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import click
 import paramiko
-from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.state import State
-from pyinfra.connectors import ssh
+from pyinfra.connectors import ssh, ssh_util
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
 from pyinfra_cli import cli
 
 from callready.rollout.run import Refused, command
-from callready.trust import Client, shown
+from callready.rollout.ssh import log_in
+from callready.trust import LOCKED, Client, shown
 
 
 def transport(sock: Any, **options: Any) -> paramiko.Transport:
@@ -56,6 +59,44 @@ class _Unknown(paramiko.MissingHostKeyPolicy):
         )
 
 
+def private_key(state: State, key_filename: str, key_password: str) -> paramiko.PKey:
+    """The key of `ssh_key`. One that is encrypted and has no `ssh_key_password` is taken from the
+    SSH agent, as ssh does, or asked for on a terminal; raises ConnectError with what to do."""
+    keys: dict[str, paramiko.PKey] = state.private_keys
+    if key_filename not in keys:
+        try:
+            keys[key_filename] = _private_key(state, key_filename, key_password)
+        except PyinfraError as error:
+            raise ConnectError(f"ssh_key: {error}") from None
+    return keys[key_filename]
+
+
+def _private_key(state: State, file: str, passphrase: str) -> paramiko.PKey:
+    try:
+        return ssh_util.load_key_with_certificate(file, cwd=state.cwd, allow_prompt=False)
+    except PyinfraError as error:
+        if "is encrypted" not in str(error):
+            raise
+    if passphrase:
+        try:
+            return ssh_util.load_key_with_certificate(file, passphrase, cwd=state.cwd)
+        except PyinfraError:
+            raise PyinfraError(f"ssh_key_password does not open {file}") from None
+    if key := _from_agent(file):
+        return key
+    if sys.stdin.isatty():
+        return ssh_util.load_key_with_certificate(file, cwd=state.cwd)
+    raise PyinfraError(f"{file} is encrypted{LOCKED.format(file)}")
+
+
+def _from_agent(file: str) -> paramiko.PKey | None:
+    """The agent's key that belongs to the public key beside a file."""
+    with suppress(OSError, IndexError, ValueError, paramiko.SSHException):
+        public = base64.b64decode(Path(f"{file}.pub").expanduser().read_text().split()[1])
+        return next((key for key in paramiko.Agent().get_keys() if key.asbytes() == public), None)
+    return None
+
+
 def install() -> None:
     """Every patch of pyinfra; tests/unit/test_pyinfra.py fails when pyinfra no longer needs one."""
     # Accepts unknown host keys, leaves Nagle on, and waits for a dead line for minutes.
@@ -64,6 +105,8 @@ def install() -> None:
     defaults["ssh_strict_host_key_checking"].default = "yes"
     # Says of a refused key neither what it is nor what to do.
     ssh.SSHClient = Client  # type: ignore[attr-defined]
+    # Asks for a passphrase where nobody can answer, and leaves the agent out.
+    ssh.get_private_key = private_key  # type: ignore[attr-defined]
     # Connects to jump hosts with a client of its own, which asks on the terminal.
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
     called = click.get_current_context().params
@@ -77,7 +120,10 @@ def _deploy_files() -> None:
     confirm, state = cli._do_confirm, cli.state
 
     def validate_and_connect(state: State) -> None:
-        Client.environment = Path(command(state.inventory).fleet.source).name
+        fleet = command(state.inventory).fleet
+        Client.environment = Path(fleet.source).name
+        for host in state.inventory:
+            log_in(host, fleet)
         try:
             connect_all(state)
         except PyinfraError as error:

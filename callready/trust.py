@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import paramiko
-from paramiko import BadHostKeyException, HostKeys, PKey, SSHException
+from paramiko import (
+    BadHostKeyException,
+    HostKeys,
+    PasswordRequiredException,
+    PKey,
+    SSHException,
+)
 from paramiko.auth_strategy import AuthResult, AuthStrategy
 from paramiko.hostkeys import HostKeyEntry, InvalidHostKey
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
@@ -26,6 +32,11 @@ from callready.secrets.store import replace_file
 from callready.settings.inventory import inventory_data
 from callready.settings.problem import SettingsError
 
+# What to do about an encrypted key that cannot be opened.
+LOCKED = (
+    " and no SSH agent has it: start one and run ssh-add {}, or set ssh_key and its passphrase by "
+    'reference, ssh_key_password = "secret:ssh/key_password"'
+)
 TIMEOUT = 10  # seconds, as pyinfra's default for a deploy
 
 
@@ -69,6 +80,8 @@ class Client(pyinfra_client.SSHClient):
                 f"{shown(error.key)}. It was installed anew, or somebody is in between: find out "
                 f"which before you run make trust ENV={self.environment}"
             ) from None
+        except PasswordRequiredException:
+            raise SSHException(f"the key for it is encrypted{LOCKED.format('FILE')}") from None
 
     @property
     def known(self) -> list[PKey]:

@@ -22,7 +22,7 @@ def as_root(
     """Run a root shell on a host; whether it ended well, and its output.
 
     Script, data and sudo's password all travel over stdin: an argument would be in the process
-    list.
+    list. A user who is root needs no sudo, which such a host may lack.
     """
     password = node.settings.sudo_password
     sudo = "sudo -n"
@@ -32,7 +32,8 @@ def as_root(
         skip = f'while IFS= read -r line; do [ "$line" = {PASSWORD_END} ] && break; done'
         sudo, command = "sudo -k -S -p ''", f"sh -c {shlex.quote(f'{skip}; exec {command}')}"
     # sudo clears the environment; the port this connection came in by is worth knowing.
-    wrapped = f'{sudo} env SSH_PORT="${{SSH_CONNECTION##* }}" {command}'
+    run = f'env SSH_PORT="${{SSH_CONNECTION##* }}" {command}'
+    wrapped = f'[ "$(id -u)" != 0 ] || exec {run}; exec {sudo} {run}'
     result: tuple[bool, CommandOutput] = host.run_shell_command(
         StringCommand(wrapped), print_output=print_output, _stdin=stdin
     )
@@ -49,8 +50,10 @@ def survey(host: Host, node: Node) -> facts.Facts:
     sent_at = time.time()
     ok, output = as_root(host, node, facts.script(node.release.survey_variables()))
     if not ok:
-        words = output.stderr.strip().splitlines()
-        raise SettingsError(
-            f"cannot look at the host as root: {words[-1] if words else 'no words'}"
-        )
+        *_, words = ["no words", *output.stderr.strip().splitlines()]
+        if "sudo" in words and "not found" in words:
+            words = "it has no sudo: install it there, or connect as root (ssh_user)"
+        elif "password is required" in words:
+            words += ': write its reference, sudo_password = "secret:sudo"'
+        raise SettingsError(f"cannot look at the host as root: {words}")
     return facts.parse(output.stdout_lines, sent_at)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import gevent
 from paramiko import BadHostKeyException, SSHException
 from paramiko.ssh_exception import NoValidConnectionsError
+from pydantic import SecretStr
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.connectors.ssh import SSHConnector
@@ -19,6 +20,8 @@ from pyinfra.connectors.sshuserclient.client import SSHClient, get_ssh_config
 
 from callready.probes import reason
 from callready.release.node import Node
+from callready.secrets.masking import HIDDEN
+from callready.settings.fleet import Fleet
 
 TIMEOUT = 5.0
 """Seconds for each step of a connection: TCP, SSH's banner, authentication, the command."""
@@ -30,6 +33,27 @@ _LOG.propagate = False
 
 THE_DEPLOYS_WAY = 0
 """In place of an address family, where a jump host or a local connector leaves no choice."""
+
+
+class Hidden(str):
+    """A secret that paramiko takes for text; pyinfra logs how it connects."""
+
+    def __repr__(self) -> str:
+        return HIDDEN
+
+
+def log_in(host: Host, fleet: Fleet) -> None:
+    """Give a host's connector the secrets that its `ssh_…` data refer to; in the data, which
+    pyinfra prints, the references stay."""
+    cast(dict[str, Any], host.connector.data).update(_revealed(fleet.logins.get(host.name, {})))
+
+
+def _revealed(data: Any) -> Any:
+    if isinstance(data, SecretStr):
+        return Hidden(data.get_secret_value())
+    if isinstance(data, Mapping):
+        return {key: _revealed(value) for key, value in data.items()}
+    return list(map(_revealed, data)) if isinstance(data, list) else data
 
 
 def families(host: Host, node: Node) -> dict[int, str]:

@@ -17,19 +17,25 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
     """Generate every secret that the inventory refers to and the store does not have; with
     `recipients` (public keys), make a `.sops.yaml` first, which has the store encrypted.
 
-    Secrets that belong to something else (sudo, Redis, OVH, free keys) cannot be generated and are
-    returned as names to be filled in by hand. Nothing that exists is overwritten. Also returns how
-    the store is encrypted. Raises SettingsError.
+    Secrets that belong to something else (sudo, SSH, Redis, DNS, free keys, and whatever is not
+    known) cannot be generated and are returned as names to be filled in by hand. Nothing that
+    exists is overwritten. Also returns how the store is encrypted. Raises SettingsError.
     """
     store = Store(inventory)
     entries = store.read()
     wanted: set[str] = set()
     theirs: set[str] = set()
     for data in inventory_data(inventory).values():
-        wanted |= {name for _, name in references(data)}
-        for field in secret_fields(data):
-            if field.origin.by_hand:
-                theirs |= {name for _, name in references(field.value)}
+        made = {
+            at
+            for field in secret_fields(data)
+            if not field.origin.by_hand
+            for at, _ in references(field.value, field.path)
+        }
+        for at, name in references(data):
+            wanted.add(name)
+            if at not in made:
+                theirs.add(name)
     if recipients:
         print(f"wrote {sops.create_config(store.path, recipients)}")
     missing = sorted(name for name in wanted if not store.lookup(entries, name))

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pyinfra.api.arguments import all_argument_meta
+from pyinfra.connectors.ssh import connector_data_meta
 
 from callready.secrets.store import Store, references, resolve, rotating
 from callready.settings.checks import check
 from callready.settings.fields import model_in
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
-from callready.settings.models import HostSettings
+from callready.settings.models import INLINE, HostSettings
 from callready.settings.problem import Problem, SettingsError
 
 # pyinfra's own host data: connector settings and global arguments.
-PYINFRA_DATA = ("ssh_", "_")
+SSH, ARGUMENT = "ssh_", "_"
 
 
 def load_fleet(inventory: str) -> Fleet:
@@ -36,6 +38,7 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
         raise SettingsError(f"{source}: no hosts: is it the right file?")
     report.placeholders(data)
     hosts: dict[str, HostSettings] = {}
+    logins: dict[str, dict[str, Any]] = {}
     known: set[str] = set()
     for name, plain in data.items():
         raw = rotating(plain, entries)
@@ -57,10 +60,16 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
                 )
             values[reference] = value or "-" * 32
         known.update(values.values())
+        report.pyinfra(name, raw)
+        logins[name] = {
+            key: resolve(value, values)
+            for key, value in raw.items()
+            if key.startswith(SSH) and any(references(value))
+        }
         own = {
             key: value
             for key, value in raw.items()
-            if key == "ssh_port" or not key.startswith(PYINFRA_DATA)
+            if key == "ssh_port" or not key.startswith((SSH, ARGUMENT))
         }
         own.setdefault("name", name.rpartition("/")[2].lstrip("@"))
         try:
@@ -73,7 +82,7 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
             report.add(host_names, problem)
     if report.errors:
         raise SettingsError("\n".join(report.lines("error")))
-    return Fleet(source, hosts, list(report.lines("warning")), frozenset(known))
+    return Fleet(source, hosts, list(report.lines("warning")), frozenset(known), logins)
 
 
 # pydantic's types of errors in words that an operator needs no Python for.
@@ -126,6 +135,38 @@ class Report:
             if common == key or (common, message) not in found:
                 self.error([host], key, message)
 
+    def pyinfra(self, host: str, data: Mapping[str, Any]) -> None:
+        """Note what is wrong with pyinfra's own data, of which pyinfra ignores what it does not
+        know. Other names that begin with `_` may be variables of an inventory file."""
+        for key, value in data.items():
+            if key.startswith(SSH):
+                if key not in connector_data_meta:
+                    close = suggestion(key, connector_data_meta)
+                    self.error([host], key, f"is not a setting{close}")
+                self._plain_secrets(host, key, value)
+            elif key.startswith(ARGUMENT) and key not in all_argument_meta:
+                if close := suggestion(key, all_argument_meta):
+                    self.error([host], key, f"is no argument of pyinfra{close}")
+            elif key.startswith(ARGUMENT) and (key.endswith("_password") or any(references(value))):
+                self.error(
+                    [host],
+                    key,
+                    "is a secret that pyinfra would put into the arguments of a program on the "
+                    "host, for every user there to read; callready becomes root by sudo, whose "
+                    'password goes over standard input: write sudo_password = "secret:…"',
+                )
+        if data.get("ssh_key_password") and not data.get("ssh_key"):
+            self.error(
+                [host], "ssh_key_password", "needs ssh_key: the file that it is the passphrase of"
+            )
+
+    def _plain_secrets(self, host: str, key: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                self._plain_secrets(host, f"{key}.{name}", item)
+        elif key.endswith(("password", "passphrase")) and value and not any(references(value)):
+            self.error([host], key, INLINE)
+
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Note names that the shipped examples use and nobody can own (RFC 2606)."""
         found = {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
@@ -164,5 +205,10 @@ def _suggestion(loc: tuple[int | str, ...]) -> str:
         field = model.model_fields.get(str(part))
         inner = model_in(field.annotation) if field else None
         model = inner[0] if inner else model  # else an index or a name
-    close = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=1)
+    return suggestion(str(loc[-1]), model.model_fields)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about a name that is not known: which one may have been meant."""
+    close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

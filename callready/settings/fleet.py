@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from callready.settings.models import HostSettings
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The hosts of one inventory by inventory name, the warnings about their settings, and every
-    secret they refer to."""
+    """The hosts of one inventory by inventory name, the warnings about their settings, every secret
+    they refer to, and those of pyinfra's `ssh_…` data that are secrets, by host."""
 
     source: str
     hosts: Mapping[str, HostSettings]
     warnings: list[str] = field(default_factory=list)
     secrets: frozenset[str] = field(default=frozenset(), repr=False)
+    logins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> HostSettings:
         return self.hosts[name]

@@ -91,12 +91,15 @@ def _listener(value: str) -> str:
     return value
 
 
+INLINE = (
+    'is written in the inventory; write a reference such as "secret:turn/calls" and keep the value '
+    "in the store (make secrets ENV=…)"
+)
+
+
 def _secret(value: object) -> SecretStr:
     if not isinstance(value, SecretStr):
-        raise ValueError(
-            'is written in the inventory; write a reference such as "secret:turn/calls" and keep '
-            "the value in the store (make secrets ENV=…)"
-        )
+        raise ValueError(INLINE)
     return value
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from paramiko import SSHException
 from pydantic import SecretStr
 from pyinfra.api.config import Config
-from pyinfra.api.exceptions import ConnectError
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host as Connection
 from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
@@ -26,6 +26,7 @@ from callready.release.facts import Facts, SurveyError
 from callready.release.node import Node
 from callready.release.plan import Plan, plan
 from callready.rollout.remote import as_root, survey
+from callready.rollout.ssh import log_in
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
@@ -81,7 +82,7 @@ class Server:
                     self._connection.connect(show_errors=False, raise_exceptions=True)
                     self._seen = survey(self._connection, self._node)
                     self._node.learn_ssh_ports(self._seen.ssh_ports)
-                except (ConnectError, SettingsError, SurveyError, SSHException, OSError) as error:
+                except (PyinfraError, SettingsError, SurveyError, SSHException, OSError) as error:
                     self._seen = ProbeError(
                         f"{self.name} cannot be looked at",
                         f"ssh to {self.name} with the inventory's user, key and known_hosts, "
@@ -256,6 +257,8 @@ class Site:
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
         connections = _connections(data, [node.name for node in managed])
+        for connection in connections.values():
+            log_in(connection, fleet)
         servers = {node.name: Server(node, connections[node.name]) for node in managed}
         return cls(inventory, fleet, servers)
 
