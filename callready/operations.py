@@ -16,6 +16,7 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.operation import operation
 from pyinfra.api.state import State
 
+from callready.release.android import REACT_NATIVE
 from callready.release.node import Node
 from callready.release.plan import content_name
 from callready.rollout.deployment import Deployment
@@ -80,26 +81,32 @@ def history(inventory: Inventory, host: Host) -> None:
 
 
 class Checkout(NamedTuple):
-    """What an app's checkout has: its manifest (None without one) and our files that differ."""
+    """What an app's checkout has: its manifest (None without one), our files that differ, and
+    whether it is a React Native project."""
 
     manifest: str | None
     differing: list[str]
+    is_react_native: bool
 
 
-def read_checkout(host: Host, root: str, files: dict[str, bytes], manifest: str) -> Checkout:
+def read_checkout(
+    host: Host, root: str, files: dict[str, bytes], manifest: str, build_files: list[str]
+) -> Checkout:
     """Compare files in a checkout with what they should be; raises Refused without one."""
-    names = shlex.join(files)
+    names, react = shlex.join(files), shlex.join([REACT_NATIVE, "--", *build_files])
     script = (
-        f"cd {shlex.quote(root)} || exit 3; sha256sum -- {names} 2>/dev/null; echo; "
+        f"cd {shlex.quote(root)} || exit 3; grep -qsE {react} && echo yes || echo no; "
+        f"sha256sum -- {names} 2>/dev/null; echo; "
         f"cat -- {shlex.quote(manifest)} 2>/dev/null; true"
     )
     ok, output = host.run_shell_command(StringCommand(script))
     if not ok:
         raise Refused(f"{host.name}: android.checkout: {root} is not a folder on this host")
-    sums, _, text = output.stdout.partition("\n\n") if output.stdout else ("", "", "")
+    react_native, _, rest = output.stdout.partition("\n")
+    sums, _, text = f"\n{rest}".partition("\n\n")
     found = {line[66:]: line[:64] for line in sums.splitlines() if line.strip()}
     differing = [p for p, body in files.items() if found.get(p) != content_name(body)]
-    return Checkout(text or None, differing)
+    return Checkout(text or None, differing, react_native == "yes")
 
 
 @operation()

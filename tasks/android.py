@@ -25,11 +25,15 @@ def android(run: Run, host: Host) -> None:
         turn_uris(fleet, livekit.turn_pool),
         livekit.rtc.turn_ttl,
     )
-    found = read_checkout(host, settings.checkout, files, settings.manifest)
+    found = read_checkout(
+        host, settings.checkout, files, settings.manifest, nsc.build_files(settings)
+    )
     media = [node.address for node in fleet.hosts.values() if node.address]
-    for advice in nsc.manifest_advice(
+    for missing in nsc.manifest_advice(
         settings, livekit.url, found.manifest, [urlsplit(livekit.url).hostname or "", *media]
     ):
+        logger.warning(f"{host.print_prefix}{missing}")
+    if found.is_react_native and (advice := nsc.metro_advice(settings)):
         logger.warning(f"{host.print_prefix}{advice}")
     for path in found.differing:
         logger.info(f"{host.print_prefix}  ~ file        {settings.checkout}/{path}")

@@ -8,11 +8,13 @@ import ipaddress
 import json
 from collections.abc import Iterable, Iterator
 from datetime import date
+from pathlib import PurePosixPath
 from typing import Literal, NamedTuple
 from xml.etree import ElementTree
 
 from callready.release import render as templates
 from callready.settings.android import (
+    METRO,
     Android,
     Domain,
     Network,
@@ -110,11 +112,11 @@ def _domains(android: Android, livekit_url: str) -> list[Domain]:
     """The LiveKit URL's host first, unless it is ws:// or an entry speaks for it; the entries."""
     own = url_domain(livekit_url)
     if own is None or not livekit_url.lower().startswith("wss:"):
-        return list(android.domains)
-    entry = governs(android.domains, own.host)
+        return list(android.listed)
+    entry = governs(android.listed, own.host)
     if entry and (entry.host == own.host or (entry.scheme, entry.scope) == ("wss", "release")):
-        return list(android.domains)
-    return [own, *android.domains]
+        return list(android.listed)
+    return [own, *android.listed]
 
 
 def _names(domain: Domain, listed: set[str]) -> Iterator[tuple[str, bool]]:
@@ -167,10 +169,34 @@ def manifest_advice(
         manifest = ElementTree.fromstring(manifest_xml)
     except (ElementTree.ParseError, ValueError) as error:
         return [f"{path}: not well-formed XML ({error}); nothing in it was checked"]
-    hosts = [domain.host for domain in _domains(android, livekit_url)]
+    # Not Metro: what debug builds reach is no reason for a permission of release builds.
+    hosts = [d.host for d in _domains(android, livekit_url) if d.host not in METRO]
     local = [host for host in (*hosts, *media_addresses) if _is_local(host)]
     advice = [*_application_advice(android, manifest), *_permission_advice(manifest, local)]
     return [f"{path}: {message}" for message in advice]
+
+
+REACT_NATIVE = r'com\.facebook\.react|react-native/|"react-native" *:'
+"""What `grep -E` finds in the `build_files` of a React Native project, Expo's too."""
+
+
+def build_files(android: Android) -> list[str]:
+    """The files that say what kind of project it is, relative to the checkout."""
+    module = PurePosixPath(android.source_root).parent
+    return ["package.json", f"{module}/build.gradle", f"{module}/build.gradle.kts"]
+
+
+def metro_advice(android: Android) -> str | None:
+    """What to set in a React Native project, whose debug builds would not start without it."""
+    governing = [governs(android.listed, host) for host in METRO[:2]]
+    others = android.debug_cleartext == "all"
+    if all(domain.scheme == "ws" if domain else others for domain in governing):
+        return None
+    return (
+        f"{android.checkout} is a React Native project: its debug builds load their code from "
+        f"Metro ({METRO[0]}, {METRO[1]}) in cleartext, which the files written here forbid: set "
+        "android.react_native to True"
+    )
 
 
 def _application_advice(android: Android, manifest: ElementTree.Element) -> Iterator[str]:

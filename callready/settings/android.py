@@ -32,6 +32,10 @@ DASH_RANGE = re.compile(r"\d+\.[\d.]+-[\d.]+|[0-9a-f:]*:[0-9a-f:]*-[0-9a-f:]+", 
 LIST_HOSTS = "List hosts, or set dev cleartext to all (debug only)."
 A_RANGE = '"{}" is a range; Android matches <domain> as an exact string. ' + LIST_HOSTS
 
+# Where a debug build of React Native finds its bundler: itself (adb reverse), and the developer's
+# machine from Android's emulator and from Genymotion (AndroidInfoHelpers.kt of React Native).
+METRO = ("localhost", "10.0.2.2", "10.0.3.2")
+
 
 class Domain(BaseModel):
     """A host, or a range of hosts, that the app connects to."""
@@ -75,6 +79,11 @@ class Android(BaseModel):
     debug_cleartext: Literal["listed", "all"] = Field(
         "listed", description="What debug builds may reach in cleartext: the `ws` hosts, or all."
     )
+    react_native: bool = Field(
+        False,
+        description="Debug builds may load their code in cleartext from Metro, React Native's "
+        f"bundler: {', '.join(METRO)}.",
+    )
     private_ca: str | None = Field(
         None, description="Resource of a CA that debug builds trust: `@raw/name`."
     )
@@ -92,6 +101,13 @@ class Android(BaseModel):
     def manifest(self) -> str:
         """The app's main manifest, relative to the checkout."""
         return f"{self.source_root}/main/AndroidManifest.xml"
+
+    @property
+    def listed(self) -> tuple[Domain, ...]:
+        """`domains`, and Metro where debug builds are to reach it and no entry is about it."""
+        named = {domain.host for domain in self.domains}
+        hosts = [host for host in METRO if self.react_native and host not in named]
+        return (*self.domains, *(Domain(host=host, scheme="ws", scope="debug") for host in hosts))
 
 
 def address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -161,7 +177,7 @@ def check(android: Android, livekit_url: str, today: date | None = None) -> Iter
     for index, domain in enumerate(android.domains):
         for problem in (
             *_host(domain, android.debug_cleartext),
-            *_cleartext(domain),
+            *_cleartext(domain, android.react_native),
             *_pins(domain, today),
         ):
             yield problem._replace(key=f"android.domains[{index}].{problem.key}")
@@ -255,8 +271,14 @@ def _has_url_parts(host: str) -> bool:
     return "/" in host or "?" in host or "@" in host or bool(re.search(r"(^[^:]*|\]):\d*$", host))
 
 
-def _cleartext(domain: Domain) -> Iterator[Problem]:
+def _cleartext(domain: Domain, react_native: bool) -> Iterator[Problem]:
     if domain.scheme == "wss":
+        if react_native and domain.host in METRO:
+            yield Problem(
+                "scheme",
+                f"Metro is reached at {domain.host} in cleartext (android.react_native): remove "
+                "the entry",
+            )
         return
     if domain.scope == "release":
         yield Problem(
@@ -342,7 +364,7 @@ def _url(android: Android, livekit_url: str) -> Iterator[Problem]:
         # Its text may hold a password.
         yield Problem("livekit.url", "must be wss://host or ws://host")
         return
-    governing = governs(android.domains, own.host)
+    governing = governs(android.listed, own.host)
     if scheme == "ws" and not (governing and governing.scheme == "ws"):
         yield Problem(
             "livekit.url",

@@ -6,13 +6,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from lab import Lab
+from lab import Lab, plan
 from tests.support.fleet import (
     PAIR,
     PYINFRA,
     REPOSITORY,
     STRICT,
     Fleet,
+    encrypted_key,
     eventually,
     held,
     idle,
@@ -114,3 +115,57 @@ def test_sudo_that_asks_for_a_password(pair: Fleet) -> None:
     finally:
         TURN.root(f"mv /root/rule {rule}; passwd -q -d debian; passwd -q -l debian")
     assert "total-quota=1700" in TURN.root("cat /etc/coturn/calls.conf")
+
+
+def test_an_encrypted_ssh_key(pair: Fleet, tmp_path: Path) -> None:
+    """With its passphrase in the store, from an agent, and with neither."""
+    pair.secrets |= {"ssh/key": f"{pair.marker}-ssh", "ssh/other": f"{pair.marker}-other"}
+    key = pair.data["ssh_key"] = encrypted_key(tmp_path / "key", pair.secrets["ssh/key"])
+    pair.data["ssh_key_password"] = "secret:ssh/key"
+    pair.data["turn"]["total_quota"] = 1900  # the gate opens connections of its own
+    assert pair.deploy().changed == ["h08"]
+    pair.data["ssh_key_password"] = "secret:ssh/other"
+    assert f"ssh_key: ssh_key_password does not open {key}" in pair.run().text
+    del pair.data["ssh_key_password"]
+    assert f"ssh_key: {key} is encrypted and no SSH agent has it: start one and run" in (
+        pair.run().text
+    )
+    del pair.data["ssh_key"]  # where ssh itself would look
+    pair.data["ssh_config_file"] = str(tmp_path / "config")
+    (tmp_path / "config").write_text(f"Host *\n IdentityFile {key}\n")
+    assert "the key for it is encrypted and no SSH agent has it" in pair.run().text
+    agent = subprocess.Popen(
+        ["ssh-agent", "-D", "-a", tmp_path / "agent"], stdout=subprocess.DEVNULL
+    )
+    try:
+        eventually((tmp_path / "agent").exists)
+        pair.environment = {"SSH_AUTH_SOCK": str(tmp_path / "agent")}
+        subprocess.run(
+            ["ssh-add", "-q", plan.STATE / "id_ed25519"],
+            env={**os.environ, **pair.environment},
+            check=True,
+        )
+        pair.deploy("--dry")
+        pair.data["ssh_key"] = key
+        pair.deploy("--dry")
+    finally:
+        pair.environment = {}
+        agent.terminate()
+        agent.wait()
+
+
+def test_root_without_sudo(pair: Fleet) -> None:
+    pair.data["turn"]["total_quota"] = 1800
+    pair.unsettled = True
+    TURN.root("mv /usr/bin/sudo /root/; cp -r ~debian/.ssh /root/; chown -R root: /root/.ssh")
+    try:
+        assert f"{TURN.fqdn}: cannot look at the host as root: it has no sudo: install" in (
+            pair.run().text
+        )
+        pair.groups["turn"][0][1]["ssh_user"] = "root"
+        assert pair.deploy().changed == ["h08"]
+        pair.groups["turn"][0][1]["sudo_password"] = "secret:turn/calls"  # in vain, and no harm
+        assert pair.deploy().changed == []
+    finally:
+        TURN.root("mv /root/sudo /usr/bin/; rm -r /root/.ssh")
+    assert "total-quota=1800" in TURN.root("cat /etc/coturn/calls.conf")

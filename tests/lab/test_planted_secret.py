@@ -28,6 +28,7 @@ from tests.support.fleet import (
     TWO_POOLS,
     Fleet,
     Host,
+    encrypted_key,
 )
 
 PLACES = "/etc /home /media /mnt /opt /root /run /srv /tmp /usr/local /var"
@@ -172,9 +173,15 @@ def newer_files(folder: Path, than: Path, having: bytes) -> Iterator[Path]:
     ],
     ids=" ".join,
 )
-def test_secret_is_in_no_output_of_pyinfra(pair: Fleet, arguments: list[str]) -> None:
-    """While every secret is about to be replaced."""
+def test_secret_is_in_no_output_of_pyinfra(
+    pair: Fleet, arguments: list[str], tmp_path: Path
+) -> None:
+    """While every secret is about to be replaced, and the way in needs two more."""
     pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
+    pair.secrets |= {name: f"{pair.marker}-{name}" for name in ("ssh/key", "ssh/password")}
+    pair.data["ssh_key"] = encrypted_key(tmp_path / "key", pair.secrets["ssh/key"])
+    pair.data["ssh_key_password"] = "secret:ssh/key"
+    pair.data["ssh_password"] = "secret:ssh/password"
     pair.unsettled = True
     run = literal(pair, REPOSITORY, PYINFRA, pair.inventory, *arguments)
     assert run.returncode == 0, run.stdout

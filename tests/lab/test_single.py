@@ -129,10 +129,14 @@ def test_one_host_carries_everything(env: str, bare_boxes: None, tmp_path: Path)
     if env == "dev":
         box.root(LAN_BACKEND)
     assert run(sys.executable, "-m", "callready.secrets", inventory).returncode == 0
-    for expected in ("confirmed release ", "No changes"):
+    # A project may become one of another kind.
+    for kind, expected in (("flutter", "confirmed release "), ("com.facebook.react", "No changes")):
+        (tmp_path / "app/android/app/build.gradle").write_text(f'apply plugin: "{kind}"')
         done = run(PYINFRA, inventory, "deploy.py")
         assert done.returncode == 0, done.stdout + done.stderr
         assert expected in done.stdout + done.stderr
+        advice = f"{tmp_path}/app is a React Native project: its debug builds load their code from"
+        assert (advice in done.stderr) == (kind == "com.facebook.react")
 
     report = tmp_path / "report"
     verified = run(

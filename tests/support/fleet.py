@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -399,6 +400,15 @@ def pair_inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
         "turn": [(turn.fqdn, {"address": turn.ipv4, "address6": turn.ipv6, "pools": ["calls"]})],
     }
     return groups, data, secrets[:2]
+
+
+def encrypted_key(path: Path, passphrase: str) -> str:
+    """A copy of the lab's SSH key that opens with a passphrase, with its public key beside it."""
+    for end in ("", ".pub"):
+        shutil.copy(plan.STATE / f"id_ed25519{end}", f"{path}{end}")
+    change = ["ssh-keygen", "-q", "-p", "-a", "1", "-f", str(path), "-P", "", "-N", passphrase]
+    subprocess.run(change, check=True, stdout=subprocess.DEVNULL)
+    return str(path)
 
 
 def deploy_lab() -> None:

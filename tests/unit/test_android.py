@@ -85,6 +85,7 @@ CASES: dict[str, tuple[Android, str]] = {
         WSS,
     ),
     "private-ca-in-debug": (settings(private_ca="@raw/lab_ca", release_private_ca=False), WSS),
+    "react-native": (settings(ws("192.168.1.10"), react_native=True), WSS),
     "ranges": (settings(ws("192.168.1.0/24", expand=True)), "ws://192.168.1.10:7880"),
 }
 BUILDS = {"release": "main", "debug": "debug", "profile": "profile"}
@@ -283,6 +284,16 @@ def test_duplicates_are_found_whatever_the_case() -> None:
         "android.domains[1].host: A.Test is not canonical; use a.test",
         "android.domains[1].host: domain a.test duplicated: the app crashes on its first "
         "connection (already in android.domains[0])",
+    ]
+
+
+def test_metro_is_reached_in_debug_builds_whatever_else_is_said_about_it() -> None:
+    android = settings(ws("localhost"), ws("10.0.2.0/24", expand=True), react_native=True)
+    assert problems(android, WSS, TODAY) == []
+    assert problems(settings(react_native=True), "ws://10.0.2.2:7880", TODAY) == []
+    assert problems(settings({"host": "10.0.2.2"}, react_native=True), WSS, TODAY) == [
+        "android.domains[0].scheme: Metro is reached at 10.0.2.2 in cleartext "
+        "(android.react_native): remove the entry"
     ]
 
 
@@ -707,3 +718,53 @@ def test_client_settings() -> None:
     )
     assert content.decode() == (DATA / "client_settings.json").read_text()
     assert json.loads(content)["turn_ttl"] == 3600
+
+
+# --- React Native
+
+METRO = (
+    "/srv/app is a React Native project: its debug builds load their code from Metro (localhost, "
+    "10.0.2.2) in cleartext, which the files written here forbid: set android.react_native to True"
+)
+
+
+@pytest.mark.parametrize(
+    ("android", "advice"),
+    [
+        (settings(), METRO),
+        (settings(ws("localhost")), METRO),
+        (settings(react_native=True), None),
+        (settings(debug_cleartext="all"), None),
+        (settings(ws("localhost"), ws("10.0.2.0/24", expand=True)), None),
+        (settings(ws("localhost"), {"host": "10.0.2.2"}, debug_cleartext="all"), METRO),
+    ],
+)
+def test_a_react_native_project_is_told_of_metro(android: Android, advice: str | None) -> None:
+    assert files.metro_advice(android) == advice
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "is_one"),
+    [
+        ("package.json", '{"dependencies": {"react-native": "0.81.4"}}', True),
+        ("package.json", '{"dependencies": {"react-native-web": "0.21.0"}}', False),
+        ("android/app/build.gradle", 'apply plugin: "com.facebook.react"', True),
+        (
+            "android/app/build.gradle",
+            'apply from: "../../node_modules/react-native/react.gradle"',
+            True,
+        ),
+        ("android/app/build.gradle.kts", 'plugins { id("com.facebook.react") }', True),
+        ("android/app/build.gradle", 'id "dev.flutter.flutter-gradle-plugin"', False),
+        ("README.md", "com.facebook.react", False),
+    ],
+)
+def test_a_react_native_project_is_recognized(
+    file: str, content: str, is_one: bool, tmp_path: Path
+) -> None:
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(content)
+    found = subprocess.run(
+        ["grep", "-qsE", files.REACT_NATIVE, "--", *files.build_files(settings())], cwd=tmp_path
+    )
+    assert (found.returncode == 0) == is_one

@@ -332,6 +332,24 @@ def test_secrets_of_free_keys_are_somebody_elses(monkeypatch: pytest.MonkeyPatch
     assert Store(SOURCE).read().keys() == {"turn/extra"}
 
 
+def test_nothing_is_invented_that_a_setting_of_ours_does_not_say_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The passphrase of a key, a password that sshd knows, and what a mistyped name may mean."""
+    data = {
+        "ssh_key_password": "secret:ssh/key",
+        "ssh_paramiko_connect_kwargs": {"passphrase": "secret:ssh/other"},
+        "_sudo_password": "secret:sudo",
+        "tls": {"acme": {"dsn": {"token": "secret:dns"}}},
+        "app": {"api_token": "secret:token"},
+        "livekit": {"keys": {"APIunit": "secret:shared"}, "config": {"x": "secret:shared"}},
+    }
+    monkeypatch.setattr("callready.secrets.__main__.inventory_data", lambda _: {"host": data})
+    by_hand = ["dns", "shared", "ssh/key", "ssh/other", "sudo"]
+    assert command.complete(SOURCE) == (by_hand, "")
+    assert Store(SOURCE).read().keys() == {"token"}
+
+
 def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPatch) -> None:
     write_inventory()
     for name in WANTED - {"turn/avatar"}:

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 from cryptography.x509 import DNSName, IPAddress
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from callready.secrets.loading import load_fleet, validate
 from callready.settings.inventory import inventory_data
@@ -845,7 +845,68 @@ def test_keys_of_all_pools_are_defaults_of_each() -> None:
 
 
 def test_pyinfras_own_host_data_is_no_setting() -> None:
-    load(("*", "ssh_key", "~/.ssh/id_ed25519"), ("*", "_sudo", True))
+    """A name that begins with `_` is a variable of an inventory file, if it is no argument."""
+    load(("*", "ssh_key", "~/.ssh/id_ed25519"), ("*", "_sudo", True), ("*", "_state", "/srv/x"))
+
+
+def test_pyinfras_secrets_are_references_whose_values_the_connector_alone_gets() -> None:
+    write_store({**SECRETS, "ssh/key": "unit-ssh-key", "ssh/password": "unit-ssh-password"})
+    fleet = load(
+        ("*", "ssh_key", "~/.ssh/id_ed25519"),
+        ("*", "ssh_key_password", "secret:ssh/key"),
+        (TURN1, "ssh_password", "secret:ssh/password"),
+        (TURN2, "ssh_paramiko_connect_kwargs", {"passphrase": "secret:ssh/key", "compress": True}),
+    )
+    key = SecretStr("unit-ssh-key")
+    assert fleet.logins == {
+        SFU1: {"ssh_key_password": key},
+        TURN1: {"ssh_key_password": key, "ssh_password": SecretStr("unit-ssh-password")},
+        TURN2: {
+            "ssh_key_password": key,
+            "ssh_paramiko_connect_kwargs": {"passphrase": key, "compress": True},
+        },
+    }
+    assert {"unit-ssh-key", "unit-ssh-password"} <= fleet.secrets
+    assert "unit-ssh" not in repr(fleet)
+
+
+IN_ARGUMENTS = (
+    "is a secret that pyinfra would put into the arguments of a program on the host, for every "
+    "user there to read; callready becomes root by sudo, whose password goes over standard input: "
+    'write sudo_password = "secret:…"'
+)
+
+
+@pytest.mark.parametrize(
+    ("edits", "line"),
+    [
+        ({"ssh_usr": "debian"}, "ssh_usr: is not a setting; did you mean ssh_user?"),
+        ({"ssh_keyfile": "k"}, "ssh_keyfile: is not a setting; did you mean ssh_key?"),
+        ({"ssh_x11": True}, "ssh_x11: is not a setting"),
+        ({"ssh_passwd": "x"}, "ssh_passwd: is not a setting; did you mean ssh_password?"),
+        ({"_sudoo": True}, "_sudoo: is no argument of pyinfra; did you mean _sudo?"),
+        ({"_su_do_user": "x"}, "_su_do_user: is no argument of pyinfra; did you mean _sudo_user?"),
+        ({"ssh_password": "written-here"}, f"ssh_password: {INLINE}"),
+        ({"ssh_key": "k", "ssh_key_password": "written-here"}, f"ssh_key_password: {INLINE}"),
+        (
+            {"ssh_paramiko_connect_kwargs": {"passphrase": "written-here"}},
+            f"ssh_paramiko_connect_kwargs.passphrase: {INLINE}",
+        ),
+        (
+            {"ssh_key_password": "secret:short"},
+            "ssh_key_password: needs ssh_key: the file that it is the passphrase of",
+        ),
+        ({"_sudo_password": "secret:short"}, f"_sudo_password: {IN_ARGUMENTS}"),
+        ({"_su_password": "written-here"}, f"_su_password: {IN_ARGUMENTS}"),
+        ({"_env": {"TOKEN": "secret:short"}}, f"_env: {IN_ARGUMENTS}"),
+        (
+            {"ssh_password": "secret:no/such"},
+            f"ssh_password: {SOURCE}.secrets.yaml has no entry no/such: run make secrets ENV=test",
+        ),
+    ],
+)
+def test_pyinfras_own_host_data_is_checked(edits: dict[str, object], line: str) -> None:
+    assert said(*((TURN1, key, value) for key, value in edits.items())) == [f"{TURN1}: {line}"]
 
 
 def test_an_empty_inventory_is_refused() -> None:
