@@ -88,11 +88,12 @@ def stop() -> None:
 def resolve(name: str, host: plan.Host) -> None:
     """Let the authority find `name` at this host's addresses, and nowhere else."""
     for record, address in (("a", host.ipv4), ("aaaa", host.ipv6)):
-        _tell(f"clear-{record}", host=name)
-        _tell(f"add-{record}", host=name, addresses=[address])
+        tell(f"clear-{record}", host=name)
+        tell(f"add-{record}", host=name, addresses=[address])
 
 
-def _tell(command: str, **what: object) -> None:
+def tell(command: str, **what: object) -> None:
+    """Have the name server that the authority asks know something (challtestsrv's management)."""
     body = json.dumps(what).encode()
     urllib.request.urlopen(f"{_NAMES}/{command}", body, timeout=5).close()
 

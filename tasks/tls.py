@@ -1,17 +1,23 @@
 """Certificates and keys: from an ACME server, or from the files the inventory names."""
 
+import re
 from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
 
 from callready.release.declaration import ROOT, Certificate
 from callready.release.facts import host_script
 from callready.release.node import Node
 from callready.settings.certificates import read_pair
-from callready.settings.models import Acme
+from callready.settings.dns_providers import plugin_package
+from callready.settings.models import Acme, Dns
 from callready.settings.pools import EDGE, ways
 
 SCRIPT = "/usr/local/lib/callready/certificates"
 UNIT, TIMER = "callready-certificates.service", "callready-certificates.timer"
-CREDENTIALS = f"{ROOT}/ovh.ini"
+CREDENTIALS = f"{ROOT}/dns-credentials"
+OVH_HOOK = "/usr/local/lib/callready/ovh-dns"
 CA = f"{ROOT}/acme-ca.pem"
 
 
@@ -43,8 +49,7 @@ def renewal(node: Node, acme: Acme) -> None:
     release = node.release
     release.package("certbot")
     if acme.dns:
-        release.package("python3-certbot-dns-ovh")
-        release.file(CREDENTIALS, "ovh.ini.j2", mode=0o600, dns=acme.dns)
+        _dns(node, acme.dns)
     if acme.ca:
         release.file(CA, content=Path(acme.ca).expanduser().read_bytes())
     release.file(SCRIPT, content=host_script("certificates.sh"), mode=0o755)
@@ -57,6 +62,7 @@ def renewal(node: Node, acme: Acme) -> None:
         "/etc/systemd/system/certbot.service.d/callready.conf",
         "certbot.conf.j2",
         ca=CA if acme.ca else "",
+        aws=CREDENTIALS if acme.dns and acme.dns.provider == "route53" else "",
     )
     release.file(f"/etc/systemd/system/{UNIT}", f"{UNIT}.j2", script=SCRIPT)
     release.file(f"/etc/systemd/system/{TIMER}", f"{TIMER}.j2")
@@ -64,11 +70,45 @@ def renewal(node: Node, acme: Acme) -> None:
     release.timers |= {TIMER: UNIT, "certbot.timer": "certbot.service"}
 
 
+def _dns(node: Node, dns: Dns) -> None:
+    """The plugin or the hook that makes DNS records, and the credentials for it."""
+    if dns.provider == "ovh":
+        node.release.file(OVH_HOOK, content=host_script("ovh-dns.sh"), mode=0o755)
+    else:
+        node.release.package(plugin_package(dns.provider))
+    values = {key: _plain(value) for key, value in dns.credentials.items()}
+    if dns.provider == "google":
+        node.release.file(CREDENTIALS, content=values["service_account"].encode(), mode=0o600)
+        return
+    quoted = {key: SecretStr(_quoted(value)) for key, value in values.items()}
+    node.release.file(
+        CREDENTIALS, "dns-credentials.j2", mode=0o600, provider=dns.provider, credentials=quoted
+    )
+
+
+def _plain(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+
+
+def _quoted(value: str) -> str:
+    """A value for configobj, which certbot reads with: a comma would begin a list, # a comment."""
+    if re.fullmatch(r"[\w.:/+=@%-]+", value):
+        return value
+    return f"'{value}'" if '"' in value else f'"{value}"'
+
+
 def certbot_arguments(node: Node, acme: Acme, name: str) -> tuple[str, ...]:
     """What `certbot certonly` is asked with; it keeps that for renewals (certbot(1))."""
-    if acme.dns:
-        proof = ["--dns-ovh", "--dns-ovh-credentials", CREDENTIALS]
-        proof += ["--dns-ovh-propagation-seconds", str(acme.dns.propagation)]
+    if acme.dns and acme.dns.provider == "ovh":
+        proof = ["--manual", "--preferred-challenges", "dns-01"]
+        proof += ["--manual-auth-hook", f"{OVH_HOOK} add {acme.dns.propagation}"]
+        proof += ["--manual-cleanup-hook", f"{OVH_HOOK} remove"]
+    elif acme.dns:
+        plugin = f"dns-{acme.dns.provider}"
+        proof = ["--authenticator", plugin]
+        if acme.dns.provider != "route53":
+            proof += [f"--{plugin}-credentials", CREDENTIALS]
+            proof += [f"--{plugin}-propagation-seconds", str(acme.dns.propagation)]
     else:
         proof = ["--standalone", "--http-01-port", str(node.settings.challenge_port)]
         if node.settings.has_edge:

@@ -12,6 +12,7 @@ from callready.release.facts import Facts, Listener
 from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
 from callready.release.plan import RULES
+from callready.settings.dns_providers import PROVIDERS, of_release, plugin_package
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
@@ -162,10 +163,12 @@ def _app(node: Node, facts: Facts) -> Iterator[str]:
 def _challenges(node: Node, facts: Facts) -> Iterator[str]:
     """What would make the authority refuse, before it is asked: it counts failures."""
     settings, unissued = node.settings, node.release.unissued(facts)
-    if "python3-certbot-dns-ovh" in node.release.packages and facts.os_version == "13":
+    dns = settings.tls.acme.dns if settings.tls and settings.tls.acme else None
+    if dns and settings.tls_names and facts.os_version not in PROVIDERS[dns.provider].debian:
         yield (
-            "tls.acme: Debian 13 has no python3-certbot-dns-ovh, which Debian 12 has: use "
-            "challenge http-01 for this host, or certificate and key"
+            f"tls.acme.dns: Debian {facts.os_version} has no {plugin_package(dns.provider)}; its "
+            f"plugins are for {of_release(facts.os_version)}: move the zone, or use challenge "
+            "http-01 for this host, or certificate and key"
         )
     if settings.tls and settings.tls.acme:
         for certificate in unissued:

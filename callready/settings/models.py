@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from callready.settings import coturn_keys
+from callready.settings import coturn_keys, dns_providers
 from callready.settings.android import Android
 from callready.settings.endpoints import endpoint, host_name, url
 
@@ -193,16 +193,49 @@ class Host(Section):
     )
 
 
-class Ovh(Section):
-    """OVH's API, for the DNS records of the dns-01 challenge (certbot's dns-ovh plugin)."""
+class Dns(Section):
+    """Where the records of the dns-01 challenge are made. OVH's keys may stand here directly,
+    without `provider` and `credentials`."""
 
-    endpoint: Literal["ovh-eu", "ovh-ca", "ovh-us"] = Field("ovh-eu", description="Which API.")
-    application_key: SecretByHand = Field(description="Its application key.")
-    application_secret: SecretByHand = Field(description="Its application secret.")
-    consumer_key: SecretByHand = Field(description="Its consumer key.")
-    propagation: int = Field(
-        120, ge=10, description="Seconds until the zone's name servers have a new record."
+    provider: str = Field("ovh", description=f"Whose API: {', '.join(dns_providers.PROVIDERS)}.")
+    credentials: FreeKeys = Field(
+        description="What it wants, by name, secrets as references; see "
+        "[certificates](certificates.md#dns-01)."
     )
+    propagation: int = Field(
+        120,
+        ge=0,
+        le=3600,
+        description="Seconds until the zone's name servers have a new record; route53 says so "
+        "itself.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ovh_alone(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or "credentials" in data:
+            return data
+        ovh = dns_providers.PROVIDERS["ovh"]
+        given = {key: data[key] for key in (*ovh.ways[0], *ovh.more) if key in data}
+        rest = {key: value for key, value in data.items() if key not in given}
+        return {**rest, "credentials": given} if given else data
+
+    @model_validator(mode="after")
+    def _fits(self) -> Dns:
+        if self.provider not in dns_providers.PROVIDERS:
+            raise ValueError(
+                f"provider {self.provider!r} is none of those that certbot in Debian has a plugin "
+                f"for: {', '.join(dns_providers.PROVIDERS)}"
+            )
+        if why := dns_providers.misfit(self.provider, self.credentials):
+            raise ValueError(why)
+        for key, value in self.credentials.items():
+            if key not in dns_providers.PUBLIC and not isinstance(value, SecretStr):
+                raise ValueError(f"credentials.{key} {INLINE}")
+            plain = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            if not plain.isprintable() or (self.provider != "google" and {"'", '"'} <= set(plain)):
+                raise ValueError(f"credentials.{key} has quotes of both kinds or a line break")
+        return self
 
 
 class Acme(Section):
@@ -215,9 +248,9 @@ class Acme(Section):
         "`https://acme-staging-v02.api.letsencrypt.org/directory`.",
     )
     challenge: Literal["http-01", "dns-01"] = Field(
-        "http-01", description="How the names are proved: on port 80, or by DNS records at OVH."
+        "http-01", description="How the names are proved: on port 80, or by DNS records."
     )
-    dns: Ovh | None = Field(None, description="For dns-01.")
+    dns: Dns | None = Field(None, description="For dns-01.")
     ca: str | None = Field(
         None,
         description="PEM file of the authority that a private ACME server's HTTPS is signed by.",
@@ -232,7 +265,10 @@ class Acme(Section):
     @model_validator(mode="after")
     def _dns(self) -> Acme:
         if (self.challenge == "dns-01") != bool(self.dns):
-            raise ValueError("challenge dns-01 needs dns with OVH's keys, http-01 takes none")
+            raise ValueError(
+                "challenge dns-01 needs dns, the provider of the zone and its credentials; http-01 "
+                "takes none"
+            )
         return self
 
 

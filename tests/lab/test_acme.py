@@ -12,10 +12,11 @@ from threading import Event
 import pytest
 
 from callready.probes import tls
-from lab import acme, plan
+from lab import acme, ca, plan
 from tests.support.continuity import calls_of
 from tests.support.fleet import Fleet, Host, delivered, eventually
 from tests.support.fleet import inventory as common
+from tests.support.ovh import NAME, Ovh, running
 
 TURN, BOX = Host("h17"), Host("h18")
 # Every name on every port that serves it.
@@ -27,6 +28,7 @@ ENDPOINTS = (
     (BOX, f"turn.{BOX.fqdn}", 5349),
     (BOX, f"turn.{BOX.fqdn}", 5350),
 )
+OVH_KEYS = ("application_key", "application_secret", "consumer_key")
 UNIT = "callready-certificates.service"
 LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}"
 
@@ -302,6 +304,60 @@ def test_what_haproxy_refuses_is_found_before_anything_restarts(site: Fleet) -> 
     assert run.status == 1
     assert "haproxy refuses its configuration: " in run.text and "nonsense" in run.text
     assert (BOX.pids(), BOX.root("readlink /etc/callready/current")) == before
+
+
+@pytest.fixture
+def zone(site: Fleet) -> Iterator[Ovh]:
+    """The names' zone at a double of OVH, whose API the hosts take for the real one."""
+    keys = {name: f"{site.marker}{name.replace('_', '')}" for name in OVH_KEYS}
+    site.secrets |= {f"ovh/{name}": value for name, value in keys.items()}
+    site.data["tls"]["acme"] |= {
+        "challenge": "dns-01",
+        "dns": {"propagation": 0, **{name: f"secret:ovh/{name}" for name in keys}},
+    }
+
+    def publish(command: str, name: str, value: str) -> None:
+        acme.tell(command, host=name, **({"value": value} if command == "set-txt" else {}))
+
+    trust = "/usr/local/share/ca-certificates/lab.crt"
+    for host in (TURN, BOX):
+        host.root(
+            f"cp /etc/hosts /run/hosts; echo {plan.MACHINE.ipv4} {NAME} >> /etc/hosts; "
+            f"cat > {trust} <<'END'\n{ca.CA_CERTIFICATE.read_text()}END\nupdate-ca-certificates"
+        )
+    at, certificate = (plan.MACHINE.ipv4, 443), ca.issue(NAME, folder=acme.STATE)
+    ovh = Ovh(plan.DOMAIN, keys, publish)
+    with running(ovh, at, certificate, certificate.with_suffix(".key")):
+        yield ovh
+    for host in (TURN, BOX):
+        host.root(f"cp /run/hosts /etc/hosts; rm {trust}; update-ca-certificates --fresh")
+    site.restore()
+    site.deploy()
+
+
+def test_zone_at_ovh_proves_the_names_on_both_debians(site: Fleet, zone: Ovh) -> None:
+    before = served()
+    zone.rights = []
+    run = site.run()
+    assert run.status == 1
+    for name in (TURN.fqdn, BOX.fqdn):
+        assert f"no certificate for {name} was asked for: OVH has no zone that this consumer" in (
+            run.text
+        )
+    assert served() == before
+    zone.rights = [(method, "/domain/zone/*") for method in ("GET", "POST", "DELETE")]
+    assert site.deploy().changed == [TURN.name, BOX.name]
+    after = served()
+    assert not [where for where in before if after[where] == before[where]]
+    assert (zone.served, zone.records) == (set(), {})
+    assert site.deploy().changed == []
+    assert any(renew(TURN) for _ in range(4)), words(TURN)
+    assert served() != after
+    for host in (TURN, BOX):
+        secret = zone.keys["application_secret"]
+        found = host.root(f"grep -rlF {secret} /etc /var /run /tmp --exclude-dir=journal")
+        assert {host.root(f"stat -Lc '%a %U' {file}") for file in found.split()} == {"600 root"}
+        assert host.root(f"journalctl -a -o cat | grep -c {secret}", check=False) == "0"
 
 
 def test_name_that_is_not_served_any_more_is_not_renewed(site: Fleet) -> None:

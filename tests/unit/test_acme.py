@@ -63,7 +63,8 @@ def edge_box(*edits: Edit) -> Fleet:
         ({"certificate": "a.pem"}, "tls: set either acme, or both certificate and key"),
         (
             {"acme": {**ACME, "challenge": "dns-01"}},
-            "tls.acme: challenge dns-01 needs dns with OVH's keys, http-01 takes none",
+            "tls.acme: challenge dns-01 needs dns, the provider of the zone and its credentials; "
+            "http-01 takes none",
         ),
         ({"acme": {**ACME, "ca": "no/such.pem"}}, "tls.acme.ca: no/such.pem: no such file"),
     ],
@@ -102,30 +103,159 @@ def write_store_with_ovh() -> None:
     write_store({**SECRETS, **{f"ovh/{name}": f"unit{name.replace('_', '')}" for name in OVH}})
 
 
-def test_ovh_credentials_are_a_file_of_root_alone() -> None:
+@pytest.mark.parametrize(
+    "dns",
+    [
+        OVH,
+        {"provider": "ovh", "credentials": OVH},
+        {"provider": "ovh", **OVH, "endpoint": "ovh-ca"},
+    ],
+)
+def test_ovh_is_asked_by_a_hook_and_its_credentials_are_a_file_of_root_alone(
+    dns: dict[str, object],
+) -> None:
     write_store_with_ovh()
-    release = declare(load(tls(BY_DNS)), TURN1).release
-    file = release.files["/etc/callready/ovh.ini"]
+    release = declare(load(tls({**BY_DNS, "dns": dns})), TURN1).release
+    file = release.files["/etc/callready/dns-credentials"]
     assert (file.mode, file.owner, file.group) == (0o600, "root", "root")
-    assert file.content.decode().splitlines()[1:] == [
-        "dns_ovh_endpoint = ovh-eu",
+    lines = [
         "dns_ovh_application_key = unitapplicationkey",
         "dns_ovh_application_secret = unitapplicationsecret",
         "dns_ovh_consumer_key = unitconsumerkey",
     ]
+    endpoint = ["dns_ovh_endpoint = ovh-ca"] if "endpoint" in dns else []
+    assert file.content.decode().splitlines()[1:] == lines + endpoint
     asked = release.certificates[TURN1].asked
-    assert "--dns-ovh" in asked
+    assert "/usr/local/lib/callready/ovh-dns add 120" in asked
     assert "--standalone" not in asked
     assert not [word for word in asked if "unit" in word]
-    assert "python3-certbot-dns-ovh" in release.packages
-
-
-def test_dns_01_is_refused_where_debian_has_no_plugin() -> None:
-    write_store_with_ovh()
+    assert release.files["/usr/local/lib/callready/ovh-dns"].mode == 0o755
+    assert not [name for name in release.packages if "dns" in name]
     node: Node = declare(load(tls(BY_DNS)), TURN1)
+    for debian in ("12", "13"):
+        facts = bare()
+        facts.os_version = debian
+        assert not list(refusals.of(node, facts))
+
+
+def with_dns(provider: str, **credentials: object) -> Fleet:
+    write_store({**SECRETS, "dns": "unit-token", "odd": "un#it,to'ken", "json": '{"type": "x"}'})
+    dns = {"provider": provider, "credentials": credentials, "propagation": 30}
+    return load(tls({**ACME, "challenge": "dns-01", "dns": dns}))
+
+
+@pytest.mark.parametrize(
+    ("provider", "credentials", "lines"),
+    [
+        ("cloudflare", {"api_token": "secret:dns"}, ["dns_cloudflare_api_token = unit-token"]),
+        (
+            "cloudflare",
+            {"email": "a@b.test", "api_key": "secret:odd"},
+            ["dns_cloudflare_email = a@b.test", 'dns_cloudflare_api_key = "un#it,to\'ken"'],
+        ),
+        (
+            "rfc2136",
+            {"server": "192.0.2.53", "name": "key.", "secret": "secret:dns", "port": 5353},
+            [
+                "dns_rfc2136_server = 192.0.2.53",
+                "dns_rfc2136_name = key.",
+                "dns_rfc2136_secret = unit-token",
+                "dns_rfc2136_port = 5353",
+            ],
+        ),
+        ("google", {"service_account": "secret:json"}, []),
+    ],
+)
+def test_a_plugin_gets_its_credentials_by_file(
+    provider: str, credentials: dict[str, object], lines: list[str]
+) -> None:
+    release = declare(with_dns(provider, **credentials), TURN1).release
+    file = release.files["/etc/callready/dns-credentials"]
+    assert (file.mode, file.owner) == (0o600, "root")
+    text = file.content.decode()
+    assert text.splitlines()[1:] == lines or text == '{"type": "x"}'
+    assert f"python3-certbot-dns-{provider}" in release.packages
+    asked = " ".join(release.certificates[TURN1].asked)
+    at = f"--authenticator dns-{provider} --dns-{provider}-credentials {file_of(release)}"
+    assert f"{at} --dns-{provider}-propagation-seconds 30" in asked
+
+
+def file_of(release: Release) -> str:
+    return next(path for path in release.files if path.endswith("dns-credentials"))
+
+
+def test_route53_reads_its_credentials_as_amazons_tools_do() -> None:
+    keys = {"aws_access_key_id": "AKIAUNIT", "aws_secret_access_key": "secret:dns"}
+    release = declare(with_dns("route53", **keys), TURN1).release
+    assert release.files["/etc/callready/dns-credentials"].content.decode().splitlines()[1:] == [
+        "[default]",
+        "aws_access_key_id = AKIAUNIT",
+        "aws_secret_access_key = unit-token",
+    ]
+    unit = release.files["/etc/systemd/system/certbot.service.d/callready.conf"].content.decode()
+    assert "Environment=AWS_SHARED_CREDENTIALS_FILE=/etc/callready/dns-credentials\n" in unit
+    asked = " ".join(release.certificates[TURN1].asked)
+    assert "--authenticator dns-route53 --cert-name" in asked
+
+
+@pytest.mark.parametrize(
+    ("dns", "message"),
+    [
+        (
+            {"provider": "cloudfare", "credentials": {"api_token": "secret:short"}},
+            "provider 'cloudfare' is none of those that certbot in Debian has a plugin for: "
+            "cloudflare, desec, digitalocean, dnsimple, gandi, gehirn, google, infomaniak, linode, "
+            "ovh, rfc2136, route53, sakuracloud",
+        ),
+        (
+            {"provider": "cloudflare", "credentials": {"token": "secret:short"}},
+            "credentials.token is none of cloudflare's: api_key, api_token, email",
+        ),
+        (
+            {"provider": "cloudflare", "credentials": {"email": "a@b.test"}},
+            "credentials for cloudflare are api_token, or email and api_key",
+        ),
+        (
+            {"provider": "desec", "credentials": {"token": "written-here"}},
+            "credentials.token is written in the inventory; write a reference such as "
+            '"secret:turn/calls" and keep the value in the store (make secrets ENV=…)',
+        ),
+        (
+            {**OVH, "endpoint": "ovh-fr"},
+            "credentials.endpoint is one of ovh-eu, ovh-ca, ovh-us",
+        ),
+        (
+            {"application_key": "secret:short"},
+            "credentials for ovh are application_key and application_secret and consumer_key",
+        ),
+    ],
+)
+def test_credentials_that_a_provider_would_not_take_are_refused(
+    dns: dict[str, object], message: str
+) -> None:
+    write_store_with_ovh()
+    with pytest.raises(SettingsError) as error:
+        load((TURN1, "tls", {"acme": {**ACME, "challenge": "dns-01", "dns": dns}}))
+    assert str(error.value) == f"inventories/test: {TURN1}: tls.acme.dns: {message}"
+
+
+@pytest.mark.parametrize(
+    ("provider", "key", "debian", "instead"),
+    [
+        ("gandi", "api_key", "13", "desec, google, infomaniak, ovh, rfc2136, route53"),
+        ("desec", "token", "12", "digitalocean, dnsimple, gandi, gehirn"),
+    ],
+)
+def test_dns_01_is_refused_where_debian_has_no_plugin(
+    provider: str, key: str, debian: str, instead: str
+) -> None:
+    node: Node = declare(with_dns(provider, **{key: "secret:dns"}), TURN1)
     facts = bare()
-    assert [why for why in refusals.of(node, facts) if "Debian 13 has no python3-certbot" in why]
-    facts.os_version = "12"
+    facts.os_version = debian
+    (why,) = refusals.of(node, facts)
+    assert why.startswith(f"tls.acme.dns: Debian {debian} has no python3-certbot-dns-{provider}; ")
+    assert instead in why
+    facts.os_version = "12" if debian == "13" else "13"
     assert not list(refusals.of(node, facts))
 
 

@@ -316,6 +316,13 @@ request_certificate() {
     say "asking the authority for the certificate of $name"
     [ ! -e "$asked" ] || [ "$(cat "$asked")" = "$request" ] || set -- "$@" --force-renewal
     [ ! -e "$ROOT/acme-ca.pem" ] || export REQUESTS_CA_BUNDLE="$ROOT/acme-ca.pem"
+    export AWS_SHARED_CREDENTIALS_FILE="$ROOT/dns-credentials" # certbot's route53 reads no other
+    case " $* " in *" --manual "*)
+        # certbot asks the authority, which counts failures, even after a hook that failed.
+        "$CALLREADY_ROOT/usr/local/lib/callready/ovh-dns" check "$name" 2> "$here/certbot" ||
+            fail "no certificate for $name was asked for: $(sed 's/^callready: //' "$here/certbot")"
+        ;;
+    esac
     eventually 5 2 run_certbot "$@" || refuse_certificate
     printf '%s\n' "$request" > "$asked"
     systemctl reset-failed certbot.service 2> /dev/null || :
@@ -338,6 +345,7 @@ refuse_certificate() {
 # Debian 12's certbot 2.1 on Python 3.11 says "can't set attribute" for whatever the authority says:
 # its log has the words.
 certbot_reason() {
+    sed -n 's/^ *callready: /    /p' "$here/certbot" | head -n 1
     sed -n 's/^acme\.messages\.Error: /    /p' /var/log/letsencrypt/letsencrypt.log 2> /dev/null | tail -n 1
     grep -vE '^$|^(Saving|Plugins|Ask for help|Some challenges|Requesting|Certbot failed|- )' "$here/certbot" |
         tail -n 6 | sed 's/^/    /'
