@@ -15,6 +15,7 @@ STATE = plan.STATE / "acme"
 ROOT = STATE / "root.pem"  # what issued certificates lead to
 DIRECTORY = f"https://{plan.MACHINE.fqdn}:14000/dir"
 _MANAGEMENT = f"https://{plan.MACHINE.fqdn}:15000"
+RESOLVER = f"{plan.MACHINE.ipv4}:8053"  # the name server that the authority asks
 _NAMES = f"http://{plan.MACHINE.ipv4}:8055"
 
 
@@ -44,7 +45,7 @@ def start(nonce_reject: int = 10, validation_seconds: int = 2) -> None:
     Group("service-acme-names").start(
         programs / "pebble-challtestsrv",
         "-dnsserver",
-        f"{machine.ipv4}:8053",
+        RESOLVER,
         "-management",
         f"{machine.ipv4}:8055",
         "-http01",
@@ -73,7 +74,7 @@ def start(nonce_reject: int = 10, validation_seconds: int = 2) -> None:
         "-config",
         STATE / "pebble.json",
         "-dnsserver",
-        f"{machine.ipv4}:8053",
+        RESOLVER,
     )
     wait_until(lambda: _answers(DIRECTORY), 10, f"pebble does not answer; see {plan.LOGS}")
     ROOT.write_bytes(_get(f"{_MANAGEMENT}/roots/0"))

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from hashlib import sha256
 
+from callready.probes import ProbeError, names
 from callready.release import caa
 from callready.release.facts import Facts, Listener
 from callready.release.manifest import FORMAT, Manifest
@@ -172,23 +173,26 @@ def _challenges(node: Node, facts: Facts) -> Iterator[str]:
         )
     if settings.tls and settings.tls.acme:
         for certificate in unissued:
-            if why := caa.forbids(certificate.name, settings.tls.acme):
+            server = settings.deploy.resolver
+            resolver = names.resolver(server) if server else None
+            if why := caa.forbids(certificate.name, settings.tls.acme, resolver):
                 yield f"tls.acme: {why}"
     if not settings.challenge_port or not unissued:
         return
     own = [a for a in (settings.address, settings.address6) if a]
     for certificate in unissued:
         try:
-            infos = socket.getaddrinfo(certificate.name, 80, proto=socket.IPPROTO_TCP)
-            addresses = sorted({str(info[4][0]) for info in infos})
-        except socket.gaierror:
-            addresses = []
-        if not addresses or not set(addresses) <= set(own):
-            shown = ", ".join(addresses) or "nothing"
+            addresses = names.addresses(certificate.name, settings.deploy.resolver)
+        except ProbeError as error:
+            yield f"tls.acme: {error}"
+            continue
+        if not addresses or not addresses <= set(own):
+            shown = ", ".join(sorted(addresses)) or "nothing"
             yield (
                 f"tls.acme: {certificate.name} resolves to {shown}, this host is "
                 f"{' and '.join(own)}: the authority would ask another host; mend its A and AAAA "
-                "records"
+                "records, or, if the authority is told something else than this machine (split "
+                "horizon), name a server that says what it is told in deploy.resolver"
             )
     if "inet callready" in facts.tables:
         return  # our own filter may be one of before, which had no port 80 to open

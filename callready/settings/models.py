@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -109,6 +110,14 @@ def _strong(value: SecretStr) -> SecretStr:
     return value
 
 
+def _resolver(value: str) -> str:
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(value))
+    if coturn_keys.wrong_value("endpoint", value):
+        raise ValueError(f"{value!r} is not ADDRESS or ADDRESS:PORT such as 9.9.9.9 or [::1]:53")
+    return value
+
+
 def _listed(value: object) -> object:
     return value if isinstance(value, list) else [] if value is None else [value]
 
@@ -153,6 +162,7 @@ LiveKitUrl = Annotated[str, AfterValidator(url("ws", "wss", path=False))]
 DirectoryUrl = Annotated[str, AfterValidator(url("https", query=True))]
 StunServer = Annotated[str, AfterValidator(endpoint(3478))]
 RedisAddress = Annotated[str, AfterValidator(_redis_address)]
+Resolver = Annotated[str, AfterValidator(_resolver)]
 PeerRange = Annotated[str, AfterValidator(_peer_range)]
 SecretByHand = Annotated[SecretStr, BeforeValidator(_secret), Origin(by_hand=True)]
 GeneratedSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong), Origin()]
@@ -285,6 +295,12 @@ class Deploy(Section):
         None,
         description="A host of the inventory to probe from, where this machine's network lets no "
         "UDP out.",
+    )
+    resolver: Resolver | None = Field(
+        None,
+        description="Name server (`ADDRESS` or `ADDRESS:PORT`) that says what callers are told, "
+        "where this machine's own says something else (split horizon): asked what names lead to "
+        "before ACME and in the verification, and for CAA records.",
     )
     batch: int = Field(5, ge=1, description="Hosts of a role that change at once, after the first.")
     drain: int = Field(

@@ -143,8 +143,18 @@ def test_what_the_authority_would_refuse_is_refused_before(bare_site: Fleet) -> 
         "tls.acme: h01.lab.test resolves to 198.51.100.101, 2001:db8:ca11::101, this host is "
         "198.51.100.117 and 2001:db8:ca11::117: the authority would ask another host" in said
     )
+    assert "name a server that says what it is told in deploy.resolver" in said
     for address in (TURN.ipv4, TURN.ipv6):
         assert f"tls.acme: port 80 of {address} is dropped on the way there" in said
+    # What this machine is told is not what the authority is told.
+    acme.resolve("h01.lab.test", plan.find_host(TURN.name))
+    bare_site.groups["turn"][1][1]["name"] = "h01.lab.test"
+    bare_site.data["deploy"] = {"resolver": acme.RESOLVER}
+    with TURN.listening("tcp", 80):
+        said = "\n".join(bare_site.run().message)
+    bare_site.restore()
+    acme.resolve("h01.lab.test", plan.find_host("h01"))
+    assert "port 80/tcp is taken by perl" in said and "resolves to" not in said
     assert TURN.root("ls /etc/callready", check=False) == ""
 
 

@@ -1,17 +1,21 @@
-"""CAA records of a real DNS server on loopback, as an authority reads them (RFC 8659, 8657)."""
+"""CAA records of a real DNS server on loopback, as an authority reads them (RFC 8659, 8657), and what
+names lead to."""
 
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import dns.exception
 import dns.flags
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.resolver
 import dns.rrset
 import pytest
 
+from callready.probes import ProbeError, names
 from callready.release import caa, refusals
 from callready.settings.models import Acme
 from tasks import declare
@@ -22,7 +26,8 @@ ZONE = "callready.test"
 
 
 class Zone(threading.Thread):
-    """A name server: `records` by domain, "servfail" and "silence" for what goes wrong."""
+    """A name server: `records` by domain, or domain and kind; "servfail" and "silence" for what
+    goes wrong."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -46,7 +51,9 @@ class Zone(threading.Thread):
         question = query.question[0]
         domain = question.name.to_text(omit_final_dot=True)
         self.asked.append(domain)
-        answer, found = dns.message.make_response(query), self.records.get(domain)
+        kind = dns.rdatatype.to_text(question.rdtype)
+        answer = dns.message.make_response(query)
+        found = self.records.get(f"{domain} {kind}", self.records.get(domain))
         answer.flags |= dns.flags.RA
         if found == "silence":
             return None
@@ -55,7 +62,7 @@ class Zone(threading.Thread):
         elif found is None:
             answer.set_rcode(dns.rcode.NXDOMAIN)
         elif found:
-            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", "CAA", *found))
+            answer.answer.append(dns.rrset.from_text(question.name, 60, "IN", kind, *found))
         return answer
 
 
@@ -147,3 +154,60 @@ def test_a_deploy_is_refused_before_the_authority_is_asked(
     facts.tables = {"inet callready"}  # its port 80 is not tried then
     said = [why for why in refusals.of(here, facts) if "CAA" in why]
     assert said and said[0].startswith(f"tls.acme: {TURN1}: a CAA record forbids letsencrypt.org")
+
+
+# What names lead to
+
+
+def test_the_name_server_of_the_setting_is_asked_and_not_this_machine(
+    zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(names, "TIMEOUT", 0.3)
+    server = f"127.0.0.1:{zone.resolver.port}"
+    zone.records["localhost A"] = ["192.0.2.21", "192.0.2.22"]
+    zone.records["localhost AAAA"] = ["2001:db8::21"]
+    assert names.addresses("localhost", None) <= {"127.0.0.1", "::1"}
+    assert names.addresses("localhost", server) == {"192.0.2.21", "192.0.2.22", "2001:db8::21"}
+    zone.records = {"turn.test A": ["192.0.2.21"], "turn.test AAAA": []}
+    assert names.addresses("turn.test", server) == {"192.0.2.21"}
+    assert names.addresses("nowhere.test", server) == set()
+    for word in ("servfail", "silence"):
+        zone.records["turn.test"] = zone.records["turn.test A"] = word
+        with pytest.raises(ProbeError, match=f"leads to for callers: {server} does not answer"):
+            names.addresses("turn.test", server)
+
+
+@pytest.mark.parametrize(
+    ("server", "nameserver", "port"),
+    [
+        ("9.9.9.9", "9.9.9.9", 53),
+        ("192.0.2.1:5353", "192.0.2.1", 5353),
+        ("2620:fe::fe", "2620:fe::fe", 53),
+        ("[2620:fe::fe]:5353", "2620:fe::fe", 5353),
+    ],
+)
+def test_a_name_server_by_address_and_port(server: str, nameserver: str, port: int) -> None:
+    found = names.resolver(server)
+    assert (found.nameservers, found.port) == ([nameserver], port)
+
+
+def test_a_host_is_refused_by_what_the_authority_is_told(
+    project: Path, zone: Zone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The private address here and the public one there is well; the other way round is not."""
+    del project
+    zone.records = {f"{TURN1} A": ["192.0.2.21"], f"{TURN1} AAAA": ["2001:db8::21"], TURN1: []}
+    told = [(socket.AF_INET, socket.SOCK_DGRAM, 0, "", ("10.0.0.21", 0))]
+    monkeypatch.setattr("callready.probes.names.socket.getaddrinfo", lambda *a, **k: told)
+    facts = bare()
+    facts.tables = {"inet callready"}  # no connection to port 80
+    acme = ("*", "tls", {"acme": {"email": "ops@callready.test"}})
+    there = ("*", "deploy", {"resolver": f"127.0.0.1:{zone.resolver.port}"})
+    (why,) = refusals.of(declare(load(acme), TURN1), facts)
+    assert why.startswith(f"tls.acme: {TURN1} resolves to 10.0.0.21, this host is 192.0.2.21 and")
+    assert "deploy.resolver" in why
+    node = declare(load(acme, there), TURN1)
+    assert list(refusals.of(node, facts)) == []
+    zone.records[f"{TURN1} A"] = ["10.0.0.21"]
+    (why,) = refusals.of(node, facts)
+    assert f"{TURN1} resolves to 10.0.0.21, 2001:db8::21, this host" in why

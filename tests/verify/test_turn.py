@@ -1,9 +1,8 @@
 """TURN and STUN as callers use them, from where this runs."""
 
-import socket
 from ipaddress import ip_address, ip_network
 
-from callready.probes import ProbeError, local_address, stun, turn
+from callready.probes import ProbeError, local_address, names, stun, turn
 from tests.verify.certificates import check_certificate
 from tests.verify.check import Check, each, ms
 from tests.verify.targets import Site, Turn, credentials
@@ -43,17 +42,15 @@ ANYWHERE = ("9.9.9.9", "2620:fe::fe", "2620:fe::100")
 def test_name(pool: Turn, check: Check) -> None:
     """Name leads to the host ({pool.pool_name})"""
     host = pool.server.settings
-    try:
-        found = {str(item[4][0]) for item in socket.getaddrinfo(host.name, pool.way.port)}
-    except socket.gaierror:
-        found = set()
+    found = names.addresses(host.name, host.deploy.resolver)
     own = {address for address in (host.address, host.address6) if address}
     check.figure(", ".join(sorted(found)))
     check.expect(
         found and found <= own and host.address in found,
         f"callers who look {host.name} up get {', '.join(sorted(found)) or 'nothing'} instead of "
         f"{' and '.join(sorted(own))}",
-        "the A and AAAA records of that name, and address and address6 in the inventory",
+        "the A and AAAA records of that name, and address and address6 in the inventory; where "
+        "callers are told something else than this machine, deploy.resolver",
     )
 
 
