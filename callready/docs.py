@@ -93,8 +93,8 @@ exists and are filled in by hand. `make rotate` renews those that are called rot
 
 **How this machine reaches the hosts** is pyinfra's own data and may stand beside these keys:
 `ssh_user`, `ssh_key`, `ssh_hostname`, `ssh_known_hosts_file`, `ssh_config_file` and the other names
-that begin with `ssh_`. Unknown host keys are refused unless `ssh_strict_host_key_checking` says
-otherwise.
+that begin with `ssh_`. `ssh_key_password` and `ssh_password` are secret references, filled in by
+hand. Unknown host keys are refused unless `ssh_strict_host_key_checking` says otherwise.
 
 ## A host's own data
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import dns.exception
 import dns.resolver
 
 from callready.probes import TIMEOUT, ProbeError
+from callready.settings.endpoints import split_endpoint
 
 
 def resolver(server: str) -> dns.resolver.Resolver:
     """The name server `ADDRESS` or `ADDRESS:PORT`."""
     found = dns.resolver.Resolver(configure=False)
-    place = urlsplit(f"//{server if server.count(':') < 2 or '[' in server else f'[{server}]'}")
-    found.nameservers, found.port = [place.hostname or ""], place.port or 53
+    try:
+        address, found.port = split_endpoint(server)
+    except ValueError:
+        address = server
+    found.nameservers = [address]
     return found
 
 

@@ -16,6 +16,7 @@ from callready.release.facts import Facts, UnitFact, host_script
 from callready.release.node import Node
 from callready.release.plan import plan
 from callready.secrets.__main__ import complete
+from callready.settings.dns_providers import PROVIDERS
 from callready.settings.fleet import Fleet
 from callready.settings.ports import port_plan
 from callready.settings.problem import SettingsError
@@ -35,6 +36,7 @@ from tests.support.inventories import (
     write_store,
 )
 
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("project")
 
 ACME = {"email": "operator@callready.test"}
@@ -182,6 +184,19 @@ def test_a_plugin_gets_its_credentials_by_file(
 
 def file_of(release: Release) -> str:
     return next(path for path in release.files if path.endswith("dns-credentials"))
+
+
+def test_the_page_has_every_provider_and_the_debian_releases_that_have_its_plugin() -> None:
+    page = (REPOSITORY / "docs/certificates.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`[^|]*\|(.*)\| ([\d, ]+) \|$", page, re.MULTILINE)
+    assert {name: (debian, *_keys(text)) for name, text, debian in rows} == {
+        name: (", ".join(known.debian), *sorted({*sum(known.ways, ()), *known.more}))
+        for name, known in PROVIDERS.items()
+    }
+
+
+def _keys(text: str) -> list[str]:
+    return sorted({key for key in re.findall(r"`(\w+)`", text)})
 
 
 def test_route53_reads_its_credentials_as_amazons_tools_do() -> None:
