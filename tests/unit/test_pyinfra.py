@@ -7,9 +7,14 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import paramiko
-from pyinfra.connectors import ssh
+import pytest
+from pyinfra.api.exceptions import PyinfraError
+from pyinfra.api.state import State
+from pyinfra.connectors import ssh, ssh_util
 
 PYINFRA = Path(sys.executable).with_name("pyinfra")
 FAIL = "from pyinfra.operations import server\n\nserver.shell(name='fails', commands=['exit 1'])\n"
@@ -87,13 +92,24 @@ def test_unknown_keys_are_accepted_and_nagle_stays() -> None:
         transport.close()
 
 
+def test_an_encrypted_key_is_not_looked_for_in_the_agent(tmp_path: Path) -> None:
+    key = str(tmp_path / "key")
+    make = ["ssh-keygen", "-q", "-t", "ed25519", "-a", "1", "-f", key, "-N", "passphrase"]
+    subprocess.run(make, check=True)
+    state = SimpleNamespace(private_keys={}, cwd=None)
+    with pytest.raises(PyinfraError, match="is encrypted, set ssh_key_password to use this key"):
+        ssh_util.get_private_key(cast(State, state), key, "")
+    state.private_keys.clear()
+    assert ssh_util.get_private_key(cast(State, state), key, "passphrase")
+
+
 def test_what_is_patched_is_there() -> None:
     """In a process of its own, because pyinfra_cli has gevent patch the one that imports it."""
     look = (
         "from pyinfra_cli import cli; from pyinfra.connectors import ssh; "
         "from pyinfra.connectors.sshuserclient import client; "
         "cli.connect_all, cli.disconnect_all, cli.run_ops, cli._do_confirm, "
-        "cli.state, ssh.SSHClient, client.SSHClient, client.AskPolicy, client.StrictPolicy"
+        "cli.state, ssh.SSHClient, ssh.get_private_key, client.SSHClient, client.AskPolicy, client.StrictPolicy"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
