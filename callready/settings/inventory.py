@@ -33,7 +33,8 @@ def inventory_data(inventory: str) -> dict[str, dict[str, Any]]:
 
 def _complaint(output: str) -> str:
     """What pyinfra stumbled over and where, without its traceback and its hints."""
-    what = re.findall(r"^(?:\w+(?:Error|Exception):.*|--> pyinfra error: .*)", output, re.MULTILINE)
+    what = re.findall(r"^(?:\w+(?:Error|Exception):.*|--> [\w ]*error: .*)", output, re.MULTILINE)
     where = re.findall(r'^  File "(.*)", line (\d+)', output, re.MULTILINE)
-    message = what[-1].removeprefix("--> pyinfra error: ") if what else "pyinfra cannot read it"
+    said = re.sub("^--> (pyinfra error: )?", "", what[-1]) if what else ""
+    message = said or "pyinfra cannot read it"
     return f"{where[-1][0]}, line {where[-1][1]}: {message}" if where else message

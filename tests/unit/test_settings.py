@@ -958,6 +958,12 @@ def test_pyinfra_merges_the_data_that_is_validated(project: Path) -> None:
     assert not [value for value in SECRETS.values() if value in printed]
 
 
+def test_what_pyinfra_says_of_its_own_data_is_passed_on(project: Path) -> None:
+    (project / SOURCE).write_text(f"livekit = [({SFU1!r}, {{'ssh_port': '22'}})]\n")
+    with pytest.raises(SettingsError, match=f"^{SOURCE}: Connector data type error: .*ssh_port"):
+        inventory_data(SOURCE)
+
+
 def test_an_inventory_that_is_not_there_or_not_python_is_named(project: Path) -> None:
     with pytest.raises(SettingsError, match=f"^{SOURCE}: no such inventory file$"):
         inventory_data(SOURCE)
