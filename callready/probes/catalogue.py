@@ -16,9 +16,10 @@ from callready.settings.uris import place, stun_uri, turn_uri
 
 
 def trust(settings: HostSettings, verify: bool = True) -> dict[str, Any]:
-    """Whom callers of a host trust, as `Probe` takes it."""
+    """Whom callers of a host trust, and who says where names lead them, as `Probe` takes it."""
     ca = settings.tls.ca if settings.tls else None
-    return {"ca": str(Path(ca).expanduser().absolute()) if ca else None, "verify": verify}
+    path = str(Path(ca).expanduser().absolute()) if ca else None
+    return {"ca": path, "verify": verify, "resolver": settings.deploy.resolver}
 
 
 def probes(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from callready.probes import Finding, ProbeError, endpoint
+from callready.settings.android import address
 from callready.settings.pools import Transport
 from callready.settings.uris import place
 
@@ -37,6 +38,7 @@ class Probe(ABC):
         node: the host's name in the inventory, for people.
         address, port, transport: as callers reach it; errors name these.
         connect_to: where to connect to instead, if a tunnel leads there.
+        resolver: name server that says where callers are led, if the address is a name.
         ca: PEM file of the authorities to trust; None: the system's.
         verify: False takes any certificate.
     """
@@ -53,6 +55,7 @@ class Probe(ABC):
     port: int
     transport: Transport = "tcp"
     connect_to: tuple[str, int] | None = None
+    resolver: str | None = None
     ca: str | None = None
     verify: bool = True
 
@@ -85,7 +88,12 @@ class Probe(ABC):
 
     @property
     def _at(self) -> tuple[str, int]:
-        return self.connect_to or (self.address, self.port)
+        at = self.address
+        if self.resolver and not self.connect_to and not address(at):
+            from callready.probes import names
+
+            at = min(names.addresses(at, self.resolver), key=lambda each: ":" in each, default=at)
+        return self.connect_to or (at, self.port)
 
     @property
     def _http(self) -> dict[str, Any]:

@@ -299,8 +299,8 @@ class Deploy(Section):
     resolver: Resolver | None = Field(
         None,
         description="Name server (`ADDRESS` or `ADDRESS:PORT`) that says what callers are told, "
-        "where this machine's own says something else (split horizon): asked what names lead to "
-        "before ACME and in the verification, and for CAA records.",
+        "where this machine's own says something else (split horizon): asked for CAA records, and "
+        "what names lead to, before ACME, by the gate and in the verification.",
     )
     batch: int = Field(5, ge=1, description="Hosts of a role that change at once, after the first.")
     drain: int = Field(

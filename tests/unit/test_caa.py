@@ -1,6 +1,7 @@
 """CAA records of a real DNS server on loopback, as an authority reads them (RFC 8659, 8657), and what
 names lead to."""
 
+import http.server
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,11 +16,11 @@ import dns.resolver
 import dns.rrset
 import pytest
 
-from callready.probes import ProbeError, names
+from callready.probes import ProbeError, catalogue, names
 from callready.release import caa, refusals
 from callready.settings.models import Acme
 from tasks import declare
-from tests.support.inventories import TURN1, bare, load
+from tests.support.inventories import TURN1, Edit, bare, load
 
 NAME = "turn.calls.callready.test"
 ZONE = "callready.test"
@@ -175,6 +176,32 @@ def test_the_name_server_of_the_setting_is_asked_and_not_this_machine(
         zone.records["turn.test"] = zone.records["turn.test A"] = word
         with pytest.raises(ProbeError, match=f"leads to for callers: {server} does not answer"):
             names.addresses("turn.test", server)
+
+
+@pytest.mark.usefixtures("project")
+def test_a_probe_of_a_name_goes_where_callers_are_led(zone: Zone) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+    threading.Thread(target=server.handle_request, daemon=True).start()
+    port = server.server_address[1]
+    zone.records = {"app.test A": ["127.0.0.1"], "app.test AAAA": ["2001:db8::1"]}
+    (probe,) = (
+        each
+        for each in catalogue.probes(
+            "app", load(*app_at(f"http://app.test:{port}/", zone))[TURN1], ["192.0.2.21"]
+        )
+        if each.kind == "app"
+    )
+    probe.ask()
+    server.server_close()
+
+
+def app_at(url: str, zone: Zone) -> list[Edit]:
+    app = {"env_file": "/srv/.env", "health": [{"url": url}]}
+    return [
+        (TURN1, "groups", ["turn", "app"]),
+        (TURN1, "app", app),
+        ("*", "deploy", {"resolver": f"127.0.0.1:{zone.resolver.port}"}),
+    ]
 
 
 @pytest.mark.parametrize(
