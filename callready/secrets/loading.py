@@ -143,7 +143,7 @@ class Report:
                 if key not in connector_data_meta:
                     close = suggestion(key, connector_data_meta)
                     self.error([host], key, f"is not a setting{close}")
-                self._plain_secrets(host, key, value)
+                self._references(host, key, value)
             elif key.startswith(ARGUMENT) and key not in all_argument_meta:
                 if close := suggestion(key, all_argument_meta):
                     self.error([host], key, f"is no argument of pyinfra{close}")
@@ -160,12 +160,17 @@ class Report:
                 [host], "ssh_key_password", "needs ssh_key: the file that it is the passphrase of"
             )
 
-    def _plain_secrets(self, host: str, key: str, value: Any) -> None:
+    def _references(self, host: str, key: str, value: Any) -> None:
+        """Note secrets that are written out, and references where pyinfra shows what it gets."""
         if isinstance(value, Mapping):
             for name, item in value.items():
-                self._plain_secrets(host, f"{key}.{name}", item)
-        elif key.endswith(("password", "passphrase")) and value and not any(references(value)):
+                self._references(host, f"{key}.{name}", item)
+            return
+        is_secret, is_reference = key.endswith(("password", "passphrase")), any(references(value))
+        if is_secret and value and not is_reference:
             self.error([host], key, INLINE)
+        elif is_reference and not is_secret:
+            self.error([host], key, "is no secret, pyinfra shows it: write the value itself")
 
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Note names that the shipped examples use and nobody can own (RFC 2606)."""

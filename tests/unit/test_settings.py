@@ -870,6 +870,7 @@ def test_pyinfras_secrets_are_references_whose_values_the_connector_alone_gets()
     assert "unit-ssh" not in repr(fleet)
 
 
+SHOWN = "is no secret, pyinfra shows it: write the value itself"
 IN_ARGUMENTS = (
     "is a secret that pyinfra would put into the arguments of a program on the host, for every "
     "user there to read; callready becomes root by sudo, whose password goes over standard input: "
@@ -895,6 +896,11 @@ IN_ARGUMENTS = (
         (
             {"ssh_key_password": "secret:short"},
             "ssh_key_password: needs ssh_key: the file that it is the passphrase of",
+        ),
+        ({"ssh_user": "secret:short"}, f"ssh_user: {SHOWN}"),
+        (
+            {"ssh_paramiko_connect_kwargs": {"gss_host": "secret:short"}},
+            f"ssh_paramiko_connect_kwargs.gss_host: {SHOWN}",
         ),
         ({"_sudo_password": "secret:short"}, f"_sudo_password: {IN_ARGUMENTS}"),
         ({"_su_password": "written-here"}, f"_su_password: {IN_ARGUMENTS}"),
