@@ -178,10 +178,7 @@ def test_secret_is_in_no_output_of_pyinfra(
 ) -> None:
     """While every secret is about to be replaced, and the way in needs two more."""
     pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
-    pair.secrets |= {name: f"{pair.marker}-{name}" for name in ("ssh/key", "ssh/password")}
-    pair.data["ssh_key"] = encrypted_key(tmp_path / "key", pair.secrets["ssh/key"])
-    pair.data["ssh_key_password"] = "secret:ssh/key"
-    pair.data["ssh_password"] = "secret:ssh/password"
+    lock(pair, tmp_path)
     pair.unsettled = True
     run = literal(pair, REPOSITORY, PYINFRA, pair.inventory, *arguments)
     assert run.returncode == 0, run.stdout
@@ -214,6 +211,7 @@ def test_secret_is_in_no_traceback(pair: Fleet, tmp_path: Path) -> None:
 def test_secret_is_in_no_report_of_the_verification(pair: Fleet, tmp_path: Path) -> None:
     """Whose checks fail, because its secrets are not the ones the hosts have."""
     pair.secrets = {name: f"{value}-replaced" for name, value in pair.secrets.items()}
+    lock(pair, tmp_path)
     run = literal(
         pair,
         REPOSITORY,
@@ -225,19 +223,28 @@ def test_secret_is_in_no_report_of_the_verification(pair: Fleet, tmp_path: Path)
         "--attempts",
         "1",
         "--report",
-        tmp_path,
+        tmp_path / "report",
         "--tb=long",
         "--showlocals",
     )
     assert run.returncode == 1
-    cases = ElementTree.parse(tmp_path / "verify.xml").iter("testcase")
+    cases = ElementTree.parse(tmp_path / "report/verify.xml").iter("testcase")
     failed = {
         case.attrib["name"].partition("[")[0] for case in cases if case.find("failure") is not None
     }
     assert {"test_tokens", "test_allocation"} <= failed, failed
-    for text in (run.stdout, *(path.read_text() for path in tmp_path.iterdir())):
+    assert "test_packages" not in failed, "it did not get in"
+    for text in (run.stdout, *(path.read_text() for path in (tmp_path / "report").iterdir())):
         assert "401" in text
         assert pair.marker not in text
+
+
+def lock(pair: Fleet, folder: Path) -> None:
+    """Have the way in need secrets too."""
+    pair.secrets |= {name: f"{pair.marker}-{name}" for name in ("ssh/key", "ssh/password")}
+    pair.data["ssh_key"] = encrypted_key(folder / "key", pair.secrets["ssh/key"])
+    pair.data["ssh_key_password"] = "secret:ssh/key"
+    pair.data["ssh_password"] = "secret:ssh/password"
 
 
 def literal(pair: Fleet, folder: Path, *command: object) -> subprocess.CompletedProcess[str]:

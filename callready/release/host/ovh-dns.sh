@@ -17,7 +17,6 @@ read_credential() { sed -n "s/^dns_ovh_$1 = //p" "$CREDENTIALS"; }
 
 # log_in: the credentials, where the API is, and how far its clock is from this host's.
 log_in() {
-    local now
     application=$(read_credential application_key) secret=$(read_credential application_secret)
     consumer=$(read_credential consumer_key) endpoint=$(read_credential endpoint)
     case ${endpoint:-ovh-eu} in
@@ -27,13 +26,9 @@ log_in() {
     esac
     fetch "$api/auth/time" < /dev/null
     case $status:$answer in
-        200:*[!0-9]* | 200:) ;;
-        200:*)
-            skew=$((answer - $(date +%s)))
-            return
-            ;;
+        200: | 200:*[!0-9]* | [!2]*) refuse "$api/auth/time answers $status $answer" ;;
     esac
-    refuse "$api/auth/time answers $status $answer"
+    skew=$((answer - $(date +%s)))
 }
 
 # fetch ARGUMENT... URL: what curl gets with the headers on standard input (an argument would be in
