@@ -10,6 +10,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from traceback import extract_tb
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -19,10 +20,14 @@ from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.state import State
 from pyinfra.connectors import ssh, ssh_util
 from pyinfra.connectors.sshuserclient import client as pyinfra_client
-from pyinfra_cli import cli
+from pyinfra_cli import cli, inventory
+from pyinfra_cli.exceptions import UnexpectedExternalError
+from pyinfra_cli.util import exec_file
 
 from callready.rollout.run import Refused, command
 from callready.rollout.ssh import log_in
+from callready.secrets.loading import Report
+from callready.settings.inventory import misread
 from callready.trust import LOCKED, Client, shown
 
 
@@ -97,6 +102,32 @@ def _from_agent(file: str) -> paramiko.PKey | None:
     return None
 
 
+def execute(file: str, **options: Any) -> dict[str, Any]:
+    """The variables of a Python file of the operator's; raises Refused where it cannot be read."""
+    try:
+        return exec_file(file, **options)  # type: ignore[no-any-return]
+    except SyntaxError as error:
+        raise Refused(f"{error.filename}, line {error.lineno}: {error.msg}") from None
+    except UnexpectedExternalError as error:
+        cause = error.exception
+        frame = extract_tb(cause._traceback)[-1]
+        where = f"{frame.filename}, line {frame.lineno}"
+        raise Refused(f"{where}: {type(cause).__name__}: {cause}") from None
+
+
+def groups(file: str) -> dict[str, Any]:
+    """The groups of an inventory file; raises Refused with everything that pyinfra would leave out
+    of it or misread."""
+    if not os.path.isfile(file):
+        raise Refused(f"{file}: is no file: name an inventory, such as inventories/prod")
+    variables, report = execute(file, return_locals=True), Report(file)
+    report.extend(misread(variables))
+    if report.errors:
+        raise Refused("nothing was connected to\n" + "\n".join(report.lines("error")))
+    is_group = inventory._is_inventory_group
+    return {name: value for name, value in variables.items() if is_group(name, value)}
+
+
 def install() -> None:
     """Every patch of pyinfra; tests/unit/test_pyinfra.py fails when pyinfra no longer needs one."""
     # Accepts unknown host keys, leaves Nagle on, and waits for a dead line for minutes.
@@ -109,6 +140,10 @@ def install() -> None:
     ssh.get_private_key = private_key  # type: ignore[attr-defined]
     # Connects to jump hosts with a client of its own, which asks on the terminal.
     pyinfra_client.SSHClient = Hop  # type: ignore[misc]
+    # Passes over a group of the wrong shape, and takes the last of a host's data.
+    inventory._get_groups_from_filename = groups
+    # Shows a traceback of its own where such a file cannot be read.
+    inventory.exec_file = execute
     called = click.get_current_context().params
     if any(str(name).endswith(".py") for name in called["operations"]):
         _deploy_files()

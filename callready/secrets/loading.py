@@ -16,9 +16,9 @@ from callready.secrets.store import Store, references, resolve, rotating
 from callready.settings.checks import check
 from callready.settings.fields import model_in
 from callready.settings.fleet import Fleet
-from callready.settings.inventory import inventory_data
+from callready.settings.inventory import inventory_data, one_machine, require_roles
 from callready.settings.models import INLINE, HostSettings
-from callready.settings.problem import Problem, SettingsError
+from callready.settings.problem import Findings, Problem, SettingsError
 
 # pyinfra's own host data: connector settings and global arguments.
 SSH, ARGUMENT = "ssh_", "_"
@@ -34,9 +34,9 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
     report = Report(source)
     store = Store(source)
     entries = store.read()
-    if not data:
-        raise SettingsError(f"{source}: no hosts: is it the right file?")
+    require_roles(source, data)
     report.placeholders(data)
+    report.extend(one_machine(data))
     hosts: dict[str, HostSettings] = {}
     logins: dict[str, dict[str, Any]] = {}
     known: set[str] = set()
@@ -77,9 +77,7 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
         except ValidationError as error:
             report.invalid(name, error)
     if not report.errors:
-        fleet = Fleet(source, hosts)
-        for host_names, problem in check(fleet):
-            report.add(host_names, problem)
+        report.extend(check(Fleet(source, hosts)))
     if report.errors:
         raise SettingsError("\n".join(report.lines("error")))
     return Fleet(source, hosts, list(report.lines("warning")), frozenset(known), logins)
@@ -114,6 +112,11 @@ class Report:
         """Note a finding about one or more hosts."""
         known = self.found.setdefault(problem, [])
         known.extend(host for host in hosts if host not in known)
+
+    def extend(self, findings: Findings) -> None:
+        """Note findings, each with its hosts."""
+        for hosts, problem in findings:
+            self.add(hosts, problem)
 
     def error(self, hosts: Iterable[str], key: str, message: str) -> None:
         """Note an error."""

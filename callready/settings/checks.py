@@ -12,16 +12,13 @@ from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
+from callready.settings.inventory import GROUPS, mistyped
 from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, port_plan
-from callready.settings.problem import Level, Problem
+from callready.settings.problem import Findings, Level, Problem
 from callready.settings.uris import place
 
 Problems = Iterator[Problem]
-Findings = Iterator[tuple[list[str], Problem]]
-
-# The groups that get something; others are the operator's own.
-GROUPS = frozenset({"livekit", "turn", "app", "android"})
 
 
 def check(fleet: Fleet) -> Findings:
@@ -250,9 +247,13 @@ _OF_CERTIFICATES = (_ca_file, _certificates, _acme)
 # ---- the fleet ----
 
 
-def _roles(fleet: Fleet) -> Findings:
-    if not fleet.group("livekit") and not fleet.group("turn"):
-        yield [], Problem("", "no host in group livekit or turn: nothing to deploy")
+def _mistyped_groups(fleet: Fleet) -> Findings:
+    of_the_file = Path(fleet.source).name.rpartition(".")[0] or Path(fleet.source).name
+    for name, host in fleet.hosts.items():
+        for group, meant in mistyped(host.groups - {of_the_file}):
+            if meant not in host.groups:
+                why = f"is in group {group}, which gets nothing; did you mean {meant}?"
+                yield [name], Problem("", why, "warning")
 
 
 def _certificate_files(fleet: Fleet) -> Findings:
@@ -289,7 +290,7 @@ def _same_addresses(fleet: Fleet) -> Findings:
                 yield names, Problem(key, f"{address} is the address of more than one host")
 
 
-_OF_HOSTS = (_roles, _certificate_files, _gate_from, _same_addresses)
+_OF_HOSTS = (_mistyped_groups, _certificate_files, _gate_from, _same_addresses)
 
 
 def _pools(fleet: Fleet) -> Findings:

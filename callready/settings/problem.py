@@ -1,5 +1,6 @@
 """One thing that is wrong with the settings, and where to mend it."""
 
+from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 Level = Literal["error", "warning"]
@@ -11,6 +12,10 @@ class Problem(NamedTuple):
     key: str
     message: str
     level: Level = "error"
+
+
+Findings = Iterator[tuple[list[str], Problem]]
+"""Problems, each with the hosts that it is about; none where it is about the inventory."""
 
 
 class SettingsError(Exception):

@@ -125,10 +125,10 @@ def test_inventory_in_a_repository_beside_the_clone_has_its_files_beside_it(clon
     """As docs/upgrading-callready.md says; on port 1 nothing listens."""
     folder = clone.parent / "ops/inventories"
     (folder / "group_data").mkdir(parents=True)
-    here = {"ssh_hostname": "127.0.0.1", "ssh_port": 1}
+    here, there = ({"ssh_hostname": address, "ssh_port": 1} for address in ("127.0.0.1", "::1"))
     (folder / "prod").write_text(
         f"livekit = [('sfu1.callready.test', {here | {'address': '192.0.2.11'}})]\n"
-        f"turn = [('turn1.callready.test', {here | {'address': '192.0.2.21', 'pools': ['calls']}})]\n"
+        f"turn = [('turn1.callready.test', {there | {'address': '192.0.2.21', 'pools': ['calls']}})]\n"
     )
     (folder / "group_data/prod.py").write_text(
         "ssh_known_hosts_file = '../ops/inventories/prod.known_hosts'\n"

@@ -1,6 +1,7 @@
 """What pyinfra does by itself and callready/pyinfra_cli.py mends: a test that fails here says that a
 newer pyinfra no longer needs a patch, or that the patch no longer fits it."""
 
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,18 @@ def pyinfra(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_no_selected_host_is_a_success(tmp_path: Path) -> None:
     (tmp_path / "deploy.py").write_text(FAIL)
     assert pyinfra(tmp_path, "-y", "mistyped/inventory", "deploy.py").returncode == 0
+
+
+def test_a_group_of_the_wrong_shape_is_left_out_and_the_last_data_wins(tmp_path: Path) -> None:
+    (tmp_path / "deploy.py").write_text("")
+    (tmp_path / "hosts").write_text(
+        "one = ['@local', None]\ntwo = [('@local', {'x': 1}), ('@local', {'x': 2})]\n"
+    )
+    run = pyinfra(tmp_path, "hosts", "debug-inventory", "--json")
+    (host,) = json.loads(run.stdout)
+    assert "one" not in host["groups"] and host["data"]["x"] == 2
+    (tmp_path / "hosts").write_text("hosts = [")
+    assert "traceback" in pyinfra(tmp_path, "hosts", "deploy.py").stderr
 
 
 def test_no_wait_forgets_who_failed(tmp_path: Path) -> None:
@@ -106,10 +119,12 @@ def test_an_encrypted_key_is_not_looked_for_in_the_agent(tmp_path: Path) -> None
 def test_what_is_patched_is_there() -> None:
     """In a process of its own, because pyinfra_cli has gevent patch the one that imports it."""
     look = (
-        "from pyinfra_cli import cli; from pyinfra.connectors import ssh; "
+        "from pyinfra_cli import cli, inventory; from pyinfra.connectors import ssh; "
         "from pyinfra.connectors.sshuserclient import client; "
         "cli.connect_all, cli.disconnect_all, cli.run_ops, cli._do_confirm, "
-        "cli.state, ssh.SSHClient, ssh.get_private_key, client.SSHClient, client.AskPolicy, client.StrictPolicy"
+        "cli.state, ssh.SSHClient, ssh.get_private_key, client.SSHClient, client.AskPolicy, "
+        "client.StrictPolicy, inventory._get_groups_from_filename, inventory._is_inventory_group, "
+        "inventory.exec_file"
     )
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

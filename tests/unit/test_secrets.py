@@ -52,7 +52,7 @@ def write_inventory() -> None:
     Path("inventories/group_data/test.py").write_text(
         "".join(f"{key} = {value!r}\n" for key, value in group.items())
     )
-    Path(SOURCE).write_text(f"hosts = {list(HOSTS)!r}\n")
+    Path(SOURCE).write_text(f"livekit = {list(HOSTS)!r}\n")
 
 
 def mode(path: Path) -> int:
