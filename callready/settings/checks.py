@@ -5,15 +5,16 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, combinations, compress, product
 from pathlib import Path
+from typing import NamedTuple
 
 from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import GROUPS, mistyped
-from callready.settings.models import HostSettings
+from callready.settings.models import HostSettings, LiveKit
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Findings, Level, Problem
 from callready.settings.uris import place
@@ -290,7 +291,100 @@ def _same_addresses(fleet: Fleet) -> Findings:
                 yield names, Problem(key, f"{address} is the address of more than one host")
 
 
-_OF_HOSTS = (_mistyped_groups, _certificate_files, _gate_from, _same_addresses)
+class _Claim(NamedTuple):
+    """A setting that has callers come to a host by a name; `firm` where the host itself answers
+    there, and not perhaps a proxy of the operator's."""
+
+    key: str
+    firm: bool = False
+    port: int | None = None
+
+
+def _claims(host: HostSettings) -> Iterator[tuple[str, _Claim]]:
+    yield host.name, _Claim("name", firm=bool(host.turn_pools))
+    yield from ((at, _Claim("address")) for at in (host.address, host.address6) if at)
+    if livekit := host.sfu:
+        at, port = place(livekit.url)
+        is_direct = livekit.url.startswith("ws://") and port == livekit.port
+        yield at, _Claim("livekit.url", at in host.edge_backends or is_direct, port)
+    if (app := host.backend) and app.url:
+        at, port = place(app.url)
+        yield at, _Claim("app.url", at in host.edge_backends, port)
+
+
+def _names(fleet: Fleet) -> Findings:
+    """One name for different hosts: DNS leads callers to one of them."""
+    claims: dict[str, dict[str, list[_Claim]]] = {}
+    for name, host in fleet.hosts.items():
+        for at, claim in _claims(host) if host.groups & {"livekit", "turn", "app"} else ():
+            at = str(android.address(at) or at)
+            claims.setdefault(at, {}).setdefault(name, []).append(claim)
+    for at, hosts in claims.items():
+        for one, other in combinations(hosts, 2):
+            pairs = [p for p in product(hosts[one], hosts[other]) if _contradict(*p)]
+            # Nodes of a cluster share their URL, and hosts of an app theirs; TURN shares no name.
+            if (
+                {"livekit.url", "app.url"}
+                & {a.key for a in hosts[one]}
+                & {b.key for b in hosts[other]}
+            ):
+                pairs = [(a, b) for a, b in pairs if _of_turn(a) or _of_turn(b)]
+            if pairs:
+                a, b = pairs[0]
+                why = (
+                    f"{at} is {a.key} of {one} and {b.key} of {other}, and a name leads to one "
+                    "host: give each a name of its own"
+                )
+                key = min((not _of_turn(c), c.port is None, c.key) for c in (a, b))[-1]
+                yield [one, other], Problem(key, why)
+
+
+def _of_turn(claim: _Claim) -> bool:
+    return claim.firm and claim.key == "name"
+
+
+def _contradict(a: _Claim, b: _Claim) -> bool:
+    is_one_port = a.port == b.port or None in (a.port, b.port)
+    return (a.firm and b.firm) or _of_turn(a) or _of_turn(b) or ((a.firm or b.firm) and is_one_port)
+
+
+def _clusters(fleet: Fleet) -> Findings:
+    """SFUs behind one URL: a room is on one node, and Redis says on which."""
+    nodes: dict[tuple[str, int], dict[str, LiveKit]] = {}
+    for name, host in fleet.group("livekit").items():
+        if host.livekit:
+            nodes.setdefault(place(host.livekit.url), {})[name] = host.livekit
+    for (at, _), cluster in nodes.items():
+        redis = [livekit.redis for livekit in cluster.values()]
+        known = [(each.address.lower(), each.db) for each in redis if each]
+        if len(cluster) == 1:
+            continue
+        if len(known) < len(redis):
+            wrong = "is missing"
+        elif any(_is_loopback(address) for address, _ in known):
+            wrong = "is one of each host's own, by a loopback address"
+        elif not _all_same([*known]):
+            wrong = "differs in address or db"
+        else:
+            continue
+        why = (
+            f"{wrong}: {at} leads the callers of one room to any of these SFUs, and they would not "
+            "meet. Give all the same Redis, or each a livekit.url of its own"
+        )
+        yield list(cluster), Problem("livekit.redis", why)
+
+
+def _is_loopback(endpoint: str) -> bool:
+    """Whether HOST:PORT leads to the host itself: loopback, or a name of RFC 6761 or of Debian's
+    /etc/hosts for it."""
+    name = (endpoint.rpartition(":")[0] or endpoint).strip("[]").removesuffix(".")
+    if ip := android.address(name):
+        return ip.is_loopback or ip.is_unspecified
+    names = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
+    return name in names or name.endswith(".localhost")
+
+
+_OF_HOSTS = (_mistyped_groups, _certificate_files, _gate_from, _same_addresses, _names, _clusters)
 
 
 def _pools(fleet: Fleet) -> Findings:
@@ -305,6 +399,14 @@ def _pools(fleet: Fleet) -> Findings:
                 "them: set them once for the group"
             )
             yield list(hosts), Problem(f"turn.pools.{name}", why)
+        if not fleet.group("livekit"):
+            why = (
+                'is "sfu", and no host is in group livekit, so it would relay to nobody: put the '
+                'SFU there, name its address in allowed_peers, or write "internet"'
+            )
+            sfu_only = [pool.peers == "sfu" and not pool.allowed_peers for pool in pools]
+            if alone := [*compress(hosts, sfu_only)]:
+                yield alone, Problem(f"turn.pools.{name}.peers", why)
 
 
 def _all_same(values: list[object]) -> bool:

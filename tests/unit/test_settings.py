@@ -571,7 +571,8 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
         ),
         (
             [
-                (TURN1, "groups", ["livekit"]),
+                (TURN1, "groups", ["app"]),
+                (TURN1, "app", {"env_file": "/srv/.env"}),
                 (TURN2, "pools", ["avatar", "calls"]),
                 (
                     TURN2,
@@ -700,6 +701,152 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
 )
 def test_what_does_not_fit_together_is_refused(edits: list[Edit], lines: list[str]) -> None:
     assert said(*edits) == lines
+
+
+REDIS: Edit = ("*", "livekit.redis", {"address": "10.0.0.5:6379"})
+SECOND_SFU: list[Edit] = [
+    (TURN1, "groups", ["livekit", "turn"]),
+    (TURN1, "turn.pools.calls.min_port", 60001),
+]
+
+
+@pytest.mark.parametrize(
+    ("edits", "wrong"),
+    [
+        ([], "is missing"),
+        ([REDIS, (TURN1, "livekit.redis", ...)], "is missing"),
+        ([(TURN1, "livekit.url", "wss://LIVEKIT.callready.test:443/")], "is missing"),
+        *(
+            (
+                [("*", "livekit.redis", {"address": address})],
+                "is one of each host's own, by a loopback address",
+            )
+            for address in (
+                *("127.0.0.1:6379", "127.5.5.5:6379", "[::1]:6379", "0.0.0.0:6379", "[::]:6379"),
+                *("localhost:6379", "LocalHost.:6379", "redis.localhost:6379", "ip6-localhost:1"),
+                "[::ffff:127.0.0.1]:6379",
+            )
+        ),
+        ([REDIS, (TURN1, "livekit.redis.db", 3)], "differs in address or db"),
+        ([REDIS, (TURN1, "livekit.redis.address", "10.0.0.6:6379")], "differs in address or db"),
+        ([REDIS, (TURN1, "livekit.redis.address", "10.0.0.5:6380")], "differs in address or db"),
+    ],
+)
+def test_sfus_behind_one_url_need_one_redis(edits: list[Edit], wrong: str) -> None:
+    assert said(*SECOND_SFU, *edits) == [
+        f"{SFU1}, {TURN1}: livekit.redis: {wrong}: livekit.callready.test leads the callers of one "
+        "room to any of these SFUs, and they would not meet. Give all the same Redis, or each a "
+        "livekit.url of its own"
+    ]
+
+
+def test_sfus_with_one_redis_or_urls_of_their_own_are_taken() -> None:
+    load(*SECOND_SFU, REDIS, (TURN1, "livekit.redis.address", "10.0.0.5:6379"))
+    load(*SECOND_SFU, (TURN1, "livekit.url", "wss://other.callready.test"))
+    load(*SECOND_SFU, (TURN1, "livekit.url", "wss://livekit.callready.test:7443"))
+    load(("*", "livekit.redis", {"address": "127.0.0.1:6379"}))
+
+
+APP = {"env_file": "/srv/.env", "upstream": "127.0.0.1:8000"}
+APP_ON_TURN2: list[Edit] = [
+    (TURN2, "groups", ["app"]),
+    (TURN2, "pools", ...),
+    ("*", "turn.pools.avatar", ...),
+]
+LIVEKIT = "livekit.callready.test"
+
+
+@pytest.mark.parametrize(
+    ("edits", "hosts", "key", "why"),
+    [
+        (
+            [(TURN1, "name", SFU1)],
+            (SFU1, TURN1),
+            "name",
+            f"{SFU1} is name of {SFU1} and name of {TURN1}",
+        ),
+        (
+            [(TURN1, "name", SFU1.upper())],
+            (SFU1, TURN1),
+            "name",
+            f"{SFU1} is name of {SFU1} and name of {TURN1}",
+        ),
+        (
+            [(TURN1, "name", LIVEKIT)],
+            (SFU1, TURN1),
+            "name",
+            f"{LIVEKIT} is livekit.url of {SFU1} and name of {TURN1}",
+        ),
+        (
+            [(name, "name", "turn.callready.test") for name in (TURN1, TURN2)],
+            (TURN1, TURN2),
+            "name",
+            f"turn.callready.test is name of {TURN1} and name of {TURN2}",
+        ),
+        (
+            [(TURN1, "name", "192.0.2.22"), ("*", "turn.tls", False)],
+            (TURN1, TURN2),
+            "name",
+            f"192.0.2.22 is name of {TURN1} and address of {TURN2}",
+        ),
+        *(
+            (
+                [
+                    *APP_ON_TURN2,
+                    (host, "edge", {}),
+                    (TURN2, "app", {**APP, "url": f"https://{LIVEKIT}"}),
+                ],
+                (SFU1, TURN2),
+                "app.url",
+                f"{LIVEKIT} is livekit.url of {SFU1} and app.url of {TURN2}",
+            )
+            for host in ("*", SFU1, TURN2)
+        ),
+        (
+            [*APP_ON_TURN2, (TURN2, "edge", {}), (TURN2, "app", {**APP, "url": f"https://{SFU1}"})],
+            (SFU1, TURN2),
+            "app.url",
+            f"{SFU1} is name of {SFU1} and app.url of {TURN2}",
+        ),
+        (
+            [*APP_ON_TURN2, (TURN2, "app", {**APP, "url": f"https://{TURN1}/api"})],
+            (TURN1, TURN2),
+            "name",
+            f"{TURN1} is name of {TURN1} and app.url of {TURN2}",
+        ),
+        (
+            [("*", "livekit.url", "ws://[2001:DB8:0::21]:7880")],
+            (SFU1, TURN1),
+            "livekit.url",
+            f"2001:db8::21 is livekit.url of {SFU1} and address of {TURN1}",
+        ),
+    ],
+)
+def test_one_name_for_different_hosts_is_refused(
+    edits: list[Edit], hosts: tuple[str, str], key: str, why: str
+) -> None:
+    assert said(*edits) == [
+        f"{', '.join(hosts)}: {key}: {why}, and a name leads to one host: give each a name of its own"
+    ]
+
+
+def test_names_that_a_cluster_or_a_proxy_of_the_operators_shares_are_taken() -> None:
+    load(*SECOND_SFU, REDIS, ("*", "edge", {}))
+    load(*SECOND_SFU, REDIS, ("*", "livekit.url", f"ws://{SFU1}:7880"))
+    behind_a_proxy: Edit = (TURN2, "app", {**APP, "url": f"https://{LIVEKIT}/api"})
+    load(*APP_ON_TURN2, behind_a_proxy)
+    on_the_apps_host: Edit = ("*", "livekit.url", f"wss://{LIVEKIT}:7443")
+    load(*APP_ON_TURN2, (TURN2, "edge", {}), behind_a_proxy, on_the_apps_host)
+
+
+def test_a_pool_for_the_sfu_needs_one() -> None:
+    edits: list[Edit] = [(SFU1, "groups", ["app"]), (SFU1, "app", {"env_file": "/srv/.env"})]
+    assert said(*edits) == [
+        f'{TURN1}: turn.pools.calls.peers: is "sfu", and no host is in group livekit, so it would '
+        'relay to nobody: put the SFU there, name its address in allowed_peers, or write "internet"'
+    ]
+    load(*edits, ("*", "turn.pools.calls.allowed_peers", ["192.0.2.11"]))
+    load(*edits, ("*", "turn.pools.calls.peers", "internet"))
 
 
 def test_the_ports_of_one_host_are_checked_with_the_rest() -> None:
