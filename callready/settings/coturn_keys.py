@@ -156,6 +156,7 @@ MANAGED = {
     "total-quota": "turn.total_quota",
     "stale-nonce": "turn.stale_nonce",
     "no-tcp-relay": "turn.tcp_relay",
+    "tcp-proxy-port": "turn.proxy_port",
 }
 
 _ALREADY = "callready sets it for every pool: leave it out"
@@ -164,6 +165,8 @@ _BANDWIDTH = (
     "not a coturn key in any version: bandwidth is unlimited by default; to limit it use max-bps "
     "(bytes/s per session) or bps-capacity (bytes/s for the server)"
 )
+_TOLD = "clients are told URIs that need what it switches off: leave it out"
+_VULNERABLE = "it is off because of known vulnerabilities (docs/security.md): leave it out"
 _NOT_IN_DEBIAN = "Debian builds coturn without"
 
 REFUSED = {
@@ -173,6 +176,14 @@ REFUSED = {
     "no-auth": "it would relay for anyone: leave it out",
     "version": "coturn would print its version and end: leave it out",
     "daemon": "systemd runs coturn in the foreground: leave it out",
+    **dict.fromkeys(("no-udp", "no-tcp", "no-udp-relay", "no-stun", "stun-only"), _TOLD),
+    "secure-stun": "clients ask STUN servers without credentials: leave it out",
+    "CA-file": "callers would need certificates of their own: leave it out",
+    "rest-api-separator": "credentials are minted with a colon (expiry:name): leave it out",
+    **dict.fromkeys(("dtls", "mobility", "oauth", "web-admin"), _VULNERABLE),
+    **{f"web-admin-{key}": _VULNERABLE for key in ("ip", "port", "listen-on-workers")},
+    "server-relay": "anyone could send to a relay, without a permission: leave it out",
+    "allow-loopback-peers": "relays could reach what listens on loopback only: leave it out",
     "log-file": "callready logs to the journal (journalctl -u turnserver@<pool>): leave it out",
     "mongo-userdb": f"{_NOT_IN_DEBIAN} MongoDB; {_CREDENTIALS}",
     **dict.fromkeys(("fingerprint", "no-multicast-peers", "syslog"), _ALREADY),
@@ -263,6 +274,8 @@ _Finding = tuple[Level, str]
 def _check_key(
     key: str, value: object, version: str, number: tuple[int, ...]
 ) -> Iterator[_Finding]:
+    if value is False and key in REFUSED and key in KEYS:  # which leaves it out
+        return
     if unknown := _unknown(key, version, number):
         yield "error", unknown
         return
@@ -407,6 +420,7 @@ def _wrong_peers(text: str, number: tuple[int, ...]) -> str | None:
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(text)
+        # fe80::1%eth0 names an interface of one host
+        return None if "%" in text else ipaddress.ip_address(text)
     except ValueError:
         return None

@@ -13,7 +13,10 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import TypeAlias
+
+from pydantic import SecretStr
 
 from callready.settings.problem import Problem
 
@@ -293,6 +296,7 @@ _INTEGERS = {
     **{f"int{n}": (-(2 ** (n - 1)), 2 ** (n - 1) - 1) for n in (32, 64)},
     "int": (-(2**63), 2**63 - 1),
 }
+_SCALARS = (str, bool, int, float, SecretStr)
 _DURATION = r"[-+]?(0|((\d+\.?\d*|\.\d+)(ns|us|µs|ms|s|m|h))+)"  # time.ParseDuration
 
 
@@ -381,7 +385,7 @@ def _places(tree: Tree, place: str = "") -> Iterator[str]:
 
 def _wanted(kind: str, value: object) -> str | None:
     """What a value of this type should be, or None if the server decodes the one given."""
-    scalar = not isinstance(value, Mapping | list | tuple)
+    scalar = isinstance(value, _SCALARS)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind in _INTEGERS:
         low, high = _INTEGERS[kind]
@@ -393,12 +397,23 @@ def _wanted(kind: str, value: object) -> str | None:
             return None
         return "a duration such as 500ms or 10s, with its unit"
     if kind == "any":
-        return None if isinstance(value, Mapping) else "a mapping"
+        return (
+            None if isinstance(value, Mapping) and _is_yaml(value) else "a mapping of plain values"
+        )
     if kind == "bool":
         return None if isinstance(value, bool) else "true or false"
     if kind.startswith("float"):
         return None if number else "a number"
     return None if scalar else "text"
+
+
+def _is_yaml(value: object) -> bool:
+    """Whether livekit.yaml can hold it."""
+    if isinstance(value, Mapping):
+        return all(map(_is_yaml, chain(value, value.values())))
+    if isinstance(value, list | tuple):
+        return all(map(_is_yaml, value))
+    return value is None or isinstance(value, _SCALARS)
 
 
 def _kind(value: object) -> str:
@@ -408,7 +423,9 @@ def _kind(value: object) -> str:
         return "a list"
     if isinstance(value, bool):
         return "true or false"
-    return f"the number {value}" if isinstance(value, int | float) else "text"
+    if isinstance(value, str | SecretStr):
+        return "text"
+    return f"the number {value}" if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _number(version: str) -> tuple[int, ...]:

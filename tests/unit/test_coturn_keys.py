@@ -114,7 +114,7 @@ def test_the_defaults_of_the_rfc_are_no_warning() -> None:
 @pytest.mark.parametrize(
     ("version", "key", "value", "expected"),
     [
-        ("4.6.1", "dtls", True, "error: not a key of coturn 4.6.1, which ignores it; it came with"),
+        ("4.6.1", "cli", True, "error: not a key of coturn 4.6.1, which ignores it; it came with"),
         ("4.18.0", "no-dtls", True, "error: removed in coturn 4.17.0: DTLS is off unless"),
         ("4.18.0", "prod", True, "error: removed in coturn 4.7.0"),
         ("4.18.0", "no-cli", True, "warning: deprecated: the CLI is off by default"),
@@ -124,6 +124,22 @@ def test_the_defaults_of_the_rfc_are_no_warning() -> None:
         ("4.6.1", "realm", "x", "error: callready writes it: set turn.pools.<pool>.realm instead"),
         ("4.6.1", "prometheus", True, "error: Debian builds coturn without Prometheus"),
         ("4.6.1", "no-auth", True, "error: it would relay for anyone"),
+        *(
+            ("4.18.0", key, True, "error: clients are told URIs that need what it switches off")
+            for key in ("no-udp", "no-tcp", "no-udp-relay", "no-stun", "stun-only")
+        ),
+        ("4.6.1", "secure-stun", True, "error: clients ask STUN servers without credentials"),
+        ("4.6.1", "CA-file", "/etc/ca.pem", "error: callers would need certificates of their own"),
+        ("4.6.1", "rest-api-separator", "|", "error: credentials are minted with a colon"),
+        *(
+            ("4.18.0", key, True, "error: it is off because of known vulnerabilities")
+            for key in ("dtls", "mobility", "oauth", "web-admin", "web-admin-port")
+        ),
+        ("4.6.1", "mobility", "on", "error: it is off because of known vulnerabilities"),
+        ("4.6.1", "server-relay", True, "error: anyone could send to a relay"),
+        ("4.6.1", "allow-loopback-peers", True, "error: relays could reach what listens on"),
+        ("4.6.1", "tcp-proxy-port", 3480, "error: callready writes it: set turn.proxy_port"),
+        ("4.6.1", "aux-server", "[fe80::1%eth0]:3478", "error: [fe80::1%eth0]:3478 is not ADDR"),
         ("4.6.1", "cli-port", 99999, "error: 99999 is not a port (1-65535)"),
         ("4.6.1", "cli-port", 0, "error: 0 is not a port (1-65535)"),
         ("4.6.1", "cli-port", "abc", "error: abc is not a port"),
@@ -132,7 +148,7 @@ def test_the_defaults_of_the_rfc_are_no_warning() -> None:
         ("4.6.1", "max-bps", True, "error: needs a value (a whole number)"),
         ("4.6.1", "max-bps", None, "error: needs a value"),
         ("4.6.1", "max-bps", [1, 2], "error: may be given once"),
-        ("4.6.1", "mobility", "maybe", "error: is a key without a value, coturn wants no value"),
+        ("4.6.1", "verbose", "maybe", "error: is a key without a value, coturn wants no value"),
         ("4.6.1", "no-auth-pings", "off", "error: is a key without a value, its presence alone"),
         ("4.18.0", "stateless-nonce", False, "error: it is on by default, and false leaves it out"),
         ("4.6.1", "cipher-list", "HIGH # strong", "error: has a comment after the value"),
@@ -176,7 +192,9 @@ def test_what_coturn_would_not_say_is_said_before_the_deploy(
 def test_sound_options_are_silent() -> None:
     assert not said(
         "4.18.0",
-        mobility=True,
+        simple_log=True,
+        mobility=False,
+        no_udp=False,
         verbose=False,
         max_bps="125000",
         stateless_nonce="off",
@@ -196,7 +214,7 @@ def test_a_value_that_may_be_secret_is_not_quoted() -> None:
 
 @pytest.mark.parametrize(("version", "count"), [("4.5.2", 1), ("4.6.1", 0), ("4.19.0", 1)])
 def test_an_unknown_version_is_one_warning(version: str, count: int) -> None:
-    found = check(version, {"fingerprint-x": True, "mobility": True}, WHERE)
+    found = check(version, {"fingerprint-x": True, "simple-log": True}, WHERE)
     assert [p.level for p in found] == ["warning"] * count + ["error"]
 
 

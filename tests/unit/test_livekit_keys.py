@@ -103,6 +103,11 @@ def test_every_key_that_the_other_tables_name_is_in_the_tree() -> None:
             "error: livekit.config.room.create_room_timeout: must be a duration such as 500ms or 10s",
         ),
         ({"region": {"name": "eu"}}, "error: livekit.config.region: must be text, not a mapping"),
+        ({"region": {"eu"}}, "error: livekit.config.region: must be text, not a set"),
+        (
+            {"room": {"room_configurations": {"big": {"agents": [{b"x"}]}}}},
+            "error: livekit.config.room.room_configurations.big: must be a mapping of plain values",
+        ),
         ({"room": 5}, "error: livekit.config.room: must be a mapping, not the number 5"),
         (
             {"room": {"enabled_codecs": "opus"}},

@@ -294,6 +294,13 @@ def test_livekit_has_the_values_and_types_that_were_set() -> None:
     assert found["limit"] == {"num_tracks": -1}
 
 
+def test_none_leaves_livekits_defaults() -> None:
+    config = {"rtc": None, "logging": None, "room": {"empty_timeout": None}}
+    none = livekit_yaml(load((SFU1, "livekit.config", config)))
+    assert none.pop("room") == {"empty_timeout": None}
+    assert none == livekit_yaml(load())
+
+
 def test_a_pool_of_fixed_users_is_handed_out_with_name_and_password() -> None:
     release = declare(fixed_users(), SFU1).release
     servers = livekit_yaml(fixed_users())["rtc"]["turn_servers"]
