@@ -7,7 +7,7 @@ import secrets
 import sys
 
 from callready.secrets import sops
-from callready.secrets.store import Store, references
+from callready.secrets.store import Store, references, sharing
 from callready.settings.fields import secret_fields
 from callready.settings.inventory import inventory_data
 from callready.settings.problem import SettingsError
@@ -36,6 +36,8 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
             wanted.add(name)
             if at not in made:
                 theirs.add(name)
+    if wrong := [f"{inventory}: {message}" for message in sharing(wanted)]:
+        raise SettingsError("\n".join(wrong))
     if recipients:
         print(f"wrote {sops.create_config(store.path, recipients)}")
     missing = sorted(name for name in wanted if not store.lookup(entries, name))

@@ -4,6 +4,7 @@ before any connection."""
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pyinfra.api.arguments import all_argument_meta
 from pyinfra.connectors.ssh import connector_data_meta
 
-from callready.secrets.store import Store, references, resolve, rotating
+from callready.secrets.store import Store, references, resolve, rotating, sharing
 from callready.settings.checks import check
 from callready.settings.fields import model_in
 from callready.settings.fleet import Fleet
@@ -37,6 +38,8 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
     require_roles(source, data)
     report.placeholders(data)
     report.extend(one_machine(data))
+    for message in sharing(name for host in data.values() for _, name in references(host)):
+        report.error([], "", message)
     hosts: dict[str, HostSettings] = {}
     logins: dict[str, dict[str, Any]] = {}
     known: set[str] = set()
@@ -88,12 +91,21 @@ _WORDS = {
     "missing": "is missing",
     "too_short": "is empty",
     "string_type": "must be text in quotes",
-    "bool_parsing": "must be True or False",
-    "int_type": "must be a whole number",
-    "list_type": "must be a list in [ ]",
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be True or False"),
+    **dict.fromkeys(
+        ("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"
+    ),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "must be a number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list in [ ]"),
     "dict_type": "must be a mapping in { }",
     "model_type": "must be a mapping in { }",
 }
+
+
+# example.com and names below it, and no name that only contains it.
+_PLACEHOLDER = re.compile(
+    r"(?<![\w-])(?:(?i:example\.com)(?![\w-]|\.\w)|CHANGE-ME(?![\w-]))", re.ASCII
+)
 
 
 class Report:
@@ -177,7 +189,7 @@ class Report:
 
     def placeholders(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """Note names that the shipped examples use and nobody can own (RFC 2606)."""
-        found = {word for word in _words(data) if "example.com" in word or "CHANGE-ME" in word}
+        found = set(filter(_PLACEHOLDER.search, _words(data)))
         if found:
             env = Path(self.source)
             self.error(

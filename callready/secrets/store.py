@@ -7,7 +7,7 @@ import copy
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,17 @@ def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
 def variable(name: str) -> str:
     """The environment variable of the secret `name`."""
     return "CALLREADY_SECRET_" + name.upper().replace("/", "_").replace("-", "_")
+
+
+def sharing(names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with secrets of which several have one environment variable: what is set for
+    one would be taken for the others too."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(set(names)):
+        found.setdefault(variable(name), []).append(f"{PREFIX}{name}")
+    for of, several in found.items():
+        if len(several) > 1:
+            yield f"{' and '.join(several)} share the environment variable {of}: rename one"
 
 
 def references(data: Any, path: str = "") -> Iterator[tuple[str, str]]:

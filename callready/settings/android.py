@@ -14,6 +14,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from datetime import date, timedelta
+from pathlib import PurePosixPath
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -94,7 +95,8 @@ class Android(BaseModel):
         False, description="Debug builds trust the CAs a user installed (debugging proxies)."
     )
     client_settings: str = Field(
-        "assets/callready.json", description="JSON file for the app, relative to the checkout."
+        "assets/callready.json",
+        description="JSON file for the app alone, relative to the checkout.",
     )
 
     @property
@@ -186,13 +188,23 @@ def check(android: Android, livekit_url: str, today: date | None = None) -> Iter
     yield from _warnings(android, today)
 
 
+# JSON files that the tools of apps keep in a checkout (npm, TypeScript, React Native, Firebase).
+_OTHERS = ("package.json", "package-lock.json", "tsconfig.json", "app.json", "google-services.json")
+
+
 def _paths(android: Android) -> Iterator[Problem]:
     if not android.checkout.startswith("/"):
         yield Problem("android.checkout", f'"{android.checkout}" is not an absolute path')
     for name in ("source_root", "client_settings"):
         path: str = getattr(android, name)
-        if not path or path.startswith("/") or ".." in path.split("/"):
+        parts = PurePosixPath(path).parts
+        if not path or path.startswith(("/", "-")) or ".." in parts or not path.isprintable():
             yield Problem(f"android.{name}", f'"{path}" is not a path inside the checkout')
+        elif ".git" in map(str.lower, parts):
+            yield Problem(f"android.{name}", f'"{path}" is a place of git\'s own')
+        elif name == "client_settings" and (not path.endswith(".json") or parts[-1] in _OTHERS):
+            why = "is not a .json file of its own, which is written anew at each change: write"
+            yield Problem(f"android.{name}", f'"{path}" {why} assets/callready.json')
     if not re.fullmatch(r"[a-z][a-z0-9_]*\.xml", android.file):
         why = r"is no name for an Android resource; it must match [a-z][a-z0-9_]*\.xml"
         yield Problem("android.file", f'"{android.file}" {why}')

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from callready.settings import android, coturn_keys, livekit_keys, pins
 from callready.settings.certificates import CertificateError, read_pair
+from callready.settings.endpoints import split_endpoint
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import GROUPS, mistyped
@@ -47,7 +48,19 @@ _UNREACHABLE = [
 ]
 
 
+# No interface that other hosts reach has one of these; no router passes link-local ones on
+# (RFC 3927, section 2.7).
+_NO_INTERFACE = [
+    ipaddress.ip_network(net)
+    for net in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+]
+_IS_NONE = "is an unspecified, loopback, link-local, multicast or reserved address: write the one"
+
+
 def _addresses(host: HostSettings) -> Problems:
+    if host.private_address and _is_in(_NO_INTERFACE, host.private_address):
+        why = f"{host.private_address} {_IS_NONE} that the host's interface has behind 1:1 NAT"
+        yield Problem("private_address", why)
     if not host.serves:
         return
     if host.address is None:
@@ -59,18 +72,21 @@ def _addresses(host: HostSettings) -> Problems:
             else "is missing: the host's public IPv4 address",
         )
     # On a LAN without TLS a private address is what is meant; wss:// is for callers outside.
-    elif _unreachable(host.address) and not (host.livekit and host.livekit.url.startswith("ws://")):
+    elif host.livekit and host.livekit.url.startswith("ws://"):
+        if _is_in(_NO_INTERFACE, host.address):
+            yield Problem("address", f"{host.address} {_IS_NONE} that callers reach")
+    elif _is_in(_UNREACHABLE, host.address):
         yield Problem(
             "address",
             f"{host.address} is not reachable from the Internet: set the public address, and "
             "private_address to the one on the interface",
         )
-    if host.address6 and _unreachable(host.address6):
+    if host.address6 and _is_in(_UNREACHABLE, host.address6):
         yield Problem("address6", f"{host.address6} is not reachable from the Internet")
 
 
-def _unreachable(address: str) -> bool:
-    return any(ipaddress.ip_address(address) in net for net in _UNREACHABLE)
+def _is_in(networks: list[android.Network], address: str) -> bool:
+    return any(ipaddress.ip_address(address) in net for net in networks)
 
 
 def _groups(host: HostSettings) -> Problems:
@@ -356,13 +372,13 @@ def _clusters(fleet: Fleet) -> Findings:
             nodes.setdefault(place(host.livekit.url), {})[name] = host.livekit
     for (at, _), cluster in nodes.items():
         redis = [livekit.redis for livekit in cluster.values()]
-        known = [(each.address.lower(), each.db) for each in redis if each]
+        known = [(each.address, each.db) for each in redis if each]
         if len(cluster) == 1:
             continue
         if len(known) < len(redis):
             wrong = "is missing"
         elif any(_is_loopback(address) for address, _ in known):
-            wrong = "is one of each host's own, by a loopback address"
+            wrong = "is one of each host's own (a loopback address or a socket)"
         elif not _all_same([*known]):
             wrong = "differs in address or db"
         else:
@@ -374,10 +390,12 @@ def _clusters(fleet: Fleet) -> Findings:
         yield list(cluster), Problem("livekit.redis", why)
 
 
-def _is_loopback(endpoint: str) -> bool:
-    """Whether HOST:PORT leads to the host itself: loopback, or a name of RFC 6761 or of Debian's
-    /etc/hosts for it."""
-    name = (endpoint.rpartition(":")[0] or endpoint).strip("[]").removesuffix(".")
+def _is_loopback(address: str) -> bool:
+    """Whether HOST:PORT or a socket's path leads to the host itself: loopback, or a name for it of
+    RFC 6761 or of Debian's /etc/hosts."""
+    if address.startswith("/"):
+        return True
+    name, _ = split_endpoint(address)
     if ip := android.address(name):
         return ip.is_loopback or ip.is_unspecified
     names = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")

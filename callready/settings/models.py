@@ -47,6 +47,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
+INT_MAX = 2**31 - 1  # of a C int, which the kernel and coturn read numbers into
+
+
 def _port(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
         raise ValueError(f"{value!r} is not a port (1-65535)")
@@ -68,6 +71,10 @@ def _ip(*versions: Literal[4, 6]) -> AfterValidator:
     kinds = " or ".join(f"IPv{version}" for version in versions)
 
     def check(value: str) -> str:
+        if scope := value.partition("%")[2]:
+            raise ValueError(
+                f"{value!r} has a scope, which is this host's own (RFC 4007): leave out %{scope}"
+            )
         try:
             found = ipaddress.ip_address(value)
         except ValueError:
@@ -193,11 +200,13 @@ class Host(Section):
     udp_buffer: int = Field(
         5_000_000,
         ge=212_992,
+        le=INT_MAX,
         description="Bytes for net.core.rmem_max and wmem_max; LiveKit warns below 5 MB.",
     )
     max_clock_skew: float = Field(
         30.0,
         gt=0,
+        le=86_400,
         description="Seconds a host's clock may differ from the controller's; TURN REST "
         "credentials carry an expiry time.",
     )
@@ -344,17 +353,26 @@ class Edge(Section):
 
     port: Port = Field(443, description="HTTPS and wss.")
     http_port: Port = Field(80, description="Redirects to HTTPS and ACME challenges.")
-    max_connections: int = Field(20_000, ge=100, description="Connections in all.")
+    max_connections: int = Field(
+        20_000,
+        ge=100,
+        le=262_144,  # two descriptors each, of LimitNOFILE (templates/drop-in.conf.j2)
+        description="Connections in all.",
+    )
     connections_per_client: int = Field(
         1_000,
         ge=10,
+        le=INT_MAX,
         description="Connections that one client address may hold; a whole office may share one.",
     )
     requests_per_client: int = Field(
-        500, ge=10, description="Requests in 10 s that one client address may make."
+        500, ge=10, le=INT_MAX, description="Requests in 10 s that one client address may make."
     )
     tunnel_timeout: int = Field(
-        86_400, ge=3600, description="Seconds a silent WebSocket lives; calls are long."
+        86_400,
+        ge=3600,
+        le=INT_MAX // 1000,  # HAProxy counts milliseconds
+        description="Seconds a silent WebSocket lives; calls are long.",
     )
 
 
@@ -410,7 +428,7 @@ class Redis(Section):
     address: RedisAddress = Field(description="`host:port`, or the path of a socket on this host.")
     username: str | None = Field(None, description="ACL user.")
     password: SecretByHand | None = Field(None, description="Its password.")
-    db: int = Field(0, ge=0, description="Database number.")
+    db: int = Field(0, ge=0, le=INT_MAX, description="Database number.")
     use_tls: bool = Field(False, description="Connect with TLS.")
 
 
@@ -457,6 +475,7 @@ class LiveKit(Section):
     token_ttl: int = Field(
         21_600,
         ge=30,
+        le=INT_MAX,
         description="Seconds the app's tokens are valid at most (6 h is the SDKs' "
         "default); a rotated key stays known that long.",
     )
@@ -507,9 +526,11 @@ class PoolKeys(Section):
     allowed_peers: list[PeerRange] = Field(
         [], description="Exceptions from the deny-list: addresses or ranges first-last."
     )
-    user_quota: int = Field(12, ge=0, description="Allocations a user name may hold.")
-    total_quota: int = Field(1200, ge=0, description="Allocations in all.")
-    stale_nonce: int = Field(600, ge=60, description="Seconds a nonce lives (RFC 8656, 5).")
+    user_quota: int = Field(12, ge=0, le=INT_MAX, description="Allocations a user name may hold.")
+    total_quota: int = Field(1200, ge=0, le=INT_MAX, description="Allocations in all.")
+    stale_nonce: int = Field(
+        600, ge=60, le=INT_MAX, description="Seconds a nonce lives (RFC 8656, 5)."
+    )
     tcp_relay: bool = Field(False, description="RFC 6062 relaying to TCP peers.")
     extra: FreeKeys = Field(
         {}, description="Other keys of turnserver.conf, checked by version; true is a bare key."
@@ -574,7 +595,7 @@ class HttpCheck(Section):
     """An HTTP endpoint of the app that verification asks."""
 
     url: HttpUrlWithQuery = Field(description="http:// or https:// URL.")
-    status: int = Field(200, description="The status it must answer with.")
+    status: int = Field(200, ge=100, le=599, description="The status it must answer with.")
     fields: dict[str, Any] = Field({}, description="JSON fields it must contain, by value.")
 
 

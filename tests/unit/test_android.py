@@ -381,6 +381,36 @@ PRIVATE_CA = (
             for name in ("Network.xml", "net-sec.xml", "1.xml", "nsc", "a.xml\n", "../a.xml")
         ),
         ({"checkout": "app"}, ['android.checkout: "app" is not an absolute path']),
+        *(
+            (
+                {"client_settings": path},
+                [
+                    f'android.client_settings: "{path}" is not a .json file of its own, which is '
+                    "written anew at each change: write assets/callready.json"
+                ],
+            )
+            for path in (
+                *("android/app/src/main/AndroidManifest.xml", "pubspec.yaml", "assets/", "assets"),
+                "android/app/src/./main/res/xml/network_security_config.xml",
+                *("package.json", "android/app/google-services.json", "assets/callready.json/"),
+            )
+        ),
+        *(
+            (
+                {"client_settings": path},
+                [f'android.client_settings: "{path}" is a place of git\'s own'],
+            )
+            for path in (".git/config", ".git/callready.json", "modules/x/.GIT/callready.json")
+        ),
+        *(
+            (
+                {"client_settings": path},
+                [f'android.client_settings: "{path}" is not a path inside the checkout'],
+            )
+            for path in ("", "-x.json", "a\n.json", "a/../b.json")
+        ),
+        ({"source_root": ".git/src"}, ['android.source_root: ".git/src" is a place of git\'s own']),
+        ({"client_settings": "./assets/my.json", "source_root": "."}, []),
         (
             {"source_root": "/app/src", "client_settings": "../x.json"},
             [

@@ -15,6 +15,7 @@ from callready.secrets import __main__ as command
 from callready.secrets.store import SecretsError, Store, references, resolve, rotating
 from callready.settings.fields import origin_of, secret_fields
 from callready.settings.models import HostSettings
+from callready.settings.problem import SettingsError
 from tests.support.inventories import (
     GROUP,
     HOSTS,
@@ -350,6 +351,17 @@ def test_nothing_is_invented_that_a_setting_of_ours_does_not_say_is_ours(
     by_hand = ["dns", "shared", "ssh/key", "ssh/other", "sudo"]
     assert command.complete(SOURCE) == (by_hand, "")
     assert Store(SOURCE).read().keys() == {"token"}
+
+
+def test_nothing_is_generated_for_two_secrets_with_one_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = {name: {"x": f"secret:{name}"} for name in ("turn/calls", "turn-calls")}
+    monkeypatch.setattr("callready.secrets.__main__.inventory_data", lambda _: data)
+    why = "secret:turn-calls and secret:turn/calls share the environment variable "
+    with pytest.raises(SettingsError, match=f"^{SOURCE}: {why}CALLREADY_SECRET_TURN_CALLS: rename"):
+        command.complete(SOURCE)
+    assert not FILE.exists()
 
 
 def test_what_the_environment_has_is_not_generated(monkeypatch: pytest.MonkeyPatch) -> None:

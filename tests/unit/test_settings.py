@@ -7,6 +7,7 @@ import sys
 from ipaddress import ip_address
 from pathlib import Path
 from textwrap import dedent
+from typing import cast
 
 import pytest
 from cryptography.x509 import DNSName, IPAddress
@@ -75,7 +76,38 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
         ("address", 5, "address: must be text in quotes"),
         ("address6", "192.0.2.1", "address6: '192.0.2.1' is not an IPv6 address"),
         ("private_address", "eth0", "private_address: 'eth0' is not an IPv4 address"),
+        (
+            "address6",
+            "2001:db8::21%eth0",
+            "address6: '2001:db8::21%eth0' has a scope, which is this host's own (RFC 4007): leave out "
+            "%eth0",
+        ),
         ("name", "a b", "name: 'a b' is not a host name"),
+        *(
+            (path, given, f"{path}: must be a mapping in {{ }}")
+            for path in ("host", "deploy", "turn.pools.calls", "livekit.rtc", "tls", "android")
+            for given in cast(list[object], [5, "text", []])
+        ),
+        ("host", None, "host: must be a mapping in { }"),
+        ("turn.pools", None, "turn.pools: must be a mapping in { }"),
+        ("turn.pools.calls", None, "turn.pools.calls: must be a mapping in { }"),
+        ("livekit.config", None, "livekit.config: must be a mapping in { }"),
+        ("livekit.rtc.stun_servers", None, "livekit.rtc.stun_servers: must be a list in [ ]"),
+        ("turn.tls", None, "turn.tls: must be True or False"),
+        ("turn.user_quota", "many", "turn.user_quota: must be a whole number"),
+        ("host.max_clock_skew", None, "host.max_clock_skew: must be a number"),
+        *(
+            (path, limit + 1, f"{path}: Input should be less than or equal to {limit}")
+            for path, limit in (
+                ("host.udp_buffer", 2_147_483_647),
+                ("host.max_clock_skew", 86_400),
+                ("edge.tunnel_timeout", 2_147_483),
+                ("edge.max_connections", 262_144),
+                ("turn.total_quota", 2_147_483_647),
+                ("turn.stale_nonce", 2_147_483_647),
+                ("livekit.token_ttl", 2_147_483_647),
+            )
+        ),
         ("pools", "calls", "pools: must be a list in [ ]"),
         ("pools", ["a b"], "pools.0: 'a b' is not a Unix user or group name"),
         ("livekit", 5, "livekit: must be a mapping in { }"),
@@ -264,11 +296,22 @@ def test_a_wrong_value_is_named_with_its_host_and_key(
         ("livekit.logging.pion_levle", "is not a setting; did you mean pion_level?"),
         ("host.udp_bufer", "is not a setting; did you mean udp_buffer?"),
         ("tls.certificat", "is not a setting; did you mean certificate?"),
+        ("deploy.batc", "is not a setting; did you mean batch?"),
+        ("turn.statu", "is not a setting"),
         ("xyzzy", "is not a setting"),
     ],
 )
 def test_a_misspelt_key_gets_a_suggestion(path: str, message: str) -> None:
     assert said((TURN1, path, 1)) == [f"{TURN1}: {path}: {message}"]
+
+
+def test_a_suggestion_is_a_key_of_that_section() -> None:
+    app = {"env_file": "/srv/.env", "health": [{"url": "https://app.test", "statu": 200}]}
+    android = {"checkout": "/app", "domains": [{"host": "app.test", "sceme": "ws"}]}
+    assert said((TURN1, "app", app), (TURN1, "android", android)) == [
+        f"{TURN1}: app.health.0.statu: is not a setting; did you mean status?",
+        f"{TURN1}: android.domains.0.sceme: is not a setting; did you mean scheme?",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -355,7 +398,49 @@ def test_the_names_of_the_examples_are_refused_with_where_to_edit() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(
+            "example.com",
+            "Example.COM",
+            "turn.example.com",
+            "example.com.",
+            "wss://x.example.com:1/y",
+        ),
+        *("me@example.com", "https://example.com/", "/srv/CHANGE-ME/app", "CHANGE-ME"),
+    ],
+)
+def test_a_placeholder_is_found_in_a_name_a_url_or_a_path(word: str) -> None:
+    assert f"still has the example's {word}: edit" in said((TURN1, "xyzzy", [{"a": word}]))[0]
+
+
+def test_a_name_that_only_contains_a_placeholder_is_taken() -> None:
+    names = ("livekit.anexample.com", "my-example.com", "example.com.au", "example.com-x.test")
+    for name in (*names, "example.community", "change-me.test"):
+        load((TURN1, "name", name), ("*", "turn.tls", False))
+    path = "/srv/EXCHANGE-ME/example.com.json"
+    (line,) = said((TURN1, "xyzzy", path))
+    assert line == f"{TURN1}: xyzzy: is not a setting"
+
+
 # Secrets
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("turn/calls", "turn-calls"), ("turn/calls", "turn_calls"), ("turn/Calls", "turn/calls")],
+)
+def test_two_secrets_with_one_environment_variable_are_refused(first: str, second: str) -> None:
+    write_store({**SECRETS, first: "1" * 32, second: "2" * 32})
+    edits: list[Edit] = [
+        ("*", "turn.pools.calls.secrets", [f"secret:{first}"]),
+        ("*", "turn.pools.avatar.secrets", [f"secret:{second}"]),
+    ]
+    names = " and ".join(f"secret:{name}" for name in sorted((first, second)))
+    assert said(*edits) == [
+        f"{names} share the environment variable CALLREADY_SECRET_TURN_CALLS: rename one"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -556,6 +641,28 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
         ),
         *(
             (
+                edits,
+                [
+                    f"{TURN1}: {key}: {address} is an unspecified, loopback, link-local, multicast or "
+                    f"reserved address: write the one that {which}"
+                ],
+            )
+            for address in ("0.0.0.0", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255")
+            for key, edits, which in (
+                (
+                    "private_address",
+                    [(TURN1, "private_address", address)],
+                    "the host's interface has behind 1:1 NAT",
+                ),
+                (
+                    "address",
+                    [(TURN1, "address", address), ("*", "livekit.url", f"ws://{SFU1}:7880")],
+                    "callers reach",
+                ),
+            )
+        ),
+        *(
+            (
                 [(TURN1, "address6", address)],
                 [f"{TURN1}: address6: {address} is not reachable from the Internet"],
             )
@@ -719,12 +826,12 @@ SECOND_SFU: list[Edit] = [
         *(
             (
                 [("*", "livekit.redis", {"address": address})],
-                "is one of each host's own, by a loopback address",
+                "is one of each host's own (a loopback address or a socket)",
             )
             for address in (
                 *("127.0.0.1:6379", "127.5.5.5:6379", "[::1]:6379", "0.0.0.0:6379", "[::]:6379"),
-                *("localhost:6379", "LocalHost.:6379", "redis.localhost:6379", "ip6-localhost:1"),
-                "[::ffff:127.0.0.1]:6379",
+                *("localhost:6379", "LocalHost:6379", "redis.localhost:6379", "ip6-localhost:1"),
+                "/run/redis/redis.sock",
             )
         ),
         ([REDIS, (TURN1, "livekit.redis.db", 3)], "differs in address or db"),
