@@ -99,7 +99,10 @@ hand. Unknown host keys are refused unless `ssh_strict_host_key_checking` says o
 ## A host's own data
 
 In `inventories/ENV`, beside the host's name. Its groups decide what it is: `livekit` (the SFU),
-`turn` (coturn), `app` (the application's `.env`), `android` (a checkout of the app).
+`turn` (coturn), `app` (the application's `.env`), `android` (a checkout of the app). A group is a
+list of hosts, each a name or a pair of name and data: `livekit = ["sfu2", ("sfu1", {…})]`. A host
+has one name and stands once in each of its groups; what each of them says of it is put together.
+Other variables of that file begin with `_` if they are lists.
 """
 
 POOL_NOTE = """\

@@ -339,11 +339,8 @@ def _names(fleet: Fleet) -> Findings:
         for one, other in combinations(hosts, 2):
             pairs = [p for p in product(hosts[one], hosts[other]) if _contradict(*p)]
             # Nodes of a cluster share their URL, and hosts of an app theirs; TURN shares no name.
-            if (
-                {"livekit.url", "app.url"}
-                & {a.key for a in hosts[one]}
-                & {b.key for b in hosts[other]}
-            ):
+            shared = {(a.key, a.port) for a in hosts[one]} & {(b.key, b.port) for b in hosts[other]}
+            if any(port for _, port in shared):
                 pairs = [(a, b) for a, b in pairs if _of_turn(a) or _of_turn(b)]
             if pairs:
                 a, b = pairs[0]

@@ -484,7 +484,9 @@ class LiveKit(Section):
     )
     rtc: Rtc = Field(Rtc(), description="Media transport.")
     logging: Logging = Field(Logging(), description="What goes to the journal.")
-    redis: Redis | None = Field(None, description="Redis of a cluster.")
+    redis: Redis | None = Field(
+        None, description="Redis of a cluster: SFUs with one `url` have one in common."
+    )
     prometheus: Prometheus | None = Field(None, description="Metrics.")
     webhook: Webhook | None = Field(None, description="Events to the app.")
     config: FreeKeys = Field(
@@ -639,7 +641,9 @@ class App(Section):
 class HostSettings(Section):
     """Everything one host's inventory data says."""
 
-    name: Name = Field(description="The name callers use; the inventory name unless set.")
+    name: Name = Field(
+        description="The name callers use, no other host's; the inventory name unless set."
+    )
     groups: frozenset[str] = Field(frozenset(), description="The inventory groups it is in.")
     address: IPv4 | None = Field(None, description="Public IPv4 address.")
     address6: IPv6 | None = Field(None, description="Public IPv6 address, if any.")

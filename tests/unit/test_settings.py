@@ -922,6 +922,17 @@ LIVEKIT = "livekit.callready.test"
             f"{TURN1} is name of {TURN1} and app.url of {TURN2}",
         ),
         (
+            [
+                *SECOND_SFU,
+                ("*", "edge", {}),
+                (TURN1, "edge", {"port": 7443}),
+                (TURN1, "livekit.url", f"wss://{LIVEKIT}:7443"),
+            ],
+            (SFU1, TURN1),
+            "livekit.url",
+            f"{LIVEKIT} is livekit.url of {SFU1} and livekit.url of {TURN1}",
+        ),
+        (
             [("*", "livekit.url", "ws://[2001:DB8:0::21]:7880")],
             (SFU1, TURN1),
             "livekit.url",
