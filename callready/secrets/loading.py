@@ -90,7 +90,7 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
 _WORDS = {
     "missing": "is missing",
     "too_short": "is empty",
-    "string_type": "must be text in quotes",
+    **dict.fromkeys(("string_type", "invalid_key"), "must be text in quotes"),
     **dict.fromkeys(("bool_type", "bool_parsing"), "must be True or False"),
     **dict.fromkeys(
         ("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"

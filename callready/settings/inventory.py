@@ -105,9 +105,7 @@ def misread(variables: Mapping[str, Any]) -> Findings:
     yield from _twice(groups)
     if "all" in groups:
         listed = {name for name, _ in groups["all"]}
-        why = (
-            "is not in the group all, and pyinfra leaves out what is not: add it, or leave all out"
-        )
+        why = "is not in the group all, so pyinfra leaves it out: add it there, or take all out"
         for group, pairs in groups.items():
             yield from (([name], Problem(group, why)) for name, _ in pairs if name not in listed)
 
@@ -120,10 +118,7 @@ def _twice(groups: Mapping[str, list[Pair]]) -> Findings:
         names = [name for name, _ in pairs]
         for name in dict.fromkeys(names):
             if names.count(name) > 1:
-                yield (
-                    [name],
-                    Problem(group, "has this host twice: write it once, with all its data"),
-                )
+                yield [name], Problem(group, "has it twice: write it once, with all its data")
             first = spelt.setdefault(_machine(name), name)
             if first != name:
                 yield [first, name], Problem(group, f"is one host: write {first} everywhere")
@@ -140,7 +135,7 @@ def one_machine(data: Mapping[str, Mapping[str, Any]]) -> Findings:
     places: dict[tuple[Any, ...], list[str]] = {}
     for name, host in data.items():
         where = host.get("ssh_hostname") or name.removeprefix("@ssh/")
-        more = (host.get("ssh_port"), host.get("ssh_config_file"))
+        more = (host.get("ssh_port") or 22, host.get("ssh_config_file"))
         places.setdefault((str(where).casefold(), *map(str, more)), []).append(name)
     for names in places.values():
         if len(names) > 1:
@@ -164,6 +159,8 @@ def _wrong_host(value: Any) -> str | None:
         return f'must have the data of {name} in {{ }}: ("{name}", {{"address": "…"}}), not {given}'
     if wrong := [key for key in (rest[0] if rest else ()) if not isinstance(key, str)]:
         return f"must have keys in quotes in the data of {name}, not {_kind(wrong[0])}"
+    if rest and "groups" in rest[0]:
+        return f"{name} is in the groups whose lists have it: take groups out of its data"
     return None
 
 

@@ -62,6 +62,10 @@ DATA = 'must have the data of sfu1 in { }: ("sfu1", {"address": "…"}), not'
             "livekit = [('sfu1', {22: 'ssh_port'})]",
             ["livekit[0]: must have keys in quotes in the data of sfu1, not a number"],
         ),
+        (
+            "livekit = [('sfu1', {'groups': ['turn']})]",
+            ["livekit[0]: sfu1 is in the groups whose lists have it: take groups out of its data"],
+        ),
         ("livekit = (['sfu1', 5], {'ssh_port': 22})", [f"livekit[1]: {HOST} a number"]),
         ("eu = ['sfu1', 5]", [f"eu[1]: {HOST} a number"]),
         ("ports = [80, 443]", [f"ports: {LIST} one of something else; or begin its name with _"]),
@@ -69,8 +73,8 @@ DATA = 'must have the data of sfu1 in { }: ("sfu1", {"address": "…"}), not'
         (
             "livekit = ['sfu1']\nturn = ['turn1']\nall = ['sfu1']",
             [
-                "turn1: turn: is not in the group all, and pyinfra leaves out what is not: add it, or "
-                "leave all out"
+                "turn1: turn: is not in the group all, so pyinfra leaves it out: add it there, or take "
+                "all out"
             ],
         ),
     ],
@@ -81,7 +85,7 @@ def test_a_group_that_pyinfra_would_leave_out_or_misread_is_named(
     assert said(text) == found
 
 
-TWICE = "has this host twice: write it once, with all its data"
+TWICE = "has it twice: write it once, with all its data"
 
 
 @pytest.mark.parametrize(
@@ -180,6 +184,8 @@ def test_two_names_that_lead_to_one_machine_are_refused(project: Path) -> None:
             f"{SOURCE}: {name}, {TURN2}: ssh_hostname: is the same for all of them: one host has "
             "one name, in every group that it is in"
         )
+        with pytest.raises(SettingsError, match="is the same"):
+            load(*edits, (TURN2, "ssh_port", 22))
         load(*edits, (TURN2, "ssh_port", 2222))  # behind a router that passes ports on
         load(*edits, (TURN2, "ssh_config_file", "site2"))  # behind another jump host
     with pytest.raises(SettingsError, match="ssh_hostname: is the same"):

@@ -88,6 +88,7 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
             for path in ("host", "deploy", "turn.pools.calls", "livekit.rtc", "tls", "android")
             for given in cast(list[object], [5, "text", []])
         ),
+        ("edge", {5: 1}, "edge.5: must be text in quotes"),
         ("host", None, "host: must be a mapping in { }"),
         ("turn.pools", None, "turn.pools: must be a mapping in { }"),
         ("turn.pools.calls", None, "turn.pools.calls: must be a mapping in { }"),
