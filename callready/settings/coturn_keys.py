@@ -179,6 +179,7 @@ REFUSED = {
     **dict.fromkeys(("no-udp", "no-tcp", "no-udp-relay", "no-stun", "stun-only"), _TOLD),
     "secure-stun": "clients ask STUN servers without credentials: leave it out",
     "CA-file": "callers would need certificates of their own: leave it out",
+    "no-tlsv1_2": "4.6.1 speaks no other TLS, and many clients neither: leave it out",
     "rest-api-separator": "credentials are minted with a colon (expiry:name): leave it out",
     **dict.fromkeys(("dtls", "mobility", "oauth", "web-admin"), _VULNERABLE),
     **{f"web-admin-{key}": _VULNERABLE for key in ("ip", "port", "listen-on-workers")},

@@ -130,6 +130,7 @@ def test_the_defaults_of_the_rfc_are_no_warning() -> None:
         ),
         ("4.6.1", "secure-stun", True, "error: clients ask STUN servers without credentials"),
         ("4.6.1", "CA-file", "/etc/ca.pem", "error: callers would need certificates of their own"),
+        ("4.6.1", "no-tlsv1_2", True, "error: 4.6.1 speaks no other TLS"),
         ("4.6.1", "rest-api-separator", "|", "error: credentials are minted with a colon"),
         *(
             ("4.18.0", key, True, "error: it is off because of known vulnerabilities")
