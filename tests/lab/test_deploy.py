@@ -381,6 +381,7 @@ def test_role_taken_out_of_the_inventory_leaves_the_host(fleet: Fleet) -> None:
     # The SFU moves to h06, h04 goes on minting tokens.
     fleet.groups["livekit"] = [fleet.groups["turn"].pop(1)]
     fleet.groups["livekit"][0][1].pop("pools")
+    fleet.data["livekit"]["url"] = f"ws://{TURN13.fqdn}:7880"
     run = fleet.deploy()
     assert "- unit livekit-server.service" in run.plan("h04")
     assert "- unit turnserver@calls.service" in run.plan("h06")
