@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 
 from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run
+from callready.settings.certificates import browsers_refuse
 from callready.settings.pins import pin
 
 # What X509_verify_cert reports (openssl/x509_vfy.h): the rest is the chain.
@@ -119,6 +120,12 @@ def _handshake(where: str, at: tuple[str, int], name: str, context: ssl.SSLConte
             reason(error),
         ) from None
     chain = [x509.load_pem_x509_certificate(each.public_bytes().encode()) for each in shown]
+    if verified and (why := browsers_refuse(chain)):
+        raise ProbeError(
+            f"browsers and phones refuse the certificate on {where}",
+            "what made the key and who signed it: OpenSSL takes more kinds than browsers do",
+            f"it {why}",
+        )
     return _described(chain, version or "", verified)
 
 

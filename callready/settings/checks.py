@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from callready.settings import android, coturn_keys, livekit_keys, pins
-from callready.settings.certificates import CertificateError, read_pair
+from callready.settings.certificates import (
+    CertificateError,
+    apple_refuses,
+    lifetime_refused,
+    read_pair,
+)
 from callready.settings.endpoints import split_endpoint
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
@@ -278,10 +283,21 @@ def _certificate_files(fleet: Fleet) -> Findings:
         if not (tls := host.tls) or tls.acme:
             continue
         for name in host.tls_names:
+            file, key = tls.files(host_name, name)
             try:
-                read_pair(*tls.files(host_name, name), name)
+                leaf = read_pair(file, key, name).leaf
             except CertificateError as error:
                 yield [host_name], Problem("tls", str(error))
+                continue
+            if why := lifetime_refused(leaf, private=bool(tls.ca)):
+                yield [host_name], Problem("tls", f"certificate {file} {why}")
+            for why in apple_refuses(leaf):
+                yield (
+                    [host_name],
+                    Problem(
+                        "tls", f"certificate {file}: iPhones and Macs refuse it: {why}", "warning"
+                    ),
+                )
 
 
 def _gate_from(fleet: Fleet) -> Findings:

@@ -3,6 +3,7 @@ survey finds on a host: tests make one change at a time to either."""
 
 import copy
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from callready.release.declaration import ROOT, Release
 from callready.release.facts import EnvironmentFact, Facts, FileFact, UnitFact
@@ -18,6 +21,8 @@ from callready.release.plan import row_hash
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
 
+SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
+SHA256 = hashes.SHA256()
 SOURCE = "inventories/test"
 SFU1, TURN1, TURN2 = "sfu1.callready.test", "turn1.callready.test", "turn2.callready.test"
 
@@ -96,26 +101,50 @@ def write_store(entries: dict[str, str]) -> Path:
     return path
 
 
+def _common(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
 class Authority:
     """Signs certificates for tests; every file is new."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.key = ec.generate_private_key(ec.SECP256R1())
-        self.name = x509.Name(
-            [x509.NameAttribute(x509.NameOID.COMMON_NAME, "callready unit test authority")]
-        )
+        self.name = _common("callready unit test authority")
         folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.now(UTC)
+        own = (
+            x509.CertificateBuilder()
+            .subject_name(self.name)
+            .issuer_name(self.name)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=30))
+            .not_valid_after(now + timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .sign(self.key, SHA256)
+        )
+        self.file = str(folder / "ca.pem")
+        Path(self.file).write_bytes(own.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, *names: x509.GeneralName, days: float = 30, since: float = -1, password: bytes = b""
+        self,
+        *names: x509.GeneralName,
+        days: float = 30,
+        since: float = -1,
+        password: bytes = b"",
+        key: CertificateIssuerPrivateKeyTypes | None = None,
+        usage: Sequence[x509.ExtensionType] = (SERVER,),
+        hashed: hashes.SHA256 | hashes.SHA384 = SHA256,
+        subject: str = "leaf",
     ) -> tuple[str, str]:
         """Paths of a certificate and its key, valid from `since` to `days` (days from now)."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         builder = (
             x509.CertificateBuilder()
-            .subject_name(self.name)
+            .subject_name(_common(subject))
             .issuer_name(self.name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
@@ -124,7 +153,9 @@ class Authority:
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        certificate = builder.sign(self.key, hashes.SHA256())
+        for extension in usage:
+            builder = builder.add_extension(extension, critical=False)
+        certificate = builder.sign(self.key, hashed)
         stem = self.folder / f"{certificate.serial_number:x}"
         stem.with_suffix(".pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         encryption = (

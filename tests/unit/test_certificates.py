@@ -3,13 +3,20 @@
 import ipaddress
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from cryptography.x509 import DNSName, IPAddress
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from callready.release.facts import host_script
 from callready.settings.certificates import CertificateError, read_pair
-from tests.support.inventories import TURN1, Authority
+from callready.settings.problem import SettingsError
+from tests.support.inventories import SERVER, TURN1, Authority, load
 
 
 def refusal(chain: str, key: str, name: str = TURN1) -> str:
@@ -159,3 +166,170 @@ def test_a_path_may_start_with_the_home_folder(
     for source, name in zip(pair, ("chain.pem", "key.pem"), strict=True):
         shutil.copy(source, tmp_path / name)
     read_pair("~/chain.pem", "~/key.pem", TURN1)
+
+
+def usage(*, signs: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(signs, False, not signs, False, False, False, False, False, False)
+
+
+# Fewer bits or another curve than browsers take, other signatures, or not for servers.
+KINDS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
+    "P-256": (lambda: {}, ""),
+    "P-384": (lambda: {"key": ec.generate_private_key(ec.SECP384R1())}, ""),
+    "RSA 2048": (lambda: {"key": rsa.generate_private_key(65537, 2048)}, ""),
+    "no extendedKeyUsage": (lambda: {"usage": ()}, ""),
+    "for signatures": (lambda: {"usage": (SERVER, usage(signs=True))}, ""),
+    "Ed25519": (
+        lambda: {"key": ed25519.Ed25519PrivateKey.generate()},
+        "has a key of the kind Ed25519",
+    ),
+    "P-521": (lambda: {"key": ec.generate_private_key(ec.SECP521R1())}, "has an EC secp521r1 key"),
+    "secp256k1": (
+        lambda: {"key": ec.generate_private_key(ec.SECP256K1())},
+        "has an EC secp256k1 key",
+    ),
+    "brainpool": (
+        lambda: {"key": ec.generate_private_key(ec.BrainpoolP256R1())},
+        "has an EC brainpoolP256r1 key",
+    ),
+    "RSA 1024": (
+        lambda: {"key": rsa.generate_private_key(65537, 1024)},
+        "has a 1024-bit RSA key",
+    ),
+    "RSA 1536": (
+        lambda: {"key": rsa.generate_private_key(65537, 1536)},
+        "has a 1536-bit RSA key",
+    ),
+    "DSA": (lambda: {"key": dsa.generate_private_key(2048)}, "has a key of the kind DSA"),
+    "for clients": (
+        lambda: {"usage": (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]),)},
+        "is not for servers",
+    ),
+}
+# What Chromium offers: BoringSSL's kVerifySignatureAlgorithms and its default groups.
+BROWSER = (
+    *("-sigalgs", "ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384"),
+    *("-groups", "X25519:P-256:P-384"),
+    *("-auth_level", "2", "-verify_return_error", "-verify_hostname", TURN1),
+)
+
+
+def handshake(chain: str, key: str, ca: str) -> bool:
+    """Whether a client that offers what browsers offer is content with what OpenSSL serves."""
+    server = subprocess.Popen(
+        # Below Debian's level, as a host may be set: it takes every kind then.
+        [
+            *("openssl", "s_server", "-accept", "127.0.0.1:0", "-naccept", "1", "-www"),
+            *("-cert", chain, "-key", key, "-cipher", "ALL:@SECLEVEL=0"),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        line = next(line for line in server.stdout or () if line.startswith("ACCEPT "))
+        client = subprocess.run(
+            [
+                *("openssl", "s_client", "-connect", line.split()[1], "-servername", TURN1),
+                *("-CAfile", ca, *BROWSER),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=20,
+            check=False,
+        )
+    finally:
+        server.kill()
+        server.communicate()
+    return client.returncode == 0
+
+
+def installed(chain: str, key: str, root: Path) -> subprocess.CompletedProcess[str]:
+    """What the host's script says to a pair."""
+    for folder in ("run", "etc/callready"):
+        (root / folder).mkdir(parents=True)
+    (root / "script").write_bytes(host_script("certificates.sh"))
+    return subprocess.run(
+        ["sh", root / "script", "install", TURN1, chain, key, "root"],
+        env={"CALLREADY_ROOT": str(root), "PATH": "/usr/bin:/bin"},
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_browsers_refuse_is_refused_everywhere(
+    authority: Authority, tmp_path: Path, kind: str
+) -> None:
+    """By a client that offers only what browsers offer, from files, and on the host."""
+    make, why = KINDS[kind]
+    chain, key = authority.issue(DNSName(TURN1), **make())
+    assert handshake(chain, key, authority.file) == (not why)
+    done = installed(chain, key, tmp_path)
+    assert (done.returncode == 0) == (not why), done.stderr
+    if not why:
+        read_pair(chain, key, TURN1)
+        return
+    assert refusal(chain, key).startswith(f"certificate {chain} {why}")
+    assert TURN1 in done.stderr
+
+
+@pytest.mark.tools
+@pytest.mark.parametrize("digest", ["md5", "sha1", "sha224", "sha256"])
+def test_signatures_that_are_forged_are_refused(tmp_path: Path, digest: str) -> None:
+    chain, key = str(tmp_path / "chain"), str(tmp_path / "key")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", f"-{digest}"),
+            *("-subj", "/CN=x", "-addext", f"subjectAltName=DNS:{TURN1}"),
+            *("-out", chain, "-keyout", key),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    done = installed(chain, key, tmp_path)
+    if digest == "sha256":
+        assert done.returncode == 0, done.stderr
+        read_pair(chain, key, TURN1)
+    else:
+        assert f"has a signature ({digest}WithRSAEncryption, {digest})" in refusal(chain, key)
+        assert f"{digest}WithRSAEncryption" in done.stderr
+
+
+def test_a_key_that_may_not_sign_proves_no_server(authority: Authority) -> None:
+    chain, key = authority.issue(DNSName(TURN1), usage=(SERVER, usage(signs=False)))
+    assert "keyUsage without digitalSignature" in refusal(chain, key)
+
+
+def test_an_authority_in_the_chain_is_held_to_the_same(authority: Authority) -> None:
+    chain, key = authority.issue(DNSName(TURN1))
+    issuer, _ = authority.issue(
+        key=rsa.generate_private_key(65537, 1024), usage=(), subject="middle"
+    )
+    Path(chain).write_bytes(Path(chain).read_bytes() + Path(issuer).read_bytes())
+    assert "has an authority (CN=middle) with a 1024-bit RSA key" in refusal(chain, key)
+
+
+@pytest.mark.parametrize(
+    ("days", "ca", "level", "said"),
+    [
+        (390, False, "", ""),
+        (400, False, "error", "is valid for 401 days: of an authority that browsers know, "),
+        (400, True, "", ""),
+        (900, True, "warning", "iPhones and Macs refuse it: is valid for 901 days"),
+    ],
+)
+def test_how_long_a_certificate_may_be_valid_depends_on_its_authority(
+    project: Path, authority: Authority, days: int, ca: bool, level: str, said: str
+) -> None:
+    chain, key = authority.issue(DNSName("*.callready.test"), days=days)
+    tls = {"certificate": chain, "key": key} | ({"ca": authority.file} if ca else {})
+    try:
+        found = [("warning", str(each)) for each in load(("*", "tls", tls)).warnings]
+    except SettingsError as error:
+        found = [("error", str(error))]
+    assert bool(found) == bool(level)
+    assert all(each[0] == level and said in each[1] for each in found)

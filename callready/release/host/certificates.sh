@@ -28,20 +28,29 @@ copy_pair() {
     } || refuse "$1: cannot be copied to $5"
 }
 
-# check_pair NAME CHAIN KEY: they belong together, lead from leaf to last, are for NAME and valid.
+# check_pair NAME CHAIN KEY: they belong together, lead from leaf to last, are for NAME, valid, and of
+# a kind that browsers accept (settings/certificates.py has the sources).
 check_pair() {
-    local name="$1" chain="$2" key="$3" public subject=-verify_ip reason
+    local name="$1" chain="$2" key="$3" public subject=-verify_ip reason kind
     { [ -s "$chain" ] && [ -s "$key" ]; } || refuse "$name: $chain or $key is empty or not there" || return
     { public=$(openssl pkey -in "$key" -pubout 2> /dev/null) &&
         [ "$(openssl x509 -in "$chain" -noout -pubkey 2> /dev/null)" = "$public" ]; } ||
         refuse "$name: the key does not belong to the certificate" || return
     awk '/-BEGIN CERT/ { pem = "" } { pem = pem $0 "\n" } END { printf "%s", pem }' "$chain" > "$chain.last"
     case $name in *[!0-9.]*) subject=-verify_hostname ;; esac
-    reason=$(openssl verify -partial_chain -CAfile "$chain.last" -untrusted "$chain" \
+    # Level 2 (SSL_CTX_set_security_level(3)): RSA from 2048 bits, no MD5 or SHA-1.
+    reason=$(openssl verify -partial_chain -auth_level 2 -purpose sslserver -CAfile "$chain.last" -untrusted "$chain" \
         $subject "$name" "$chain" 2>&1) ||
         refuse "$name: $(printf '%s' "$reason" | sed -n 's/^error [0-9]* at [0-9]* depth lookup: *//p' | head -n 1)" ||
         return
     rm "$chain.last"
+    kind=$(openssl x509 -in "$chain" -noout -text |
+        sed -n 's/^ *\(Signature\|Public Key\) Algorithm: //p; s/^ *ASN1 OID: //p' | tr '\n' ' ')
+    case $kind in
+        *[Ss][Hh][Aa]1* | *[Ss][Hh][Aa]224* | *[Mm][Dd]5*) false ;;
+        *" rsaEncryption "* | *" prime256v1 "* | *" secp384r1 "*) ;;
+        *) false ;;
+    esac || refuse "$name: browsers refuse its kind (signature and key: $kind): use EC P-256, P-384 or RSA from 2048 bits"
 }
 
 # switch_pair NAME NEW FOLDER: one rename of a link makes certificate and key current together.
