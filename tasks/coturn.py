@@ -9,7 +9,7 @@ from callready.release.declaration import Row
 from callready.release.node import Node
 from callready.settings import coturn_keys, pools
 from callready.settings.models import Pool
-from callready.settings.ports import listeners
+from callready.settings.ports import has_low_port, listeners
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
 
@@ -23,7 +23,8 @@ def coturn(node: Node) -> None:
     node.release.mask("coturn.service")
     node.release.package("coturn", version)
     node.release.package("sqlite3")
-    node.release.file(UNIT_FILE, "turnserver@.service.j2")
+    low_ports = any(has_low_port(node.ports, pools.unit(name)) for name in host.turn_pools)
+    node.release.file(UNIT_FILE, "turnserver@.service.j2", low_ports=low_ports)
     for name, pool in host.turn_pools.items():
         config, unit = f"/etc/coturn/{name}.conf", pools.unit(name)
         userdb = f"/var/lib/turn/{name}.db"

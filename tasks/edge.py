@@ -6,9 +6,10 @@ from functools import partial
 from callready.release.node import Node
 from callready.settings.pools import EDGE, behind_edge, ways
 from callready.settings.ports import listeners
+from callready.settings.uris import place
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
-HARDENING = f"/etc/systemd/system/{EDGE}.d/callready-hardening.conf"
+UNIT_FILE = f"/etc/systemd/system/{EDGE}"
 
 
 def edge(node: Node) -> None:
@@ -28,9 +29,10 @@ def edge(node: Node) -> None:
         ways=partial(ways, host),
         addresses=[a for a in (host.local_address, host.address6) if a],
         backends=host.edge_backends,
+        livekit=place(host.sfu.url)[0] if host.sfu else "",
         turn_name=host.name,
         names=host.tls_names,
         certificates=[c.path("both.pem") for c in node.release.certificates.values()],
     )
-    node.release.file(HARDENING, "haproxy-hardening.conf.j2")
+    node.release.file(UNIT_FILE, f"{EDGE}.j2")
     node.release.service(EDGE, inputs=[CONFIG], reloads=True, listens=listeners(node.ports, EDGE))

@@ -17,6 +17,10 @@ def base(node: Node) -> None:
     buffer = node.settings.host.udp_buffer
     node.release.sysctl("net.core.rmem_max", buffer)
     node.release.sysctl("net.core.wmem_max", buffer)
+    # coturn gives up after a minute, and its calls with it, if it cannot bind an IPv6 address that
+    # comes late or never; HAProxy's "transparent" needs no such permission.
+    if node.settings.address6 and node.settings.turn_pools:
+        node.release.sysctl("net.ipv6.ip_nonlocal_bind", 1)
     # Debian's ephemeral range 32768-60999 overlaps the media ranges: without this an outgoing
     # connection can take a port that a call was promised.
     node.release.sysctl("net.ipv4.ip_local_reserved_ports", reserved(node.ports))

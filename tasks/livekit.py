@@ -7,6 +7,7 @@ from pydantic import SecretStr
 from callready.release.node import Node
 from callready.settings.pools import advertised
 from callready.settings.ports import LIVEKIT as UNIT
+from callready.settings.ports import has_low_port
 
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = "/etc/livekit/livekit.yaml"
@@ -35,7 +36,13 @@ def livekit(node: Node) -> None:
     if secret:
         node.release.file(TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600)
         credentials.append(TURN_SECRET)
-    node.release.file(UNIT_FILE, "livekit-server.service.j2", binary=binary, turn_secret=secret)
+    node.release.file(
+        UNIT_FILE,
+        "livekit-server.service.j2",
+        binary=binary,
+        turn_secret=secret,
+        low_ports=has_low_port(node.ports, UNIT),
+    )
     node.release.enable(UNIT, UNIT_FILE)
     node.release.service(
         UNIT,

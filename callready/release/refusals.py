@@ -109,7 +109,8 @@ def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
     ours = set(facts.manifest.units)
     ours |= set(node.release.timers.values())  # certbot, while it renews
     # A unit of the same name by hand is taken over; a package's own is in use for something else.
-    ours |= {u for u in node.release.services if _unit_file(u) in node.release.files}
+    packaged = {f"{name}.service" for name in node.release.packages}
+    ours |= {u for u in node.release.services if _unit_file(u) in node.release.files} - packaged
     others = [parse_port(value) for value in node.settings.host.other_listeners]
     taken: dict[tuple[str, int], str] = {}
     for item in facts.listeners:

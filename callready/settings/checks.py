@@ -199,8 +199,15 @@ def _app_behind_edge(host: HostSettings) -> Problems:
 
 
 def _turn_on_443(host: HostSettings) -> Problems:
-    """TURN over TLS that shares 443 with the edge is told apart by its name."""
+    """TURN over TLS that shares 443 with the edge is told apart by its name; elsewhere the packet
+    filter hands 443 over."""
     pools = [pool for pool in host.turn_pools.values() if pool.tls_on_443]
+    if pools and not host.has_edge and not host.firewall.enabled:
+        yield Problem(
+            "turn.tls_on_443",
+            "needs the packet filter, which hands 443 to coturn's TLS port, and firewall.enabled "
+            "is False: write tls_listening_port = 443 instead, or leave the filter on",
+        )
     if not pools or not host.edge:
         return
     if host.name in host.edge_backends:

@@ -189,6 +189,8 @@ Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
+# HAProxy counts milliseconds in 31 bits (its manual, 2.5: time format).
+Timeout = Annotated[int, Field(ge=1, le=2_147_483)]
 
 
 class Host(Section):
@@ -373,6 +375,19 @@ class Edge(Section):
         ge=3600,
         le=INT_MAX // 1000,  # HAProxy counts milliseconds
         description="Seconds a silent WebSocket lives; calls are long.",
+    )
+    livekit_timeout: Timeout = Field(
+        60, description="Seconds without a byte after which LiveKit's answer is given up (504)."
+    )
+    app_timeout: Timeout = Field(
+        60,
+        description="The same for the application: more than the longest silence of its "
+        "server-sent events and long polls.",
+    )
+    client_timeout: Timeout = Field(
+        20,
+        description="Seconds without a byte after which a client's upload or download is given "
+        "up; also the longest TLS handshake, where TURN does not share 443.",
     )
 
 

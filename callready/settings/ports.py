@@ -69,6 +69,12 @@ def listeners(plan: list[Use], unit: str) -> list[str]:
     return [f"{use.proto}/{use.first}" for use in plan if use.unit == unit and not use.relay]
 
 
+def has_low_port(plan: list[Use], unit: str) -> bool:
+    """Whether a unit opens a port that takes CAP_NET_BIND_SERVICE (ip(7),
+    ip_unprivileged_port_start)."""
+    return any(use.unit == unit and use.first < 1024 for use in plan)
+
+
 def _sshd(ports: tuple[int, ...]) -> Iterator[Use]:
     for port in ports:
         yield Use("sshd", "sshd", "", "tcp", port, port, "administration", "ssh_port")

@@ -26,6 +26,7 @@ def test_redirects(server: Server, check: Check) -> None:
     """Port 80 redirects to HTTPS"""
     edge, names = server.settings.edge, server.settings.edge_backends
     assert edge
+    port = f":{edge.port}" if edge.port != 443 else ""
     for family, address in server.addresses.items():
         for name in names:
             with check.probing():
@@ -33,7 +34,7 @@ def test_redirects(server: Server, check: Check) -> None:
                 answer, _ = get(url, headers={"Host": name})
                 check.expect(
                     (answer.status_code, answer.headers.get("location"))
-                    == (301, f"https://{name}/x?y=1"),
+                    == (301, f"https://{name}{port}/x?y=1"),
                     f"who types {name} without https:// does not arrive: {answer.status_code} "
                     f"{answer.headers.get('location', '')}",
                     EDGE,
