@@ -9,7 +9,7 @@ from itertools import chain, combinations, compress, product
 from pathlib import Path
 from typing import NamedTuple
 
-from callready.settings import android, coturn_keys, livekit_keys, pins
+from callready.settings import android, coturn_keys, livekit_keys, pins, pools
 from callready.settings.certificates import (
     CertificateError,
     apple_refuses,
@@ -113,6 +113,42 @@ def _pools_of_host(host: HostSettings) -> Problems:
             yield Problem("pools", f"{name!r} is not one of turn.pools ({known})")
 
 
+# Callers at once that a pool is for at least, whatever it is for.
+_FEW = 10
+
+
+def _quotas(host: HostSettings) -> Problems:
+    """Whether a pool holds what the URIs that clients are told ask it for."""
+    for name, pool in host.turn_pools.items():
+        asked, arithmetic = pools.asked_by_caller(host, name)
+        key, ports, of_user = f"turn.pools.{name}", pool.relay_ports, pool.allocations_per_user
+        callers = _FEW if pool.users else 1  # who share a fixed user's name
+        if 0 < of_user < asked * callers:
+            yield Problem(
+                f"{key}.user_quota",
+                f"{of_user} allocations are too few for {callers} of its callers ({arithmetic} "
+                "each): more are refused with 486, and a call may be without a relay; leave it "
+                f"out, or set {asked * callers} or more",
+                "warning",
+            )
+        span = f"the {ports} relay ports {pool.min_port}-{pool.max_port}"
+        total = min(pool.allocations or ports, ports)
+        if total < asked * _FEW:
+            yield Problem(
+                f"{key}.{'total_quota' if total < ports else 'max_port'}",
+                f"{total} allocations, of {span}, may be held by {total // asked} callers "
+                f"({arithmetic} each): allow {asked * _FEW} or more",
+                "warning",
+            )
+        if pool.allocations > ports:
+            yield Problem(
+                f"{key}.total_quota",
+                f"{pool.allocations} is more than {span}, and without a free one coturn tries all "
+                "of them for every further allocation: leave it out, or widen the range",
+                "warning",
+            )
+
+
 def _app(host: HostSettings) -> Problems:
     if "app" in host.groups and host.app is None:
         yield Problem("app", "is missing: the host is in group app")
@@ -146,7 +182,16 @@ def _stun_server(host: HostSettings) -> Problems:
         )
 
 
-_OF_ROLES = (_addresses, _groups, _pools_of_host, _app, _android, _version_keys, _stun_server)
+_OF_ROLES = (
+    _addresses,
+    _groups,
+    _pools_of_host,
+    _quotas,
+    _app,
+    _android,
+    _version_keys,
+    _stun_server,
+)
 
 
 def _url_without_edge(host: HostSettings) -> Problems:

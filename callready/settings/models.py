@@ -543,8 +543,20 @@ class PoolKeys(Section):
     allowed_peers: list[PeerRange] = Field(
         [], description="Exceptions from the deny-list: addresses or ranges first-last."
     )
-    user_quota: int = Field(12, ge=0, le=INT_MAX, description="Allocations a user name may hold.")
-    total_quota: int = Field(1200, ge=0, le=INT_MAX, description="Allocations in all.")
+    user_quota: int | None = Field(
+        None,
+        ge=0,
+        le=INT_MAX,
+        description="Allocations a user name may hold on a host, 0 is any number. Unset it is 48, "
+        "twice what a caller with IPv4 and IPv6 on two networks takes; of fixed users, whom "
+        "callers share, any number.",
+    )
+    total_quota: int | None = Field(
+        None,
+        ge=0,
+        le=INT_MAX,
+        description="Allocations in all on a host, 0 is any number; unset: as many as relay ports.",
+    )
     stale_nonce: int = Field(
         600, ge=60, le=INT_MAX, description="Seconds a nonce lives (RFC 8656, 5)."
     )
@@ -579,6 +591,24 @@ class Pool(PoolKeys):
     users: dict[Username, GeneratedSecret] = Field(
         {}, description="Fixed users instead, for SDKs that take only a name and a password."
     )
+
+    @property
+    def relay_ports(self) -> int:
+        """How many there are of one address."""
+        return self.max_port - self.min_port + 1
+
+    @property
+    def allocations_per_user(self) -> int:
+        """turnserver.conf's `user-quota`; 0 is any number."""
+        if self.user_quota is not None:
+            return self.user_quota
+        return 0 if self.users else 48
+
+    @property
+    def allocations(self) -> int:
+        """turnserver.conf's `total-quota`; 0 is any number. Without a free port coturn tries all of
+        them for every further allocation."""
+        return self.relay_ports if self.total_quota is None else self.total_quota
 
     @model_validator(mode="after")
     def _fits(self) -> Pool:

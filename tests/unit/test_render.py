@@ -23,7 +23,7 @@ from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
 from callready.settings.uris import stun_uris, turn_uris
 from tasks import declare
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, box, load, write_store
+from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, box, load, write_store
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -624,3 +624,73 @@ def test_the_app_gets_the_same_keys_and_uris_as_livekit() -> None:
         "TURN_TTL": "600",
     }
     assert (environment.owner, environment.units) == ("app", ("app.service",))
+
+
+# The edge and privileged ports
+
+
+def haproxy(*edits: Edit) -> str:
+    files = declare(load(("*", "edge", {}), *edits), SFU1).release.files
+    return files["/etc/haproxy/haproxy.cfg"].content.decode()
+
+
+@pytest.mark.parametrize(
+    ("edits", "port"),
+    [([], ""), ([("*", "edge.port", 8443), ("*", "livekit.url", f"wss://{SFU1}:8443")], ":8443")],
+)
+def test_a_redirect_leads_to_the_edges_own_port(edits: list[Edit], port: str) -> None:
+    """Whatever port the client called: only the name of its Host is taken over."""
+    (rule,) = re.findall(r"http-request redirect .*", haproxy(*edits))
+    assert f"location https://%[hdr(host),field(1,:),lower]{port}%[pathq] " in rule
+
+
+def test_each_backend_has_a_time_out_of_its_own() -> None:
+    config = haproxy(
+        (SFU1, "groups", ["livekit", "app"]),
+        (SFU1, "app", {"env_file": "/srv/app/.env", "url": "https://app.callready.test"}),
+        (SFU1, "app.upstream", "127.0.0.1:8000"),
+        ("*", "edge", {"livekit_timeout": 61, "app_timeout": 62, "client_timeout": 63}),
+    )
+    assert re.findall(r"backend to_(\w+)\n.*\n *timeout server (\d+)s", config) == [
+        ("livekit_callready_test", "61"),
+        ("app_callready_test", "62"),
+    ]
+    https = config.partition("frontend https\n")[2].partition("\nbackend")[0]
+    assert "timeout client 63s" in https
+
+
+def test_every_bind_of_the_edge_waits_for_no_address() -> None:
+    fleet = edges()
+    for host in (SFU1, TURN2):
+        config = declare(fleet, host).release.files["/etc/haproxy/haproxy.cfg"].content.decode()
+        binds = [line for line in config.splitlines() if line.startswith("    bind ")]
+        assert binds and all("transparent" in line or "abns@" in line for line in binds)
+
+
+@pytest.mark.parametrize(
+    ("host", "unit", "edit"),
+    [
+        (TURN1, "turnserver@.service", (TURN1, "turn.pools.calls.listening_port", 80)),
+        (TURN1, "turnserver@.service", (TURN1, "turn.pools.calls.tls_listening_port", 443)),
+        (SFU1, "livekit-server.service", (SFU1, "livekit.port", 443)),
+        (SFU1, "livekit-server.service", (SFU1, "livekit.rtc", {"tcp_port": 443})),
+    ],
+)
+def test_a_unit_has_the_right_to_privileged_ports_where_it_has_one(
+    host: str, unit: str, edit: Edit
+) -> None:
+    def lines(*edits: Edit) -> set[str]:
+        file = declare(load(*edits), host).release.files[f"/etc/systemd/system/{unit}"]
+        return set(file.content.decode().splitlines())
+
+    granted = {
+        "CapabilityBoundingSet=CAP_NET_BIND_SERVICE",
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE",
+    }
+    before, after = lines(), lines(edit)
+    assert granted <= after - before
+    assert before - after == {
+        "CapabilityBoundingSet=",
+        "AmbientCapabilities=",
+        "PrivateUsers=yes",
+    }

@@ -17,6 +17,7 @@ from callready.secrets.loading import load_fleet, validate
 from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
 from callready.settings.problem import SettingsError
+from callready.settings.uris import turn_uris
 from tests.support.inventories import (
     SECRETS,
     SFU1,
@@ -1102,6 +1103,73 @@ def test_what_is_only_unwise_is_a_warning() -> None:
         "8656, section 7.2: no more than 3600 s is recommended, coturn's default; allocations of "
         "callers who vanished hold their ports for as long"
     )
+
+
+CALLS = f"{SOURCE}: {TURN1}: turn.pools.calls"
+AVATAR = f"{SOURCE}: {TURN2}: turn.pools.avatar"
+ALL_24 = "3 URIs x 2 address families x 2 peer connections x 2 networks = 24 each"
+
+
+@pytest.mark.parametrize(
+    ("edits", "warning"),
+    [
+        ([("*", "turn.pools.calls.user_quota", 24)], ""),
+        ([("*", "turn.pools.calls.user_quota", 0)], ""),
+        (
+            [("*", "turn.pools.calls.user_quota", 23)],
+            f"{CALLS}.user_quota: 23 allocations are too few for 1 of its callers ({ALL_24}): more "
+            "are refused with 486, and a call may be without a relay; leave it out, or set 24 or "
+            "more",
+        ),
+        ([("*", "turn.pools.calls.user_quota", 23), (TURN1, "turn.pools.calls.tls", False)], ""),
+        ([("*", "turn.pools.calls.user_quota", 23), (TURN1, "address6", ...)], ""),
+        (
+            [
+                ("*", "turn.pools.avatar.secrets", ...),
+                ("*", "turn.pools.avatar.users", {"bob": "secret:turn/user"}),
+                ("*", "turn.pools.avatar.user_quota", 48),
+            ],
+            f"{AVATAR}.user_quota: 48 allocations are too few for 10 of its callers",
+        ),
+        (
+            [("*", "turn.pools.calls.min_port", 65000), ("*", "turn.pools.calls.max_port", 65199)],
+            f"{CALLS}.max_port: 200 allocations, of the 200 relay ports 65000-65199, may be held "
+            f"by 8 callers ({ALL_24}): allow 240 or more",
+        ),
+        (
+            [("*", "turn.pools.calls.total_quota", 100)],
+            f"{CALLS}.total_quota: 100 allocations, of the 16384 relay ports 49152-65535, may be "
+            f"held by 4 callers ({ALL_24}): allow 240 or more",
+        ),
+        (
+            [("*", "turn.pools.calls.total_quota", 16385)],
+            f"{CALLS}.total_quota: 16385 is more than the 16384 relay ports 49152-65535, and ",
+        ),
+    ],
+)
+def test_a_pool_that_does_not_hold_what_its_uris_ask_for_is_a_warning(
+    edits: list[Edit], warning: str
+) -> None:
+    warnings = load(*edits).warnings
+    assert len(warnings) == bool(warning)
+    assert all(each.startswith(warning) for each in warnings)
+
+
+def test_unset_quotas_are_what_callers_and_the_ports_ask_for() -> None:
+    users = ("*", "turn.pools.avatar.users", {"bob": "secret:turn/user"})
+    fleet = load(("*", "turn.pools.avatar.secrets", ...), users, ("*", "turn.max_port", 60000))
+    calls, avatar = fleet[TURN1].turn_pools["calls"], fleet[TURN2].turn_pools["avatar"]
+    assert (calls.allocations_per_user, avatar.allocations_per_user) == (48, 0)
+    assert calls.allocations == 60000 - 49152 + 1
+
+
+def test_443_of_a_turn_host_without_packet_filter_is_coturns_own() -> None:
+    off, on_443 = (TURN1, "firewall", {"enabled": False}), "turn.pools.calls"
+    (line,) = said(off, ("*", f"{on_443}.tls_on_443", True))
+    assert line.startswith(f"{TURN1}: turn.tls_on_443: needs the packet filter, ")
+    assert "write tls_listening_port = 443 instead" in line
+    fleet = load(off, (TURN1, f"{on_443}.tls_listening_port", 443))
+    assert f"turns:{TURN1}:443?transport=tcp" in turn_uris(fleet, "calls")
 
 
 def test_keys_of_all_pools_are_defaults_of_each() -> None:
