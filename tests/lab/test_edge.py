@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -14,12 +15,17 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 
 from callready.probes import ProbeError, app, livekit, tls, turn
 from callready.probes.turn import Credentials, TurnServer
 from callready.settings.pools import Transport
 from lab import Lab, ca, tools
+from tests.support.browser import opens_tls
 from tests.support.continuity import calls_of
 from tests.support.crowd import crowd, held
 from tests.support.fleet import REPOSITORY, Host, deploy_lab, eventually, probe, verify
@@ -119,6 +125,54 @@ def test_a_scanner_finds_nothing(tmp_path: Path) -> None:
             if item["severity"] in ABOVE_LOW and name not in NOT_OURS
         }
         assert not bad, at
+
+
+def ed25519(name: str) -> str:
+    """A certificate of the lab's authority with a key that browsers refuse, and that key."""
+    authority = x509.load_pem_x509_certificate(ca.CA_CERTIFICATE.read_bytes())
+    signer = serialization.load_pem_private_key(ca.CA_KEY.read_bytes(), password=None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey)
+    key, now = Ed25519PrivateKey.generate(), datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=9))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
+        .sign(signer, hashes.SHA256())
+    )
+    return (
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    ).decode()
+
+
+def test_browsers_open_tls_wherever_clients_are_told_to(tmp_path: Path) -> None:
+    """A kind of key that they refuse is served by HAProxy without a word; verification notices."""
+    client, file = Lab().client_prefix(), str(ca.CA_CERTIFICATE)
+    for host, port in ((SFU, 443), (CALLS, 443), (CALLS, 5349), (Host("app1"), 443)):
+        assert opens_tls(f"{host.ipv4}:{port}", host.fqdn, file, before=client)
+    name, at = SFU.fqdn, f"{SFU.ipv4}:443"
+    served, check = f"/etc/callready/tls/{name}/current/both.pem", f"test_certificate[{name}]"
+    take_up = "haproxy -c -q -f /etc/haproxy/haproxy.cfg && systemctl reload haproxy"
+    SFU.root(
+        f"cp -p {served} /root/both.pem; cat > {served} <<'END'\n{ed25519(name)}END\n{take_up}"
+    )
+    try:
+        eventually(lambda: not opens_tls(at, name, file, before=client), 10)
+        assert opens_tls(at, name, file, offered=(), before=client)
+        said = verify(tmp_path / "report", check)[check]
+        assert "browsers and phones refuse the certificate" in said and "Ed25519" in said
+    finally:
+        SFU.root(f"cp -p /root/both.pem {served}; rm /root/both.pem; {take_up}")
+    eventually(lambda: opens_tls(at, name, file, before=client), 10)
 
 
 def pion(server: TurnServer, who: Credentials, peer: str) -> dict[str, str]:

@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from callready.probes import ProbeError, tls
+from callready.probes.app import get
 from lab import Lab, ca, plan
 from tests.support.crowd import crowd, held
 from tests.support.fleet import PYINFRA, REPOSITORY, Host, delivered, eventually
@@ -44,6 +46,14 @@ tls = {{
     "key": "{ca.CERTIFICATES}/{{name}}.key",
     "ca": "{ca.CA_CERTIFICATE}",
 }}
+"""
+EDGE = """
+edge = {"app_timeout": 3}
+"""
+# Privileged ports, as operators of networks that let nothing else out want them.
+LOW_PORTS = """
+turn["pools"]["avatar"]["listening_port"] = 443
+livekit["rtc"] = {"tcp_port": 80}
 """
 LAN_BACKEND = """
 mkdir -p /etc/systemd/system/backend.service.d
@@ -101,7 +111,7 @@ def edited(env: str, box: Host, folder: Path) -> Path:
             text = text.replace(example, own.format(**values))
         (folder / name).write_text(text)
     with (folder / f"group_data/{env}.py").open("a") as file:
-        file.write(PLACES + (LAB_AUTHORITY if env == "single" else ""))
+        file.write(PLACES + (LAB_AUTHORITY + EDGE if env == "single" else LOW_PORTS))
     subprocess.run(["cp", "-r", REPOSITORY / "lab/checkout", folder / "app"], check=True)
     return folder / env
 
@@ -159,3 +169,51 @@ def test_one_host_carries_everything(env: str, bare_boxes: None, tmp_path: Path)
         with crowd(box, box.fqdn, idle=1100, slow=0):
             eventually(lambda: held(box) <= 1000, 5)
             assert held(box) > 500
+        gives_up_the_application(box)
+        serves_each_address_as_soon_as_it_is_there(box)
+
+
+def gives_up_the_application(box: Host) -> None:
+    """After the time of its own, not after a minute."""
+    url, file = f"https://app.{box.fqdn}/health", str(ca.CA_CERTIFICATE)
+    box.root("systemctl kill -s STOP backend.service")
+    try:
+        answer, _ = get(url, file)
+    finally:
+        box.root("systemctl kill -s CONT backend.service")
+    assert answer.status_code == 504
+    eventually(lambda: get(url, file)[0].status_code == 200, 10)
+
+
+def serves_each_address_as_soon_as_it_is_there(box: Host) -> None:
+    """IPv6 does not come at boot, and Debian waits for it: the edge and coturn do not."""
+    network, booted = "/etc/systemd/network/10-host0.network", "/proc/sys/kernel/random/boot_id"
+    turns = [f"turnserver@{pool}.service" for pool in ("calls", "avatar")]
+    online = "systemctl is-active network-online.target"
+
+    def serves(address: str) -> bool:
+        try:
+            return bool(tls.served(address, 443, box.fqdn, str(ca.CA_CERTIFICATE)))
+        except ProbeError:
+            return False
+
+    old = box.root(f"cat {booted}")
+    box.root(
+        f"cp -p {network} /root; printf '[Match]\\nName=host0\\n[Network]\\nIPv6AcceptRA=no\\n"
+        f"DHCP=ipv6\\nAddress={box.ipv4}/24\\n[DHCPv6]\\nWithoutRA=solicit\\n' > {network}; "
+        "systemctl --no-block reboot"
+    )
+    eventually(lambda: box.root(f"cat {booted}", check=False) not in ("", old))
+    eventually(lambda: serves(box.ipv4))
+    assert box.root(online, check=False) != "active"
+    assert not serves(box.ipv6)
+    box.root(
+        f"mv /root/{Path(network).name} {network}; networkctl reload; networkctl reconfigure host0"
+    )
+    eventually(lambda: serves(box.ipv6), 20)
+    assert box.root("systemctl show -P NRestarts haproxy.service") == "0"
+    # coturn starts while its IPv6 address is away, and has it when it comes back.
+    eventually(lambda: box.root(online, check=False) == "active")
+    box.root(f"ip address delete {box.ipv6}/64 dev host0; systemctl restart {' '.join(turns)}")
+    box.root(f"ip address add {box.ipv6}/64 dev host0 nodad")
+    assert all(box.root(f"systemctl is-active {unit}") == "active" for unit in turns)

@@ -16,6 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from callready.release.facts import host_script
 from callready.settings.certificates import CertificateError, read_pair
 from callready.settings.problem import SettingsError
+from tests.support.browser import opens_tls
 from tests.support.inventories import SERVER, TURN1, Authority, load
 
 
@@ -206,12 +207,6 @@ KINDS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "is not for servers",
     ),
 }
-# What Chromium offers: BoringSSL's kVerifySignatureAlgorithms and its default groups.
-BROWSER = (
-    *("-sigalgs", "ECDSA+SHA256:RSA-PSS+SHA256:RSA+SHA256:ECDSA+SHA384:RSA-PSS+SHA384:RSA+SHA384"),
-    *("-groups", "X25519:P-256:P-384"),
-    *("-auth_level", "2", "-verify_return_error", "-verify_hostname", TURN1),
-)
 
 
 def handshake(chain: str, key: str, ca: str) -> bool:
@@ -229,20 +224,10 @@ def handshake(chain: str, key: str, ca: str) -> bool:
     )
     try:
         line = next(line for line in server.stdout or () if line.startswith("ACCEPT "))
-        client = subprocess.run(
-            [
-                *("openssl", "s_client", "-connect", line.split()[1], "-servername", TURN1),
-                *("-CAfile", ca, *BROWSER),
-            ],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=20,
-            check=False,
-        )
+        return opens_tls(line.split()[1], TURN1, ca)
     finally:
         server.kill()
         server.communicate()
-    return client.returncode == 0
 
 
 def installed(chain: str, key: str, root: Path) -> subprocess.CompletedProcess[str]:
