@@ -17,9 +17,10 @@ def base(node: Node) -> None:
     buffer = node.settings.host.udp_buffer
     node.release.sysctl("net.core.rmem_max", buffer)
     node.release.sysctl("net.core.wmem_max", buffer)
-    # coturn gives up after a minute, and its calls with it, if it cannot bind an IPv6 address that
+    # coturn and LiveKit give up, and their calls with them, if they cannot bind an IPv6 address that
     # comes late or never; HAProxy's "transparent" needs no such permission.
-    if node.settings.address6 and node.settings.turn_pools:
+    host = node.settings
+    if host.address6 and (host.turn_pools or host.address6 in host.livekit_addresses):
         node.release.sysctl("net.ipv6.ip_nonlocal_bind", 1)
     # Debian's ephemeral range 32768-60999 overlaps the media ranges: without this an outgoing
     # connection can take a port that a call was promised.
