@@ -17,8 +17,8 @@ def base(node: Node) -> None:
     buffer = node.settings.host.udp_buffer
     node.release.sysctl("net.core.rmem_max", buffer)
     node.release.sysctl("net.core.wmem_max", buffer)
-    # coturn and LiveKit give up, and their calls with them, if they cannot bind an IPv6 address that
-    # comes late or never; HAProxy's "transparent" needs no such permission.
+    # coturn and LiveKit give up, and with them their calls, where they cannot bind an IPv6 address
+    # that comes late or never; HAProxy's "transparent" needs no such permission.
     host = node.settings
     if host.address6 and (host.turn_pools or host.address6 in host.livekit_addresses):
         node.release.sysctl("net.ipv6.ip_nonlocal_bind", 1)
