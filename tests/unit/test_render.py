@@ -694,3 +694,19 @@ def test_a_unit_has_the_right_to_privileged_ports_where_it_has_one(
         "AmbientCapabilities=",
         "PrivateUsers=yes",
     }
+
+
+@pytest.mark.parametrize(
+    ("host", "edits", "set_"),
+    [
+        (TURN1, [], True),
+        (TURN1, [(TURN1, "address6", ...)], False),
+        (SFU1, [], False),
+        (SFU1, [(SFU1, "livekit.bind_addresses", ["192.0.2.11", "2001:db8::11"])], True),
+    ],
+)
+def test_who_binds_an_ipv6_address_need_not_wait_for_it(
+    host: str, edits: list[Edit], set_: bool
+) -> None:
+    sysctls = declare(load(*edits), host).release.sysctls
+    assert ("net.ipv6.ip_nonlocal_bind" in sysctls) == set_
