@@ -189,8 +189,8 @@ Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
-# HAProxy counts milliseconds in 31 bits (its manual, 2.5: time format).
-Timeout = Annotated[int, Field(ge=1, le=2_147_483)]
+# HAProxy counts milliseconds (its manual, 2.5: time format).
+Timeout = Annotated[int, Field(ge=1, le=INT_MAX // 1000)]
 
 
 class Host(Section):
