@@ -27,7 +27,10 @@ from callready.settings.problem import SettingsError
 
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by `make docs` from the code: change callready/, not this page. -->\n"
-HOST_DATA = ("name", "address", "address6", "private_address", "pools", "ssh_port", "sudo_password")
+HOST_DATA = (
+    *("name", "address", "address6", "private_address", "internal_address", "pools", "ssh_port"),
+    "sudo_password",
+)
 
 # What everything on one host needs beside the example's settings: ports of its own for each part.
 ONE_HOST: dict[str, dict[str, object]] = {
@@ -164,6 +167,7 @@ _WORDS: dict[Any, str] = {
     models.Path: "absolute path",
     models.Name: "host name",
     models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
+    models.Network: "address or network",
     Any: "any",
 }
 

@@ -1,14 +1,15 @@
 """coturn: one instance a pool, each with its own configuration, ports and credentials."""
 
 from hashlib import md5
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_network
 
 from pydantic import SecretStr
 
 from callready.release.declaration import Row
 from callready.release.node import Node
 from callready.settings import coturn_keys, pools
-from callready.settings.models import Pool
+from callready.settings.checks import unreachable
+from callready.settings.models import HostSettings, Pool
 from callready.settings.ports import has_low_port, listeners
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
@@ -40,7 +41,7 @@ def coturn(node: Node) -> None:
             userdb=userdb,
             certificate=node.release.certificates.get(host.name),
             allowed=allowed_peers(node, pool),
-            denied=DENIED,
+            denied=denied_peers(node, pool),
             knows=lambda key: coturn_keys.knows(version, key),
         )
         node.release.secret_rows(userdb, rows(pool))
@@ -61,10 +62,26 @@ def allowed_peers(node: Node, pool: Pool) -> list[str]:
     addresses = [
         address
         for sfu in sfus
-        for address in (sfu.address, sfu.private_address, sfu.address6)
+        for address in (sfu.address, sfu.private_address, sfu.address6, *more_addresses(sfu))
         if address
     ]
     return [*addresses, *pool.allowed_peers]
+
+
+def more_addresses(sfu: HostSettings) -> list[str]:
+    """What an SFU tells callers of beside its own addresses; not whole networks, in which there
+    may be anything."""
+    ips = sfu.livekit.rtc.ips if sfu.livekit else None
+    networks = map(ip_network, ips.includes if ips else ())
+    return [str(each.network_address) for each in networks if each.num_addresses == 1]
+
+
+def denied_peers(node: Node, pool: Pool) -> list[str]:
+    """Whom a relay may not reach; the fleet's internal networks among it, also where their
+    addresses are such as the Internet has."""
+    internal = (host.internal_address for host in node.fleet.hosts.values())
+    more = [a for a in internal if a and not unreachable(a)] if pool.peers == "internet" else []
+    return [*DENIED[pool.peers], *more]
 
 
 def rows(pool: Pool) -> list[Row]:

@@ -1,5 +1,6 @@
 """livekit-server, the SFU."""
 
+from ipaddress import ip_network
 from typing import Any
 
 from pydantic import SecretStr
@@ -31,6 +32,7 @@ def livekit(node: Node) -> None:
         lk=settings,
         turn_servers=servers,
         stun_servers=stun_servers(node),
+        ips=candidate_networks(node),
         secret_file=f"/run/credentials/{UNIT}/turn_secret" if secret else None,
     )
     if secret:
@@ -54,6 +56,16 @@ def livekit(node: Node) -> None:
         # A node on its own goes on taking new rooms after SIGTERM, one of a cluster does not.
         drain="TERM" if settings.redis else "",
     )
+
+
+def candidate_networks(node: Node) -> list[str]:
+    """livekit.yaml's `rtc.ips.includes`: the addresses on the host's interfaces that it tells
+    callers of; none stands for all."""
+    host = node.settings
+    if not host.livekit or not (ips := host.livekit.rtc.ips):
+        return []
+    own = (f"{ip_network(a)}" for a in (host.local_address, host.address6) if a)
+    return list(dict.fromkeys([*own, *ips.includes]))
 
 
 def turn_servers(node: Node) -> tuple[list[dict[str, Any]], SecretStr | None]:

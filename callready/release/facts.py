@@ -101,6 +101,7 @@ class Facts:
     units: dict[str, UnitFact] = field(default_factory=dict)
     listeners: list[Listener] = field(default_factory=list)
     ssh_ports: set[int] = field(default_factory=set)
+    addresses: set[str] = field(default_factory=set)
     tables: set[str] = field(default_factory=set)
     nat_tables: set[str] = field(default_factory=set)
     firewalls: set[str] = field(default_factory=set)
@@ -203,6 +204,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         units=units,
         listeners=listeners,
         ssh_ports={int(port) for (port,) in of["ssh"]} | {i.port for i in sshd},
+        addresses=words("address"),
         tables={" ".join(table) for table in of["table"]},
         nat_tables={" ".join(table) for table in of["nat"]},
         firewalls=words("firewall")

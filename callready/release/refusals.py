@@ -6,6 +6,7 @@ import re
 import socket
 from collections.abc import Iterator
 from hashlib import sha256
+from ipaddress import ip_address
 
 from callready.probes import ProbeError, names
 from callready.release import caa
@@ -14,6 +15,7 @@ from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
 from callready.release.plan import RULES
 from callready.settings.dns_providers import PROVIDERS, of_release, plugin_package
+from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
@@ -52,12 +54,40 @@ def of(node: Node, facts: Facts) -> Iterator[str]:
             f"{path} is a symbolic link: name the file that it leads to (app.env_file), or make it "
             "a plain file"
         )
+    yield from of_addresses(node.settings, facts)
     yield from _versions(node, facts)
     yield from _taken_ports(node, facts)
     yield from _app(node, facts)
     yield from _challenges(node, facts)
     for key, message in overlaps(node.ports):
         yield f"{key}: {message}"
+
+
+def of_addresses(host: HostSettings, facts: Facts) -> Iterator[str]:
+    """Addresses that the host has not, or has otherwise: what listens there would not start, and
+    callers be told of what leads nowhere. IPv6 may come late, and is taken up when it does."""
+    has = facts.addresses
+    if not host.serves or not has:
+        return
+    others = sorted(
+        a for a in has if not ip_address(a).is_loopback and not ip_address(a).is_link_local
+    )
+    shown = f"on none of its interfaces, which have {', '.join(others) or 'none'}"
+    if host.private_address and host.address in has:
+        yield (
+            f"private_address: {host.address} (address) is on an interface of the host, so there "
+            "is no 1:1 NAT: leave private_address out; an address on an internal network is "
+            "internal_address"
+        )
+    elif host.private_address and host.private_address not in has:
+        yield f"private_address: {host.private_address} is {shown}"
+    elif host.local_address not in has:
+        yield (
+            f"address: {host.address} is {shown}: if the provider's network leads it to one of "
+            "these (1:1 NAT), set private_address to that"
+        )
+    if host.internal_address and host.internal_address not in has:
+        yield f"internal_address: {host.internal_address} is {shown}"
 
 
 def of_format(format: int) -> Iterator[str]:

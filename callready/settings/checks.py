@@ -57,7 +57,10 @@ _UNREACHABLE = [
 # (RFC 3927, section 2.7).
 _NO_INTERFACE = [
     ipaddress.ip_network(net)
-    for net in ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3")
+    for net in (
+        *("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
+        *("::/127", "fe80::/10", "ff00::/8"),
+    )
 ]
 _IS_NONE = "is an unspecified, loopback, link-local, multicast or reserved address: write the one"
 
@@ -80,18 +83,59 @@ def _addresses(host: HostSettings) -> Problems:
     elif host.livekit and host.livekit.url.startswith("ws://"):
         if _is_in(_NO_INTERFACE, host.address):
             yield Problem("address", f"{host.address} {_IS_NONE} that callers reach")
-    elif _is_in(_UNREACHABLE, host.address):
+    elif unreachable(host.address):
         yield Problem(
             "address",
             f"{host.address} is not reachable from the Internet: set the public address, and "
             "private_address to the one on the interface",
         )
-    if host.address6 and _is_in(_UNREACHABLE, host.address6):
+    if host.address6 and unreachable(host.address6):
         yield Problem("address6", f"{host.address6} is not reachable from the Internet")
 
 
 def _is_in(networks: list[android.Network], address: str) -> bool:
-    return any(ipaddress.ip_address(address) in net for net in networks)
+    """Whether an address, or all of a network, lies in one of these."""
+    network = ipaddress.ip_network(address)
+    return any(
+        network.version == net.version and network.subnet_of(net)  # type: ignore[arg-type]  # same
+        for net in networks
+    )
+
+
+def unreachable(address: str) -> bool:
+    """Whether nobody outside of its own network reaches an address, or any of a network."""
+    return _is_in(_UNREACHABLE, address)
+
+
+def _internal_address(host: HostSettings) -> Problems:
+    if not (internal := host.internal_address):
+        return
+    address = ipaddress.ip_address(internal)
+    if _is_in(_NO_INTERFACE, internal):
+        why = f"{internal} {_IS_NONE} that the host's interface has on the internal network"
+        yield Problem("internal_address", why)
+    for key in ("address", "address6"):
+        if getattr(host, key) == internal:
+            why = f"{internal} is {key} too: callers are told of it; leave internal_address out"
+            yield Problem("internal_address", why)
+    if not (livekit := host.sfu):
+        return
+    ips = livekit.rtc.ips
+    if ips is None or any(address in ipaddress.ip_network(net) for net in ips.includes):
+        yield Problem(
+            "livekit.rtc.ips",
+            f"tells callers of internal_address {internal}, which they cannot reach: "
+            + ("leave it out" if ips is None else "take that out of includes"),
+        )
+
+
+def _candidates(host: HostSettings) -> Problems:
+    if (livekit := host.sfu) and host.private_address and livekit.rtc.more(4):
+        yield Problem(
+            "livekit.rtc.ips.includes",
+            f"{', '.join(livekit.rtc.more(4))} would be told to callers as {host.address}: behind "
+            "1:1 NAT (private_address) LiveKit has one IPv4 address only; leave it out",
+        )
 
 
 def _groups(host: HostSettings) -> Problems:
@@ -184,6 +228,8 @@ def _stun_server(host: HostSettings) -> Problems:
 
 _OF_ROLES = (
     _addresses,
+    _internal_address,
+    _candidates,
     _groups,
     _pools_of_host,
     _quotas,
@@ -365,7 +411,7 @@ def _gate_from(fleet: Fleet) -> Findings:
 
 
 def _same_addresses(fleet: Fleet) -> Findings:
-    for key in ("address", "address6"):
+    for key in ("address", "address6", "internal_address"):
         hosts: dict[str, list[str]] = {}
         for name, host in fleet.hosts.items():
             if host.groups & GROUPS and getattr(host, key):

@@ -286,6 +286,7 @@ MANAGED = {
     "rtc.udp_port": "livekit.rtc.port_range_start and port_range_end",
     "rtc.tcp_port": "livekit.rtc.tcp_port",
     "rtc.node_ip": "address",
+    "rtc.ips": "livekit.rtc.ips",
     "rtc.use_external_ip": "address",
     "rtc.stun_servers": "livekit.rtc.stun_servers",
     "rtc.turn_servers": "livekit.turn_pool and turn.pools",

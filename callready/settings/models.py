@@ -150,6 +150,21 @@ def _redis_address(value: str) -> str:
     return value if re.fullmatch(_PATH, value) else endpoint(6379)(value)
 
 
+def _network(value: str) -> str:
+    """A network in CIDR notation; an address is a network of its own."""
+    try:
+        if "%" in value:  # an interface's name (RFC 4007), which Python takes
+            raise ValueError("scope")
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        if "host bits" in str(error):
+            own, whole = value.partition("/")[0], ipaddress.ip_network(value, strict=False)
+            why = f"is an address in a network: write {own} for it alone, {whole} for all of them"
+        else:
+            why = "is not an address or a network such as 10.0.0.0/24"
+    raise ValueError(f"{value!r} {why}")
+
+
 def _open_port(value: str) -> str:
     m = re.fullmatch(r"(\d+)(?:-(\d+))?/(tcp|udp)", value)
     if not m or not 1 <= int(m[1]) <= int(m[2] or m[1]) <= 65535:
@@ -189,6 +204,7 @@ Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
+Network = Annotated[str, AfterValidator(_network)]
 # HAProxy counts milliseconds (its manual, 2.5: time format).
 Timeout = Annotated[int, Field(ge=1, le=INT_MAX // 1000)]
 
@@ -404,6 +420,13 @@ class Firewall(Section):
     )
 
 
+class Ips(Section):
+    """livekit.yaml's `rtc.ips`: callers are told of the host's `address` and `address6`, and of
+    these addresses of its interfaces."""
+
+    includes: list[Network] = Field([], description="More addresses or networks of the host.")
+
+
 class Rtc(Section):
     """livekit.yaml's `rtc`."""
 
@@ -416,6 +439,16 @@ class Rtc(Section):
     turn_ttl: int = Field(
         3600, ge=30, le=86400, description="Seconds a TURN credential minted by LiveKit is valid."
     )
+    ips: Ips | None = Field(
+        Ips(),
+        description="Which of the host's addresses callers are told of. None is all of them, also "
+        "those of bridges and internal networks.",
+    )
+
+    def more(self, version: Literal[4, 6]) -> list[str]:
+        """The networks of an address family that callers are told of beside the host's own."""
+        networks = map(ipaddress.ip_network, self.ips.includes if self.ips else ())
+        return [str(network) for network in networks if network.version == version]
 
     @model_validator(mode="after")
     def _range(self) -> Rtc:
@@ -694,6 +727,11 @@ class HostSettings(Section):
     address6: IPv6 | None = Field(None, description="Public IPv6 address, if any.")
     private_address: IPv4 | None = Field(
         None, description="The address on the interface, behind 1:1 NAT."
+    )
+    internal_address: IP | None = Field(
+        None,
+        description="The address on an internal network (vRack), over which the hosts reach each "
+        "other; callers are never told of it.",
     )
     pools: list[Username] = Field([], description="TURN pools this host runs.")
     sudo_password: SecretByHand | None = Field(None, description="sudo's, where it asks for one.")

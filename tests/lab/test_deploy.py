@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -20,6 +21,7 @@ from tests.support.fleet import (
     TWO_POOLS,
     Fleet,
     Host,
+    eventually,
     probe,
 )
 
@@ -334,6 +336,36 @@ def reach(how: str, address: str, port: int, secret: str = "") -> str:
         timeout=30,
         env={"PYTHONPATH": str(REPOSITORY)},
     ).stdout.strip()
+
+
+def test_callers_are_told_of_addresses_that_they_reach(fleet: Fleet) -> None:
+    """The host has more: bridges as Docker makes them, an internal network."""
+    bridges = range(3)
+    for number in bridges:
+        SFU.root(
+            f"ip link add br{number} type bridge; ip link set br{number} up; "
+            f"ip address add 172.17.{number}.1/24 dev br{number}; "
+            f"ip address add fd00:17:{number}::1/64 dev br{number} nodad"
+        )
+    SFU.root("systemctl restart livekit-server.service")  # it looks for interfaces when it starts
+    eventually(lambda: bool(probe("livekit", "health", f"ws://{SFU.fqdn}:7880")["ok"]))
+    try:
+        joined = probe(
+            "livekit",
+            "join",
+            f"ws://{SFU.fqdn}:7880",
+            "--ca-file",
+            CA,
+            secret=fleet.secrets["livekit/api_secret"],
+            LIVEKIT_API_KEY="APIfleet",
+        )
+    finally:
+        for number in bridges:
+            SFU.root(f"ip link delete br{number}")
+    assert joined["ok"], joined
+    told = [re.sub(r":\d+/", " ", candidate) for candidate in joined["candidates"]]
+    own = (SFU.ipv4, f"[{SFU.ipv6}]")
+    assert sorted(told) == sorted(f"{each} {proto}" for each in own for proto in ("tcp", "udp"))
 
 
 def test_tables_of_other_programs_stay(fleet: Fleet) -> None:

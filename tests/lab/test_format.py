@@ -85,8 +85,9 @@ class Site:
         """The operator of today with the inventory of a release."""
         # Nothing here waits for this timer, and a busy machine may need long.
         data = release.data | {"deploy": {"confirm_timeout": 60}}
-        # The defaults of then.
+        # The defaults of then, when callers were told of every address.
         data["turn"] = data["turn"] | {"user_quota": 12, "total_quota": 1200}
+        data["livekit"]["rtc"]["ips"] = None
         fleet = Fleet(self.folder, release.groups, data, [])
         fleet.secrets, fleet.marker = release.secrets, "recorded-"
         return fleet

@@ -191,6 +191,23 @@ def test_other_coturn_than_the_inventory_says_is_refused(fleet: Fleet) -> None:
     ]
 
 
+def test_address_that_the_host_has_otherwise_is_refused(fleet: Fleet) -> None:
+    own, internal = fleet.groups["livekit"][0][1], "10.77.9.4"
+    own["private_address"] = internal
+    own["internal_address"] = internal
+    fleet.groups["turn"][0][1]["address"] = "198.51.100.203"
+    has = "on none of its interfaces, which have"
+    assert sorted(fleet.refused()) == [
+        f"h03.lab.test: address: 198.51.100.203 is {has} {TURN12.ipv4}, {TURN12.ipv6}: if the "
+        "provider's network leads it to one of these (1:1 NAT), set private_address to that",
+        f"h04.lab.test: internal_address: {internal} is {has} {SFU.ipv4}, {SFU.ipv6}",
+        f"h04.lab.test: private_address: {SFU.ipv4} (address) is on an interface of the host, so "
+        "there is no 1:1 NAT: leave private_address out; an address on an internal network is "
+        "internal_address",
+        "nothing was changed",
+    ]
+
+
 def test_port_of_another_program_is_refused(fleet: Fleet) -> None:
     fleet.data["livekit"]["port"] = 7890
     with SFU.listening("tcp", 7890):

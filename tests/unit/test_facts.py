@@ -209,6 +209,20 @@ time.sleep(60)
 
 
 @pytest.mark.tools
+def test_every_address_of_every_interface_is_found(host: Sandbox) -> None:
+    found = host.survey(
+        NOTHING,
+        "ip link set lo up; ip link add br0 type bridge; ip link set br0 up",
+        "ip address add 192.0.2.1/24 dev br0; ip address add 192.0.2.2 peer 192.0.2.9 dev br0",
+        "ip address add 2001:db8::0:1/64 dev br0",
+    )
+    link_local = {address for address in found.addresses if address.startswith("fe80:")}
+    assert found.addresses - link_local == {
+        *("127.0.0.1", "::1", "192.0.2.1", "192.0.2.2", "2001:db8::1")
+    }
+
+
+@pytest.mark.tools
 def test_tables_nat_and_a_changed_ruleset_are_noticed(host: Sandbox) -> None:
     rules = host.folder / "upper/srv/rules"
     rules.write_text("""table inet callready
@@ -470,6 +484,8 @@ listen|tcp|*|22|sshd|ssh.service
 listen|tcp|0.0.0.0|2022|systemd|ssh.socket
 listen|udp|192.0.2.1|3478|turnserver|turnserver@calls.service
 ssh|2222
+address|192.0.2.1
+address|fe80::1
 table|inet|callready
 nat|ip|nat
 firewall|ufw
@@ -500,6 +516,7 @@ end"""
         "udp", "192.0.2.1", 3478, "turnserver", "turnserver@calls.service"
     )
     assert found.ssh_ports == {22, 2022, 2222}
+    assert found.addresses == {"192.0.2.1", "fe80::1"}
     assert (found.tables, found.nat_tables) == ({"inet callready"}, {"ip nat"})
     assert found.sysctls == {"net.core.rmem_max": "5000000"}
     assert (found.databases, found.rows) == ({"/x.db"}, {"/x.db": {"feed"}})

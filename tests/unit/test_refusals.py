@@ -305,3 +305,52 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
         listening(Listener("tcp", "*", 7881, "x", "x.service"))(facts)
 
     assert len(refused(all_of_it)) == 4
+
+
+# Addresses
+
+OWN = {"127.0.0.1", "::1", "fe80::1", "192.0.2.11", "2001:db8::11"}
+NAT: Edit = (SFU1, "private_address", "10.0.0.11")
+INTERNAL: Edit = (SFU1, "internal_address", "10.9.0.11")
+
+
+@pytest.mark.parametrize(
+    ("addresses", "edits", "said"),
+    [
+        (OWN, [], []),
+        (OWN | {"172.17.0.1", "10.0.0.11"}, [], []),
+        (OWN - {"2001:db8::11"}, [], []),  # it may come later
+        (OWN - {"192.0.2.11"} | {"10.0.0.11"}, [NAT], []),
+        (OWN | {"10.9.0.11"}, [INTERNAL], []),
+        (
+            OWN - {"192.0.2.11"} | {"10.0.0.11"},
+            [],
+            [
+                "address: 192.0.2.11 is on none of its interfaces, which have 10.0.0.11, 2001:db8::11: "
+                "if the provider's network leads it to one of these (1:1 NAT), set private_address to "
+                "that"
+            ],
+        ),
+        (
+            OWN | {"10.0.0.11"},
+            [NAT],
+            [
+                "private_address: 192.0.2.11 (address) is on an interface of the host, so there is no "
+                "1:1 NAT: leave private_address out; an address on an internal network is "
+                "internal_address"
+            ],
+        ),
+        (
+            OWN - {"192.0.2.11"},
+            [NAT, INTERNAL],
+            [
+                "private_address: 10.0.0.11 is on none of its interfaces, which have 2001:db8::11",
+                "internal_address: 10.9.0.11 is on none of its interfaces, which have 2001:db8::11",
+            ],
+        ),
+    ],
+)
+def test_addresses_that_the_host_has_not(
+    addresses: set[str], edits: list[Edit], said: list[str]
+) -> None:
+    assert refused(set_(addresses=addresses), *edits) == said

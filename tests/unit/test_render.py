@@ -241,6 +241,7 @@ def test_livekit_is_told_of_every_turn_server_over_every_transport() -> None:
         "tcp_port": 7881,
         "use_external_ip": False,
         "node_ip": "192.0.2.11",
+        "ips": {"includes": ["192.0.2.11/32", "2001:db8::11/128"]},
         "stun_servers": [f"{TURN1}:3478"],
         "turn_servers": [
             {
@@ -299,6 +300,36 @@ def test_none_leaves_livekits_defaults() -> None:
     none = livekit_yaml(load((SFU1, "livekit.config", config)))
     assert none.pop("room") == {"empty_timeout": None}
     assert none == livekit_yaml(load())
+
+
+@pytest.mark.parametrize(
+    ("edits", "ips", "node_ip"),
+    [
+        ([], ["192.0.2.11/32", "2001:db8::11/128"], "192.0.2.11"),
+        # What is on the interface; callers are told of the public one.
+        ([("private_address", "10.0.0.11")], ["10.0.0.11/32", "2001:db8::11/128"], "192.0.2.11"),
+        # Never the internal one.
+        ([("address6", ...), ("internal_address", "10.0.0.9")], ["192.0.2.11/32"], "192.0.2.11"),
+        (
+            [("livekit.rtc.ips.includes", ["2001:db8:9::/48"])],
+            ["192.0.2.11/32", "2001:db8::11/128", "2001:db8:9::/48"],
+            "192.0.2.11",
+        ),
+        # With node_ip it would write that over every IPv4 address.
+        (
+            [("livekit.rtc.ips.includes", ["192.0.2.12", "192.0.2.11"])],
+            ["192.0.2.11/32", "2001:db8::11/128", "192.0.2.12/32"],
+            None,
+        ),
+        ([("livekit.rtc.ips", None)], None, "192.0.2.11"),
+    ],
+)
+def test_callers_are_told_of_the_hosts_own_addresses(
+    edits: list[tuple[str, Any]], ips: list[str] | None, node_ip: str | None
+) -> None:
+    rtc = livekit_yaml(load(*((SFU1, key, value) for key, value in edits)))["rtc"]
+    assert rtc.get("ips") == (ips and {"includes": ips})
+    assert rtc.get("node_ip") == node_ip
 
 
 def test_a_pool_of_fixed_users_is_handed_out_with_name_and_password() -> None:
@@ -369,6 +400,25 @@ def test_behind_nat_the_private_address_is_used_and_the_public_one_told() -> Non
         "10.0.0.11",
         "2001:db8::11",
     ]
+
+
+def test_relays_reach_what_the_sfu_tells_callers_of_and_no_internal_network() -> None:
+    more = ["192.0.2.12", "2001:db8::12", "198.51.100.0/24"]  # the last may have others
+    fleet = load(
+        (SFU1, "internal_address", "10.0.0.9"),
+        (TURN1, "internal_address", "2a01::21"),
+        (SFU1, "livekit.rtc.ips.includes", more),
+    )
+
+    def peers(host: str, pool: str, key: str) -> list[str]:
+        text = declare(fleet, host).release.files[f"/etc/coturn/{pool}.conf"].content.decode()
+        assert "10.0.0.9" not in re.sub("denied-peer-ip=.*", "", text)
+        assert "2a01::21" not in re.sub("denied-peer-ip=.*", "", text)
+        return [value for name, value in options(text) if name == key]
+
+    allowed = ["192.0.2.11", "2001:db8::11", "192.0.2.12", "2001:db8::12"]
+    assert peers(TURN1, "calls", "allowed-peer-ip") == allowed
+    assert peers(TURN2, "avatar", "denied-peer-ip")[-1] == "2a01::21"
 
 
 def test_extra_keys_are_written_as_coturn_reads_them() -> None:

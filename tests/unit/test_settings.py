@@ -215,6 +215,12 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
             ["443/tcp", "60010-60000/udp"],
             "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
         ),
+        ("internal_address", "eth1", "internal_address: 'eth1' is not an IPv4 or IPv6 address"),
+        (
+            "livekit.rtc.ips",
+            {"includes": ["eth0"]},
+            "livekit.rtc.ips.includes.0: 'eth0' is not an address or a network such as 10.0.0.0/24",
+        ),
         (
             "host.other_listeners",
             ["0/tcp"],
@@ -669,6 +675,59 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
                 [f"{TURN1}: address6: {address} is not reachable from the Internet"],
             )
             for address in ("fd00::1", "fe80::1", "::1", "ff02::1", "::ffff:c000:201")
+        ),
+        *(
+            (
+                [(SFU1, "internal_address", address)],
+                [
+                    f"{SFU1}: internal_address: {address} is an unspecified, loopback, link-local, "
+                    "multicast or reserved address: write the one that the host's interface has on "
+                    "the internal network"
+                ],
+            )
+            for address in (
+                *("127.0.0.2", "0.0.0.0", "224.0.0.18", "169.254.0.1", "255.255.255.255"),
+                *("::1", "::", "fe80::1", "ff02::12"),
+            )
+        ),
+        (
+            [(TURN1, "internal_address", "2001:0db8::21")],
+            [
+                f"{TURN1}: internal_address: 2001:db8::21 is address6 too: callers are told of it; "
+                "leave internal_address out"
+            ],
+        ),
+        (
+            [("*", "internal_address", "10.0.0.9")],
+            [
+                f"{SFU1}, {TURN1}, {TURN2}: internal_address: 10.0.0.9 is the address of more than "
+                "one host"
+            ],
+        ),
+        *(
+            (
+                [(SFU1, "internal_address", "10.0.0.9"), (SFU1, "livekit.rtc.ips", ips)],
+                [
+                    f"{SFU1}: livekit.rtc.ips: tells callers of internal_address 10.0.0.9, which they "
+                    f"cannot reach: {mend}"
+                ],
+            )
+            for ips, mend in (
+                (None, "leave it out"),
+                ({"includes": ["10.0.0.9"]}, "take that out of includes"),
+                ({"includes": ["2001:db8:9::/48", "0.0.0.0/0"]}, "take that out of includes"),
+            )
+        ),
+        (
+            [
+                (SFU1, "private_address", "10.0.0.11"),
+                (SFU1, "livekit.rtc.ips.includes", ["192.0.2.12", "2001:db8::12"]),
+            ],
+            [
+                f"{SFU1}: livekit.rtc.ips.includes: 192.0.2.12/32 would be told to callers as "
+                "192.0.2.11: behind 1:1 NAT (private_address) LiveKit has one IPv4 address only; "
+                "leave it out"
+            ],
         ),
         ([(SFU1, "livekit", ...)], [f"{SFU1}: livekit: is missing: the host is in group livekit"]),
         (

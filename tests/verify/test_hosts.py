@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from callready.release.declaration import ROOT, Environment
 from callready.release.facts import Listener
-from callready.release.refusals import is_version
+from callready.release.refusals import is_version, of_addresses
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
 from tasks.firewall import UNIT as FIREWALL
@@ -69,6 +69,18 @@ def test_system(server: Server, check: Check) -> None:
         "and TURN credentials and tokens carry an expiry time",
         "timedatectl on the host and here",
     )
+
+
+@each(having(lambda server: server.settings.serves))
+def test_addresses(server: Server, check: Check) -> None:
+    """Addresses are the host's"""
+    check.figure(f"{len(server.facts.addresses)} addresses")
+    for why in of_addresses(server.settings, server.facts):
+        check.expect(
+            False,
+            f"callers are told of an address that leads nowhere, or services do not start: {why}",
+            "ip address on the host, and its address, private_address and internal_address",
+        )
 
 
 @each(having(lambda server: server.planned.packages))

@@ -136,6 +136,9 @@ print_listeners() {
     [ -z "${SSH_PORT:-}" ] || printf 'ssh\t%s\n' "$SSH_PORT"
 }
 
+# address ADDRESS: of each interface.
+print_addresses() { ip -o address | awk -v OFS="$T" '{ sub("/.*", "", $4); print "address", $4 }'; }
+
 # table FAMILY NAME / nat FAMILY NAME: nftables' / ruleset SHA256|changed: the file that is loaded /
 # firewall ufw
 print_filters() {
@@ -232,6 +235,7 @@ print_all() {
     print_files
     print_units
     print_listeners
+    print_addresses
     print_filters
     print_sysctls
     print_databases
