@@ -20,7 +20,9 @@ from pydantic_core import PydanticUndefined
 
 from callready.secrets.loading import load_fleet
 from callready.settings import models
+from callready.settings.checks import unreachable
 from callready.settings.fields import model_in, origin_of
+from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError
@@ -52,7 +54,7 @@ def pages() -> dict[Path, str]:
     head, _, rest = guide.read_text().partition("<!-- edge rules -->\n")
     _, _, tail = rest.partition("<!-- end of edge rules -->\n")
     rules = "".join(
-        f"\nFor {what}:\n\n{edge_table(fleet[f'{host}.example.com'])}"
+        f"\nFor {what}:\n\n{edge_table(fleet[f'{host}.example.com'], fleet)}"
         for what, host in shown.items()
     )
     return {
@@ -168,6 +170,8 @@ _WORDS: dict[Any, str] = {
     models.Name: "host name",
     models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
     models.Network: "address or network",
+    models.Source: "address, network or group",
+    models.Protocol: "protocol",
     Any: "any",
 }
 
@@ -217,14 +221,15 @@ def _default(field: FieldInfo) -> str:
 # ---- ports ----
 
 
-def example() -> dict[str, HostSettings]:
+def example() -> Fleet:
     """The hosts of inventories/prod as it is shipped, which in this clone may be edited."""
-    return {
+    hosts = {
         "sfu1.example.com": _host("sfu1.example.com", {"livekit"}, {}),
         "turn1.example.com": _host("turn1.example.com", {"turn"}, {"calls": {}}),
         "turn2.example.com": _host("turn2.example.com", {"turn"}, {"avatar": {}}),
         "app1.example.com": _host("app1.example.com", {"app"}, {}),
     }
+    return Fleet("inventories/prod", hosts)
 
 
 def one_host() -> HostSettings:
@@ -257,12 +262,12 @@ def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]
     )
 
 
-def ports_page(fleet: Mapping[str, HostSettings]) -> str:
+def ports_page(fleet: Fleet) -> str:
     """docs/ports.md: what each host of the example opens, and to whom."""
     alone = one_host()
     pools = "".join(f'        "{name}": {json.dumps(own)},\n' for name, own in ONE_HOST.items())
     parts = [GENERATED, PORTS_HEAD]
-    for name, host in fleet.items():
+    for name, host in fleet.hosts.items():
         parts += [f"## {name}\n", port_table(host)]
     parts += [
         "## Everything on one host\n",
@@ -270,7 +275,8 @@ def ports_page(fleet: Mapping[str, HostSettings]) -> str:
         f'```python\nturn = {{\n    "pools": {{\n{pools}    }},\n}}\n```\n',
         port_table(alone),
         "The rules for OVHcloud's edge firewall:\n",
-        edge_table(alone),
+        edge_table(alone, fleet),
+        OPEN_TEXT,
     ]
     return "\n".join(parts)
 
@@ -287,9 +293,11 @@ certificates by ACME and the default ports. For your own hosts:
 python -m callready.docs inventories/prod
 ```
 
-"Anyone" is the whole Internet, over IPv4 and IPv6. "This host" is closed to the outside. ICMP that
-path MTU discovery and neighbour discovery need is always let in; everything else is dropped. sshd's
-port is the one it really listens on, read from the host at each deploy.
+"Anyone" is the whole Internet, over IPv4 and IPv6. "This host" is closed to the outside. What else
+stands there is who may: addresses, networks, and groups of the inventory, which stand for
+`address`, `address6` and `internal_address` of their hosts. ICMP that path MTU discovery and
+neighbour discovery need is always let in; everything else is dropped. sshd's port is the one it
+really listens on, read from the host at each deploy.
 """
 
 ONE_HOST_TEXT = """\
@@ -299,10 +307,52 @@ LiveKit's 50000-60000 lies inside coturn's default 49152-65535, and two pools ca
 """
 
 
+OPEN_TEXT = """\
+## Ports and protocols of other programs
+
+`firewall.extra_ports` opens ports to everyone, `firewall.open` to some only, and protocols that
+have no ports. For example a Redis for the SFUs, keepalived (IPv6 sends VRRP from link-local
+addresses), and an exporter and LiveKit's metrics for one Prometheus:
+
+```python
+firewall = {
+    "open": {
+        "redis": {"ports": ["6379/tcp"], "sources": ["livekit"]},
+        "keepalived": {"protocols": ["vrrp"], "sources": ["10.0.0.0/24", "fe80::/10"]},
+        "node_exporter": {"ports": ["9100/tcp"], "sources": ["monitor"]},
+    },
+}
+livekit = {"prometheus": {"password": "secret:livekit/prometheus", "sources": ["monitor"]}}
+```
+
+`livekit` and `monitor` are groups of the inventory. A group may have hosts that get nothing of
+callready. pyinfra still connects to them; for a host that it must not enter, write the address
+instead of a group. Where LiveKit is behind the edge, HAProxy passes scrapers on.
+
+## What the packet filter counts
+
+Each line of these tables that is open has a counter of its own in `table inet callready`, named by
+its setting, protocol and ports. It counts packets that began a flow, or all of those that are not
+tracked (`firewall.notrack`):
+
+```sh
+nft list counter inet callready livekit.rtc.tcp_port/tcp/7881
+```
+
+STUN and TURN answer everyone, also a request whose sender is forged: the answer then goes to
+somebody else. So one client, an IPv4 address or an IPv6 /64, may send 1000 requests in a second and
+10,000 at once, to all TURN ports of a host together. New TCP connections count as requests, media
+does not. To join, a caller makes at most 24 allocations, of two to four requests each: a hundred
+callers behind one address may join in the same moment. What is over that is dropped, and counted by
+the port's name with `/limited` behind it. `firewall.turn_requests_per_client` changes it, 0 is
+without limit.
+"""
+
+
 def port_table(host: HostSettings) -> str:
     """The port plan of a host."""
     rows = [
-        [use.ports, use.proto.upper(), use.service, use.purpose, use.audience, f"`{use.setting}`"]
+        [use.ports, use.proto.upper(), use.service, use.purpose, use.open_to, f"`{use.setting}`"]
         for use in port_plan(host)
     ]
     return _markdown("port, over, service, for, open to, setting", rows)
@@ -313,41 +363,54 @@ class EdgeRule(NamedTuple):
 
     action: str
     protocol: str
+    source: str
     source_port: str
     destination_port: str
     state: str
     purpose: str
 
 
-def edge_rules(plan: list[Use]) -> list[EdgeRule]:
+def edge_rules(plan: list[Use], fleet: Fleet) -> list[EdgeRule]:
     """The rules that let a port plan through OVHcloud's Edge Network Firewall.
 
-    It is stateless and knows 20 rules an address, IPv4 only; the last one denies. Source:
-    OVHcloud, "Enabling and configuring the Edge Network Firewall" (KB0043448).
+    It is stateless and knows 20 rules an address, IPv4 only; the last one denies. What comes from
+    private addresses does not pass it. Source: OVHcloud, "Enabling and configuring the Edge Network
+    Firewall" (KB0043448).
     """
-    opened = [use for use in plan if use.audience == "anyone"]
-    rules = [EdgeRule("Accept", "TCP", "", "", "established", "answers to what the host asked")]
-    for use in sorted(opened, key=lambda use: use.proto):
-        purpose = f"{use.service}: {use.purpose}"
-        rules.append(EdgeRule("Accept", use.proto.upper(), "", use.ports, "", purpose))
+    rules = [EdgeRule("Accept", "TCP", "", "", "", "established", "answers to what the host asked")]
+    for use in sorted(plan, key=lambda use: use.proto):
+        if use.audience == "this host" or not _edge_knows(use):
+            continue
+        sources = [str(each) for each in fleet.networks(use.some)[0]] if use.some else [""]
+        for source in sources:
+            if not source or not unreachable(source):
+                what = (use.proto.upper(), source, "", use.ports, "")
+                rules.append(EdgeRule("Accept", *what, f"{use.service}: {use.purpose}"))
     return [
         *dict.fromkeys(rules),
-        EdgeRule("Accept", "UDP", "53", "", "", "answers of DNS resolvers outside OVHcloud"),
-        EdgeRule("Accept", "UDP", "123", "", "", "answers of NTP servers outside OVHcloud"),
-        EdgeRule("Accept", "ICMP", "", "", "", "path MTU discovery, ping"),
-        EdgeRule("Deny", "IPv4", "", "", "", "everything else"),
+        EdgeRule("Accept", "UDP", "", "53", "", "", "answers of DNS resolvers outside OVHcloud"),
+        EdgeRule("Accept", "UDP", "", "123", "", "", "answers of NTP servers outside OVHcloud"),
+        EdgeRule("Accept", "ICMP", "", "", "", "", "path MTU discovery, ping"),
+        EdgeRule("Deny", "IPv4", "", "", "", "", "everything else"),
     ]
 
 
-def edge_table(host: HostSettings) -> str:
-    """The edge firewall's rules of a host, with their priorities."""
-    rules = edge_rules(port_plan(host))
+def _edge_knows(use: Use) -> bool:
+    return bool(use.first) or use.proto in ("ah", "esp", "gre")
+
+
+def edge_table(host: HostSettings, fleet: Fleet) -> str:
+    """The edge firewall's rules of a host, with their priorities, and what they cannot say."""
+    plan = port_plan(host)
+    rules = edge_rules(plan, fleet)
     # The last priority is 19, whatever is added in between.
     priorities = [*range(len(rules) - 1), max(19, len(rules) - 1)]
-    columns = "priority, action, protocol, source port, destination port, TCP state, for"
+    columns = "priority, action, protocol, source IP, source port, destination port, TCP state, for"
     rows = [[f"{priority}", *rule] for priority, rule in zip(priorities, rules, strict=True)]
     much = f"\nThese are {len(rules)} rules and it takes 20: join neighbouring ports.\n"
-    return _markdown(columns, rows) + much * (len(rules) > 20)
+    unknown = ", ".join(dict.fromkeys(use.proto for use in plan if not _edge_knows(use)))
+    lost = f"\nThe form has no protocol {unknown}: with any rules, that does not pass.\n"
+    return _markdown(columns, rows) + much * (len(rules) > 20) + lost * bool(unknown)
 
 
 def main(arguments: list[str]) -> int:
@@ -358,13 +421,13 @@ def main(arguments: list[str]) -> int:
             print(f"wrote {path.relative_to(ROOT)}")
         return 0
     try:
-        fleet = load_fleet(arguments[0]).hosts
+        fleet = load_fleet(arguments[0])
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 1
-    for name, host in fleet.items():
+    for name, host in fleet.hosts.items():
         if host.serves:
-            print(f"# {name}\n\n{port_table(host)}\n{edge_table(host)}")
+            print(f"# {name}\n\n{port_table(host)}\n{edge_table(host, fleet)}")
     return 0
 
 

@@ -18,6 +18,7 @@ def edge(node: Node) -> None:
     host = node.settings
     if host.edge is None or not host.has_edge:
         return
+    scraped = any(use.unit == EDGE and use.role == "livekit" for use in node.ports)
     node.release.package("haproxy")
     node.release.file(
         CONFIG,
@@ -30,6 +31,9 @@ def edge(node: Node) -> None:
         addresses=[a for a in (host.local_address, host.address6) if a],
         backends=host.edge_backends,
         livekit=place(host.sfu.url)[0] if host.sfu else "",
+        # For scrapers on other hosts, whom the packet filter lets in.
+        metrics=host.sfu and host.sfu.prometheus if scraped else None,
+        internal=[host.internal_address] if host.internal_address else [],
         turn_name=host.name,
         names=host.tls_names,
         certificates=[c.path("both.pem") for c in node.release.certificates.values()],

@@ -33,7 +33,7 @@ def base(node: Node) -> None:
 def reserved(plan: list[Use]) -> str:
     """The plan's ports as the kernel lists reserved ports: sorted, neighbours merged."""
     merged: list[list[int]] = []
-    for first, last in sorted((use.first, use.last) for use in plan):
+    for first, last in sorted((use.first, use.last) for use in plan if use.first):
         if merged and first <= merged[-1][1] + 1:
             merged[-1][1] = max(merged[-1][1], last)
         else:

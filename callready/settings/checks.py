@@ -39,6 +39,11 @@ def check(fleet: Fleet) -> Findings:
         yield from rule_of_fleet(fleet)
 
 
+def _sources_key(setting: str) -> str:
+    """The key that says to whom a use of the port plan with this setting is open."""
+    return f"{setting.removesuffix('.port')}.sources"
+
+
 # ---- one host ----
 
 # Private (RFC 1918, 6598, 4193), loopback, link-local, multicast, reserved: nobody outside reaches
@@ -138,10 +143,26 @@ def _candidates(host: HostSettings) -> Problems:
         )
 
 
+def _filter(host: HostSettings) -> Problems:
+    limited = [use for use in port_plan(host) if use.some]
+    if limited and not host.firewall.enabled:
+        for setting in dict.fromkeys(use.setting for use in limited):
+            why = "needs the packet filter, which firewall.enabled = False leaves out: enable it"
+            yield Problem(_sources_key(setting), why)
+    elif host.firewall.open and not host.serves:
+        why = "opens nothing: there is a packet filter only where callers come, and this host has "
+        yield Problem("firewall.open", why + "none of LiveKit, TURN and an edge", "warning")
+    if not (livekit := host.sfu) or not livekit.prometheus or not livekit.prometheus.sources:
+        return
+    if host.livekit_on_loopback and not host.has_edge:
+        yield Problem(
+            "livekit.prometheus.sources",
+            "nobody but the host reaches the metrics: they listen on livekit.bind_addresses, "
+            "which is loopback; add an address of the host there",
+        )
+
+
 def _groups(host: HostSettings) -> Problems:
-    if not host.groups & GROUPS:
-        groups = ", ".join(sorted(GROUPS))
-        yield Problem("", f"is in none of the groups {groups}: it gets nothing", "warning")
     if "livekit" in host.groups and host.livekit is None:
         yield Problem("livekit", "is missing: the host is in group livekit")
 
@@ -230,6 +251,7 @@ _OF_ROLES = (
     _addresses,
     _internal_address,
     _candidates,
+    _filter,
     _groups,
     _pools_of_host,
     _quotas,
@@ -376,6 +398,40 @@ def _mistyped_groups(fleet: Fleet) -> Findings:
                 yield [name], Problem("", why, "warning")
 
 
+def _without_role(fleet: Fleet) -> Findings:
+    sources = {
+        word for host in fleet.hosts.values() for use in port_plan(host) for word in use.some
+    }
+    for name, host in fleet.hosts.items():
+        if not host.groups & (GROUPS | sources):
+            groups = ", ".join(sorted(GROUPS))
+            why = f"is in none of the groups {groups}: it gets nothing"
+            yield [name], Problem("", why, "warning")
+
+
+def _sources(fleet: Fleet) -> Findings:
+    """Those that are groups have hosts, and these have addresses."""
+    groups = sorted({group for host in fleet.hosts.values() for group in host.groups})
+    for name, host in fleet.hosts.items():
+        for use in port_plan(host):
+            for source in use.some:
+                if "/" in source:
+                    continue
+                key = _sources_key(use.setting)
+                hosts = fleet.group(source)
+                if source in fleet.hosts:
+                    own = ", ".join(fleet[source].addresses) or "its address"
+                    why = f"{source} is a host: write {own}, or a group that it is in"
+                    yield [name], Problem(key, why)
+                elif not hosts:
+                    why = f"{source!r} is no group of the inventory ({', '.join(groups)})"
+                    yield [name], Problem(key, why)
+                for other, its in hosts.items():
+                    if not its.addresses and its.has_release:
+                        why = f"is missing: {key} of {name} lets in the hosts of group {source}"
+                        yield [other], Problem("address", why)
+
+
 def _certificate_files(fleet: Fleet) -> Findings:
     for host_name, host in fleet.hosts.items():
         if not (tls := host.tls) or tls.acme:
@@ -513,7 +569,10 @@ def _is_loopback(address: str) -> bool:
     return name in names or name.endswith(".localhost")
 
 
-_OF_HOSTS = (_mistyped_groups, _certificate_files, _gate_from, _same_addresses, _names, _clusters)
+_OF_HOSTS = (
+    *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
+    *(_names, _clusters),
+)
 
 
 def _pools(fleet: Fleet) -> Findings:

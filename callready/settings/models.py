@@ -165,6 +165,32 @@ def _network(value: str) -> str:
     raise ValueError(f"{value!r} {why}")
 
 
+def _source(value: str) -> str:
+    # pyinfra names a group as a variable of Python, or as the inventory's file.
+    return value if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", value) else _network(value)
+
+
+# Protocol numbers as IANA assigns them, of what has no ports or is opened as a whole.
+PROTOCOLS = {
+    **{"igmp": 2, "ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "ah": 51, "ospf": 89},
+    **{"etherip": 97, "pim": 103, "ipcomp": 108, "vrrp": 112, "l2tp": 115, "sctp": 132},
+}
+
+
+def _protocol(value: object) -> str:
+    """An IP protocol by its name in PROTOCOLS, where it has one there, else by its number."""
+    word = str(value).lower()
+    names = {str(number): name for name, number in PROTOCOLS.items()}
+    if word in ("tcp", "udp", "6", "17"):
+        raise ValueError(f"{value!r} has ports: name them in ports, as 9100/tcp")
+    if word in ("icmp", "icmpv6", "ipv6-icmp", "1", "58"):
+        raise ValueError(f"{value!r} is let in already, as far as hosts need it: leave it out")
+    if word in PROTOCOLS or (re.fullmatch(r"[1-9]\d{0,2}", word) and int(word) < 255):
+        return names.get(word, word)
+    known = ", ".join(PROTOCOLS)
+    raise ValueError(f"{value!r} is not an IP protocol: write its number (IANA), or {known}")
+
+
 def _open_port(value: str) -> str:
     m = re.fullmatch(r"(\d+)(?:-(\d+))?/(tcp|udp)", value)
     if not m or not 1 <= int(m[1]) <= int(m[2] or m[1]) <= 65535:
@@ -205,6 +231,8 @@ ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(host_name)]
 OpenPort = Annotated[str, AfterValidator(_open_port)]
 Network = Annotated[str, AfterValidator(_network)]
+Source = Annotated[str, AfterValidator(_source)]
+Protocol = Annotated[str, BeforeValidator(_protocol)]
 # HAProxy counts milliseconds (its manual, 2.5: time format).
 Timeout = Annotated[int, Field(ge=1, le=INT_MAX // 1000)]
 
@@ -407,12 +435,51 @@ class Edge(Section):
     )
 
 
+class Opening(Section):
+    """What another program on the host is reached by, and by whom. A group of the inventory may be
+    one that gets nothing else of callready."""
+
+    ports: list[OpenPort] = Field([], description="Ports, as `6379/tcp` or `60000-60010/udp`.")
+    protocols: list[Protocol] = Field(
+        [],
+        description="IP protocols without ports, by number or name: "
+        + ", ".join(f"`{name}`" for name in PROTOCOLS)
+        + ".",
+    )
+    sources: list[Source] | None = Field(
+        None,
+        min_length=1,
+        description="Who may: addresses, networks (`10.0.0.0/24`), and groups of the inventory, "
+        "which stand for `address`, `address6` and `internal_address` of their hosts. Without it "
+        "anyone.",
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> Opening:
+        if not self.ports and not self.protocols:
+            raise ValueError("opens nothing: set ports or protocols")
+        return self
+
+
 class Firewall(Section):
     """The host's own nftables table, made from the port plan."""
 
     enabled: bool = Field(True, description="False leaves the host's packet filter alone.")
     extra_ports: list[OpenPort] = Field(
         [], description="More ports to open to everyone, as `443/tcp` or `60000-60010/udp`."
+    )
+    open: dict[Username, Opening] = Field(
+        {},
+        description="What else to open, by a name of your own: to some only, or protocols without "
+        "ports.",
+    )
+    turn_requests_per_client: int = Field(
+        1000,
+        ge=0,
+        le=1_000_000,
+        description="STUN and TURN requests and new TURN connections in a second that one client, "
+        "an IPv4 address or an IPv6 /64, may make, for ten seconds at once. Media is not counted. "
+        "0 is without limit.",
     )
     notrack: bool = Field(
         False,
@@ -481,11 +548,15 @@ class Redis(Section):
 
 
 class Prometheus(Section):
-    """livekit.yaml's `prometheus`; the firewall keeps the port closed to the outside."""
+    """livekit.yaml's `prometheus`."""
 
     port: Port = Field(6789, description="Port of /metrics.")
     username: str = Field("prometheus", min_length=1, description="Basic-auth user.")
     password: GeneratedSecret = Field(description="Basic-auth password.")
+    sources: list[Source] = Field(
+        [],
+        description="Who may scrape it besides the host itself, as `firewall.open.NAME.sources`.",
+    )
 
 
 class Webhook(Section):
@@ -752,6 +823,11 @@ class HostSettings(Section):
         return self.private_address or self.address or ""
 
     @property
+    def addresses(self) -> list[str]:
+        """Those by which other hosts know it, public and internal."""
+        return [a for a in (self.address, self.address6, self.internal_address) if a]
+
+    @property
     def sfu(self) -> LiveKit | None:
         """LiveKit's settings, if this host runs it."""
         return self.livekit if "livekit" in self.groups else None
@@ -814,3 +890,9 @@ class HostSettings(Section):
         if self.livekit is None:
             return []
         return ["127.0.0.1"] if self.has_edge else self.livekit.bind_addresses
+
+    @property
+    def livekit_on_loopback(self) -> bool:
+        """Whether LiveKit's signalling and metrics are for this host alone."""
+        bound = self.livekit_addresses
+        return bool(bound) and {"127.0.0.1", "::1"}.issuperset(bound)

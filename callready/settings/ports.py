@@ -9,26 +9,28 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from callready.settings import pools
-from callready.settings.models import HostSettings
+from callready.settings.models import PROTOCOLS, HostSettings
 
-Proto = Literal["tcp", "udp"]
 Role = Literal["sshd", "livekit", "coturn", "edge", "acme", "extra"]
-Audience = Literal["anyone", "this host"]
+# Or some: networks and groups of the inventory, as `Fleet.networks` takes them.
+Audience = Literal["anyone", "this host"] | tuple[str, ...]
 LIVEKIT = "livekit-server.service"
 
 
 class Use(NamedTuple):
     """A range of ports (one port: first == last) that a role of a host uses for `audience`.
 
-    `service` is what people call it; `unit` is the systemd unit that has the ports open, empty for
-    sshd, for `firewall.extra_ports` and where the packet filter redirects to another port. `relay`
-    marks ranges whose sockets come and go.
+    `proto` is `tcp` or `udp`, or another IP protocol by its name in PROTOCOLS or its number; that
+    has no ports, and `first` and `last` are 0. `service` is what people call it; `unit` is the
+    systemd unit that has the ports open, empty for sshd, for what `firewall` opens to other
+    programs and where the packet filter redirects to another port. `relay` marks ranges whose
+    sockets come and go.
     """
 
     role: Role
     service: str
     unit: str
-    proto: Proto
+    proto: str
     first: int
     last: int
     purpose: str
@@ -38,18 +40,40 @@ class Use(NamedTuple):
 
     @property
     def ports(self) -> str:
-        """`3478` or `49152-65535`, as nftables writes it."""
+        """`3478` or `49152-65535`, as nftables writes it; empty for a protocol without ports."""
+        if not self.first:
+            return ""
         return str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
+
+    @property
+    def key(self) -> str:
+        """What it is known by, also to nftables: `livekit.rtc.tcp_port/tcp/7881`."""
+        return "/".join(filter(None, (self.setting, self.proto, self.ports)))
+
+    @property
+    def protocol_number(self) -> int:
+        """IANA's number of a protocol without ports."""
+        return PROTOCOLS.get(self.proto) or int(self.proto)
+
+    @property
+    def some(self) -> tuple[str, ...]:
+        """Whom it is open to, if not to anyone and not to this host alone."""
+        return self.audience if isinstance(self.audience, tuple) else ()
+
+    @property
+    def open_to(self) -> str:
+        """Its audience in words."""
+        return self.audience if isinstance(self.audience, str) else ", ".join(self.audience)
 
     def __contains__(self, port: object) -> bool:
         return isinstance(port, int) and self.first <= port <= self.last
 
 
-def parse_port(value: str) -> tuple[Proto, int, int]:
+def parse_port(value: str) -> tuple[str, int, int]:
     """Split `FIRST-LAST/udp` or `PORT/tcp` into protocol, first and last port."""
     ports, _, proto = value.partition("/")
     first, _, last = ports.partition("-")
-    return "tcp" if proto == "tcp" else "udp", int(first), int(last or first)
+    return proto, int(first), int(last or first)
 
 
 def port_plan(host: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
@@ -83,17 +107,19 @@ def _sshd(ports: tuple[int, ...]) -> Iterator[Use]:
 def _livekit(host: HostSettings) -> Iterator[Use]:
     if not (livekit := host.sfu):
         return
-    use, bound = partial(Use, "livekit", "LiveKit", LIVEKIT), host.livekit_addresses
-    on_loopback = bool(bound) and {"127.0.0.1", "::1"}.issuperset(bound)
-    audience: Audience = "this host" if on_loopback else "anyone"
+    use = partial(Use, "livekit", "LiveKit", LIVEKIT)
+    audience: Audience = "this host" if host.livekit_on_loopback else "anyone"
     yield use("tcp", livekit.port, livekit.port, "signalling", "livekit.port", audience)
     rtc, key = livekit.rtc, "livekit.rtc"
     yield use("tcp", rtc.tcp_port, rtc.tcp_port, "ICE over TCP", f"{key}.tcp_port")
     first, last = rtc.port_range_start, rtc.port_range_end
     yield use("udp", first, last, "media", f"{key}.port_range_start", relay=True)
-    if livekit.prometheus:
-        port = livekit.prometheus.port
-        yield use("tcp", port, port, "metrics", "livekit.prometheus.port", "this host")
+    if metrics := livekit.prometheus:
+        # Behind an edge LiveKit listens on loopback alone: scrapers come through the edge too.
+        unit = pools.EDGE if metrics.sources and host.has_edge else LIVEKIT
+        scraper: Audience = tuple(metrics.sources) or "this host"
+        port, key = metrics.port, "livekit.prometheus.port"
+        yield Use("livekit", "LiveKit", unit, "tcp", port, port, "metrics", key, scraper)
 
 
 _PURPOSES = {
@@ -140,6 +166,13 @@ def _extra(host: HostSettings) -> Iterator[Use]:
     key = "firewall.extra_ports"
     for value in host.firewall.extra_ports:
         yield Use("extra", "extra", "", *parse_port(value), key, key)
+    for name, opening in host.firewall.open.items():
+        what = [parse_port(value) for value in opening.ports]
+        what += [(protocol, 0, 0) for protocol in opening.protocols]
+        whom: Audience = "anyone" if opening.sources is None else tuple(opening.sources)
+        for proto, first, last in what:
+            key = f"firewall.open.{name}"
+            yield Use("extra", name, "", proto, first, last, "another program", key, whom)
 
 
 def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
@@ -152,12 +185,24 @@ def overlaps(plan: list[Use]) -> Iterator[tuple[str, str]]:
         both = b._replace(first=max(a.first, b.first), last=min(a.last, b.last))
         if a.proto != b.proto or both.first > both.last:
             continue
-        if (a.relay and b.relay) or a.role == b.role == "extra":
+        if a.relay and b.relay:
             continue
+        if a.role == b.role == "extra":
+            if (a.audience == "anyone") != (b.audience == "anyone"):
+                what = "/".join(filter(None, (both.ports, b.proto)))
+                yield (
+                    b.setting,
+                    f"opens {what} to {b.open_to}, {a.setting} to {a.open_to}: leave it out of "
+                    "the one that is not meant",
+                )
+            continue
+        is_metrics = b.role == "extra" and a.setting == "livekit.prometheus.port"
         yield (
             b.setting,
             f"port {both.ports}/{b.proto} is taken twice on this host: {a.service} ({a.purpose}, "
-            f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port",
+            f"{a.setting}) and {b.service} ({b.purpose}); give one of them another port"
+            + ", or say who may scrape in livekit.prometheus.sources"
+            * is_metrics,
         )
 
 

@@ -100,7 +100,7 @@ def _(place: Place) -> str:
             RETURNED,
             patch=rule("tcp dport 2222 ct state new drop"),
         )
-        assert "2222" in place.host.root("nft list set inet callready tcp_open")
+        assert "tcp dport 2222" in place.host.root("nft list chain inet callready input")
     finally:
         place.host.root(f"rm {ports}; {restart}")
     place.reach_state(place.source)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -322,12 +323,13 @@ def test_relay_does_not_reach_the_services_of_its_own_host(fleet: Fleet) -> None
         assert reach("relay", TURN13.ipv4, 8000, secret) == "echo"
 
 
-def reach(how: str, address: str, port: int, secret: str = "") -> str:
-    """Send a datagram from where the callers are, or through a relay of h05: `echo` if it came
-    back, `silence` if not."""
+def reach(how: str, address: str, number: int, secret: str = "", caller: bool = True) -> str:
+    """Send from where the callers are, or from this machine, or through a relay of h05: what
+    tests/support/datagram.py prints."""
+    where = Lab().client_prefix() if caller else []
     script = SUPPORT / "datagram.py"
     return subprocess.run(
-        [*Lab().client_prefix(), sys.executable, script, how, address, str(port), TWO_POOLS.ipv4],
+        [*where, sys.executable, script, how, address, str(number), TWO_POOLS.ipv4],
         input=secret,
         capture_output=True,
         text=True,
@@ -336,6 +338,73 @@ def reach(how: str, address: str, port: int, secret: str = "") -> str:
         timeout=30,
         env={"PYTHONPATH": str(REPOSITORY)},
     ).stdout.strip()
+
+
+@pytest.fixture
+def internal() -> Iterator[dict[Host, str]]:
+    """An internal network of two hosts: the address of each."""
+    network = {SFU: "10.77.0.4", TURN12: "10.77.0.3"}
+    for host, address in network.items():
+        host.root(f"ip address add {address}/24 dev host0")
+    yield network
+    for host, address in network.items():
+        host.root(f"ip address delete {address}/24 dev host0")
+
+
+def counted(host: Host, key: str) -> int:
+    """The packets that a use of the port plan has let in, by its counter in the filter."""
+    said = host.root(f"nft list counter inet callready {key}")
+    return int(said.partition("packets ")[2].split()[0])
+
+
+def test_what_is_open_to_some_and_a_rate_for_each_client(
+    fleet: Fleet, internal: dict[Host, str]
+) -> None:
+    """A group over both address families and an internal network, a protocol without ports, and a
+    relayed call that the rate does not touch, all without connection tracking of media."""
+    fleet.groups["livekit"][0][1]["internal_address"] = internal[SFU]
+    fleet.groups["monitor"] = [SFU.fqdn]
+    fleet.data["firewall"] = {
+        "notrack": True,
+        "turn_requests_per_client": 5,
+        "open": {
+            "redis": {"ports": ["6379/tcp"], "sources": ["monitor"]},
+            "keepalived": {
+                "protocols": ["vrrp"],
+                "sources": [plan.CALLER.ipv4, f"{plan.IPV6_PREFIX}/{plan.IPV6_LENGTH}"],
+            },
+        },
+    }
+    pids = {host: host.pids() for host in HOSTS}
+    assert fleet.deploy().changed == list(FLEET)
+    assert {host: host.pids() for host in HOSTS} == pids
+
+    redis, vrrp = "firewall.open.redis/tcp/6379", "firewall.open.keepalived/vrrp"
+    with TURN12.listening("tcp", 6379):
+        for number, address in enumerate((TURN12.ipv4, TURN12.ipv6, internal[TURN12]), 1):
+            SFU.root(f"timeout 5 bash -c ': < /dev/tcp/{address}/6379'")
+            assert counted(TURN12, redis) == number
+        for address in (TURN12.ipv4, TURN12.ipv6):
+            assert probe("ports", address, "--ports", "6379")["open"] == []
+        assert counted(TURN12, redis) == 3
+    for address, by_caller in ((TURN12.ipv4, True), (TURN12.ipv6, True), (TURN12.ipv4, False)):
+        reach("protocol", address, 112, caller=by_caller)
+    reach("protocol", TURN12.ipv4, 50)
+    assert counted(TURN12, vrrp) == 2
+
+    stun = "turn.pools.avatar.listening_port/udp/3478"
+    eventually(lambda: reach("requests", TWO_POOLS.ipv4, 1) == "1")
+    before = counted(TWO_POOLS, f"{stun}/limited")
+    relayed = probe("turn", "relay", TWO_POOLS.fqdn, secret=fleet.secrets["turn/avatar"])
+    assert relayed["ok"] and relayed["received"] == relayed["sent"] == 50
+    assert counted(TWO_POOLS, f"{stun}/limited") == before
+    for address in (TWO_POOLS.ipv4, TWO_POOLS.ipv6):
+        before = counted(TWO_POOLS, f"{stun}/limited")
+        answered = int(reach("requests", address, 500))
+        assert 0 < answered <= 100, answered
+        assert counted(TWO_POOLS, f"{stun}/limited") - before == 500 - answered
+    # What it counts is no change of it.
+    assert fleet.deploy().changed == []
 
 
 def test_callers_are_told_of_addresses_that_they_reach(fleet: Fleet) -> None:

@@ -172,7 +172,9 @@ def test_old_release_that_nobody_confirms_reverts_by_itself(site: Site) -> None:
 def test_deploy_on_top_of_an_old_release_disturbs_nothing(site: Site) -> None:
     site.reach(site.a)
     # Of A alone: what only an unconfirmed B needed goes with the next confirmation.
-    untouched = UNTOUCHED % (" ".join(site.units), " ".join(sorted(site.a.names("database"))))
+    # The packet filter is another one since 0.2.0, which is loaded in one step.
+    units = site.units - {"callready-firewall.service"}
+    untouched = UNTOUCHED % (" ".join(units), " ".join(sorted(site.a.names("database"))))
     before, fleet = HOST.root(untouched).splitlines(), site.fleet(site.a)
     run = fleet.deploy()
     assert HOST.root(untouched).splitlines() == before

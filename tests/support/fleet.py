@@ -40,7 +40,7 @@ dpkg-query -W
 cat etc/passwd
 systemctl show -p Id,ActiveState,UnitFileState,MainPID coturn.service livekit-server.service \
     callready-firewall.service 'turnserver@*.service'
-nft list ruleset 2>/dev/null | sed 's/ packets [0-9]* bytes [0-9]*//'
+nft -st list ruleset 2>/dev/null
 sysctl -n net.ipv4.ip_local_reserved_ports
 """
 
@@ -64,7 +64,7 @@ for unit in $UNITS; do
     sha256sum < /proc/$pid/exe
     sha256sum /run/credentials/$unit/* 2>&-
 done
-nft list table inet callready 2>&- | sed 's/ packets [0-9]* bytes [0-9]*//'
+nft -st list table inet callready 2>&-
 sysctl -n net.ipv4.ip_local_reserved_ports
 """
 

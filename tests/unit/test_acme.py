@@ -83,7 +83,7 @@ def test_http_01_needs_port_80_of_the_edge() -> None:
 
 
 def challenges(fleet: Fleet, host: str) -> list[tuple[int, str]]:
-    return [(use.first, use.audience) for use in port_plan(fleet[host]) if use.role == "acme"]
+    return [(use.first, use.open_to) for use in port_plan(fleet[host]) if use.role == "acme"]
 
 
 def test_a_turn_host_opens_port_80_and_an_edge_answers_for_certbot() -> None:

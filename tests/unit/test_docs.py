@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from itertools import chain, takewhile
 from pathlib import Path
@@ -24,6 +25,7 @@ from pydantic import ValidationError
 import callready
 from callready import docs
 from callready.secrets import store as secrets
+from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, port_plan
@@ -295,24 +297,40 @@ def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> Non
         Use("sshd", "a", "", "tcp", 22, 22, "", ""),
         Use("livekit", "b", "", "udp", 50000, 60000, "", "", relay=True),
         Use("livekit", "c", "", "tcp", 6789, 6789, "", "", "this host"),
+        # Not what comes over an internal network or IPv6, which it does not see.
+        Use(
+            "extra", "d", "", "tcp", 9100, 9100, "", "", ("monitor", "10.0.0.0/8", "2001:db8::/32")
+        ),
+        Use("extra", "e", "", "tcp", 6379, 6379, "", "", ("10.0.0.0/8",)),
+        Use("extra", "f", "", "gre", 0, 0, "", "", ("198.51.100.0/24",)),
+        Use("extra", "g", "", "vrrp", 0, 0, "", ""),
     ]
-    rules = docs.edge_rules(plan)
-    opened = {(r.protocol, r.destination_port) for r in rules if r.destination_port}
-    assert opened == {("TCP", "22"), ("UDP", "50000-60000")}
+    monitor = {"address": "203.0.113.9", "internal_address": "10.0.0.9", "groups": {"monitor"}}
+    fleet = Fleet("", {"m": HostSettings.model_validate({"name": "m", **monitor})})
+    rules = docs.edge_rules(plan, fleet)
+    opened = {(r.protocol, r.source, r.destination_port) for r in rules if r.destination_port}
+    assert opened == {
+        ("TCP", "", "22"),
+        ("UDP", "", "50000-60000"),
+        ("TCP", "203.0.113.9/32", "9100"),
+    }
+    assert [r.source for r in rules if r.protocol == "GRE"] == ["198.51.100.0/24"]
     first, last = rules[0], rules[-1]
     assert (first.action, first.protocol, first.state) == ("Accept", "TCP", "established")
     assert (last.action, last.protocol, last.destination_port) == ("Deny", "IPv4", "")
     assert {r.source_port for r in rules if r.protocol == "UDP" and r.source_port} == {"53", "123"}
     assert all(
-        r.destination_port or r.source_port or r.state or r.protocol == "ICMP" for r in rules[:-1]
+        r.destination_port or r.source_port or r.state or r.protocol in ("ICMP", "GRE")
+        for r in rules[:-1]
     ), "a rule without any condition lets everything in"
 
 
 @pytest.mark.parametrize(
-    ("env", "example"), [("prod", docs.example()), ("single", {"one.example.com": docs.one_host()})]
+    ("env", "example"),
+    [("prod", docs.example().hosts), ("single", {"one.example.com": docs.one_host()})],
 )
 def test_the_port_tables_are_of_the_shipped_inventories(
-    env: str, example: dict[str, HostSettings]
+    env: str, example: Mapping[str, HostSettings]
 ) -> None:
     inventory = ROOT / "inventories" / env
     if "example.com" not in inventory.read_text():
@@ -328,10 +346,11 @@ def test_the_port_tables_are_of_the_shipped_inventories(
 
 
 def test_the_edge_firewall_takes_twenty_rules() -> None:
-    for host in (*docs.example().values(), docs.one_host()):
-        assert "it takes 20" not in docs.edge_table(host)
-        rows = [line for line in docs.edge_table(host).splitlines() if "Accept" in line]
-        assert len(rows) < 20
+    fleet = docs.example()
+    for host in (*fleet.hosts.values(), docs.one_host()):
+        table = docs.edge_table(host, fleet)
+        assert "it takes 20" not in table
+        assert len([line for line in table.splitlines() if "Accept" in line]) < 20
 
 
 def test_every_fault_that_is_made_is_in_the_table() -> None:

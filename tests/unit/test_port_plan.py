@@ -65,7 +65,8 @@ WAYS: dict[str, tuple[str, list[Edit], list[Way]]] = {
     ),
 }
 
-# What is open to the outside, as an operator would write it down; a trailing `local` is not.
+# What is open to the outside, as an operator would write it down; a trailing `local` is not, and
+# what follows `to` says who may.
 TABLES: dict[str, tuple[str, list[Edit], str]] = {
     "SFU alone": (
         SFU1,
@@ -188,6 +189,40 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
         edge           tcp 80           redirects and ACME
         """,
     ),
+    "to some only, and protocols without ports": (
+        SFU1,
+        [
+            (SFU1, "internal_address", "10.0.0.11"),
+            (
+                SFU1,
+                "livekit.prometheus",
+                {"password": "secret:livekit/prometheus", "sources": ["turn", "203.0.113.9"]},
+            ),
+            (
+                SFU1,
+                "firewall.open",
+                {
+                    "redis": {"ports": ["6379/tcp"], "sources": ["livekit", "10.0.0.0/24"]},
+                    "keepalived": {"protocols": ["VRRP", 51], "sources": ["FE80::/10"]},
+                    "vpn": {"ports": ["500/udp"], "protocols": [50, "41", "99"]},
+                },
+            ),
+        ],
+        """
+        sshd          tcp 22           administration
+        LiveKit       tcp 7880         signalling
+        LiveKit       tcp 7881         ICE over TCP
+        LiveKit       udp 50000-60000  media
+        LiveKit       tcp 6789         metrics          to turn, 203.0.113.9/32
+        redis         tcp 6379         another program  to livekit, 10.0.0.0/24
+        keepalived    vrrp             another program  to fe80::/10
+        keepalived    ah               another program  to fe80::/10
+        vpn           udp 500          another program
+        vpn           esp              another program
+        vpn           6in4             another program
+        vpn           99               another program
+        """,
+    ),
     "the packet filter has 443": (
         TURN1,
         [ON_443],
@@ -204,8 +239,9 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
 
 
 def as_line(use: Use) -> str:
-    local = "local" if use.audience == "this host" else ""
-    return " ".join([use.service, use.proto, use.ports, use.purpose, local]).strip()
+    whom = {"anyone": "", "this host": "local"}.get(use.open_to, f"to {use.open_to}")
+    parts = (use.service, use.proto, use.ports, use.purpose, whom)
+    return " ".join(filter(None, parts))
 
 
 @pytest.mark.parametrize("case", TABLES)
@@ -213,6 +249,13 @@ def test_the_plan_is_the_table(case: str) -> None:
     host, edits, table = TABLES[case]
     expected = [" ".join(line.split()) for line in table.strip().splitlines()]
     assert [as_line(use) for use in port_plan(load(*edits)[host])] == expected
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_a_use_is_known_by_its_key_alone(case: str) -> None:
+    host, edits, _ = TABLES[case]
+    plan = port_plan(load(*edits)[host], (22, 2222))
+    assert len({use.key for use in plan}) == len(plan)
 
 
 @pytest.mark.parametrize("case", WAYS)
@@ -229,6 +272,15 @@ def test_a_unit_listens_on_what_it_takes_itself() -> None:
     assert found("on 443 by the packet filter", CALLS) == ["udp/3478", "tcp/3478", "tcp/5349"]
     assert found("on 443 by the edge", CALLS) == ["udp/3478", "tcp/3480"]
     assert found("on 443 by the edge", EDGE) == ["tcp/3478", "tcp/5349", "tcp/443", "tcp/80"]
+
+
+def test_behind_an_edge_scrapers_come_through_it() -> None:
+    metrics = {"password": "secret:livekit/prometheus"}
+    edge: list[Edit] = [(SFU1, "edge", {}), (SFU1, "livekit.prometheus", metrics)]
+    (use,) = (use for use in port_plan(load(*edge)[SFU1]) if use.purpose == "metrics")
+    assert (use.unit, use.audience) == ("livekit-server.service", "this host")
+    edge.append((SFU1, "livekit.prometheus.sources", ["turn"]))
+    assert listeners(port_plan(load(*edge)[SFU1]), EDGE) == ["tcp/6789", "tcp/443", "tcp/80"]
 
 
 def test_only_what_comes_and_goes_is_marked_as_relay() -> None:
@@ -256,6 +308,8 @@ def test_an_extra_port_is_read(value: str, port: tuple[str, int, int]) -> None:
 
 
 def test_the_kernel_is_told_to_keep_off_all_of_it() -> None:
+    host, edits, _ = TABLES["to some only, and protocols without ports"]
+    assert reserved(port_plan(load(*edits)[host])) == "22,500,6379,6789,7880-7881,50000-60000"
     assert reserved(port_plan(load(*ONE_BOX)[SFU1])) == (
         "22,3478-3479,5349-5350,7880-7881,50000-65535"
     )
@@ -412,6 +466,43 @@ def conflicts(host: str, *edits: Edit) -> list[str]:
             "livekit.rtc.port_range_start) and extra (firewall.extra_ports); give one of them another "
             "port",
             [("firewall.extra_ports", ["60001-60010/udp"])],
+        ),
+        (
+            SFU1,
+            [
+                (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+                (SFU1, "firewall.open", {"scraper": {"ports": ["6789/tcp"], "sources": ["turn"]}}),
+            ],
+            "firewall.open.scraper: port 6789/tcp is taken twice on this host: LiveKit (metrics, "
+            "livekit.prometheus.port) and scraper (another program); give one of them another port, "
+            "or say who may scrape in livekit.prometheus.sources",
+            [("livekit.prometheus.sources", ["turn"]), ("firewall.open", {})],
+        ),
+        (
+            SFU1,
+            [
+                (SFU1, "firewall.extra_ports", ["6300-6400/tcp"]),
+                (SFU1, "firewall.open", {"redis": {"ports": ["6379/tcp"], "sources": ["livekit"]}}),
+            ],
+            "firewall.open.redis: opens 6379/tcp to livekit, firewall.extra_ports to anyone: leave it "
+            "out of the one that is not meant",
+            [("firewall.extra_ports", ["6300-6378/tcp"])],
+        ),
+        (
+            SFU1,
+            [
+                (
+                    SFU1,
+                    "firewall.open",
+                    {
+                        "vpn": {"protocols": ["esp"]},
+                        "office": {"protocols": [50], "sources": ["203.0.113.0/24"]},
+                    },
+                ),
+            ],
+            "firewall.open.office: opens esp to 203.0.113.0/24, firewall.open.vpn to anyone: leave it "
+            "out of the one that is not meant",
+            [("firewall.open.vpn.protocols", ["gre"])],
         ),
     ],
 )

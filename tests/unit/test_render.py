@@ -136,6 +136,27 @@ def edges() -> Fleet:
     )
 
 
+def some() -> Fleet:
+    """What is open to some: groups, networks that overlap, both address families; and protocols."""
+    metrics = {"password": "secret:livekit/prometheus", "sources": ["monitor"]}
+    return load(
+        ("monitor1", "groups", ["monitor"]),
+        ("monitor1", "address", "203.0.113.9"),
+        (TURN1, "internal_address", "10.0.0.21"),
+        (TURN2, "internal_address", "fd00::22"),
+        (SFU1, "livekit.prometheus", metrics),
+        (
+            SFU1,
+            "firewall.open",
+            {
+                "redis": {"ports": ["6379/tcp", "6379/tcp"], "sources": ["turn", "10.0.0.0/24"]},
+                "keepalived": {"protocols": ["vrrp"], "sources": ["fe80::/10"]},
+                "vpn": {"ports": ["500/udp"], "protocols": ["esp", "ah", 99]},
+            },
+        ),
+    )
+
+
 CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "production": (production, [SFU1, TURN1, TURN2]),
     "one-box": (full_box, [SFU1]),
@@ -143,6 +164,7 @@ CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "fixed-users": (fixed_users, [SFU1, TURN1]),
     "lan": (lan, [SFU1]),
     "edges": (edges, [SFU1, TURN1, TURN2]),
+    "some": (some, [SFU1]),
 }
 
 
@@ -174,7 +196,7 @@ def test_every_ssh_port_in_use_is_open() -> None:
     node = declare(load(), TURN1)
     node.learn_ssh_ports({22, 2222})
     rules = node.release.files[RULES].content.decode()
-    assert re.findall(r"(\d+), # sshd", rules) == ["22", "2222"]
+    assert re.findall(r"tcp dport (\d+) counter name ssh_port/", rules) == ["22", "2222"]
 
 
 def test_an_undefined_variable_is_an_error_and_not_an_empty_word() -> None:
@@ -548,20 +570,22 @@ def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_pa
     (tmp_path / "rules").write_bytes(declare(full_box(), SFU1).release.files[RULES].content)
     run = nft(
         "nft add table ip docker; nft add chain ip docker nat; nft -f rules; nft -f rules\n"
-        "nft list table ip docker; nft list set inet callready tcp_open\n"
-        "nft list set inet callready udp_open; nft list table inet callready",
+        "nft list table ip docker; nft list table inet callready",
         tmp_path,
     )
     assert run.returncode == 0, run.stderr
-    docker, tcp, udp, table = re.split(r"(?m)^(?=table )", run.stdout)[1:]
+    docker, table = re.split(r"(?m)^(?=table )", run.stdout)[1:]
     assert "chain nat" in docker
-    opened = [
-        re.sub(r"\s+", "", re.findall(r"elements = \{([^}]*)\}", part)[0]) for part in (tcp, udp)
+    chain_ = table.partition("chain input")[2].partition("}\n\t")[0]
+    opened = re.findall(r"(?m)^\t\t(\w+ dport \S+) counter name (\S+) accept$", chain_)
+    assert [match for match, _ in opened] == [
+        *("tcp dport 2222", "tcp dport 7881", "udp dport 50000-60000", "udp dport 3478"),
+        *("tcp dport 3478", "tcp dport 5349", "udp dport 60001-62767", "udp dport 3479"),
+        *("tcp dport 3479", "udp dport 62768-65535", "tcp dport 62768-65535", "tcp dport 443"),
+        "udp dport 40000-40010",
     ]
-    assert opened == [
-        "443,2222,3478-3479,5349,7881,62768-65535",
-        "3478-3479,40000-40010,50000-65535",
-    ]
+    counters = set(re.findall(r"(?m)^\tcounter (\S+) \{", table))
+    assert {name.strip('"') for _, name in opened} <= counters
     assert "policy drop" in table
     verdict = re.compile(r"\b(accept|drop|notrack|jump)\b")
     counted = [line for line in table.splitlines() if verdict.search(line) and "hook" not in line]
@@ -571,9 +595,44 @@ def test_what_is_open_is_what_the_plan_says_and_no_other_table_is_touched(tmp_pa
 
 @pytest.mark.tools
 def test_a_port_that_is_not_one_is_seen(tmp_path: Path) -> None:
-    rules = declare(load(), SFU1).release.files[RULES].content.replace(b"7881,", b"78810,")
+    rules = (
+        declare(load(), SFU1).release.files[RULES].content.replace(b"dport 7881", b"dport 78810")
+    )
     (tmp_path / "rules").write_bytes(rules)
     assert nft("nft -c -f rules", tmp_path).returncode != 0
+
+
+def test_what_is_open_to_some_is_so_for_each_address_family() -> None:
+    rules = declare(some(), SFU1).release.files[RULES].content.decode()
+    found = re.findall(r"(?m)^ +(.*) counter name (?:firewall|livekit.prom)\S+ accept$", rules)
+    assert found == [
+        "ip saddr { 203.0.113.9/32 } tcp dport 6789",
+        "ip saddr { 10.0.0.0/24, 192.0.2.21/32, 192.0.2.22/32 } tcp dport 6379",
+        "ip6 saddr { 2001:db8::21/128, fd00::22/128 } tcp dport 6379",
+        "ip6 saddr { fe80::/10 } ip6 nexthdr 112",
+        "udp dport 500",
+        *("ip protocol 50", "ip6 nexthdr 50"),
+        *("ip protocol 51", "ip6 nexthdr 51"),
+        *("ip protocol 99", "ip6 nexthdr 99"),
+    ]
+
+
+def test_a_group_of_others_is_a_source_and_gets_nothing_of_callready() -> None:
+    fleet = some()
+    assert fleet.warnings == []
+    assert not declare(fleet, "monitor1").release.files
+    (warning,) = load(("monitor1", "groups", ["monitor"])).warnings
+    assert "monitor1: is in none of the groups" in warning
+
+
+def test_the_rate_of_one_client_is_the_inventorys() -> None:
+    def rates(*edits: Any) -> set[str]:
+        rules = declare(load(*edits), TURN1).release.files[RULES].content.decode()
+        return set(re.findall(r"rate over .*? (?=packets)|turn_clients6?", rules))
+
+    assert "rate over 1000/second burst 10000 " in rates()
+    assert "rate over 7/second burst 70 " in rates((TURN1, "firewall.turn_requests_per_client", 7))
+    assert rates((TURN1, "firewall.turn_requests_per_client", 0)) == set()
 
 
 # Units, by the real systemd-analyze

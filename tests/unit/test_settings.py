@@ -215,6 +215,74 @@ def test_the_hosts_that_every_test_starts_from_are_accepted() -> None:
             ["443/tcp", "60010-60000/udp"],
             "firewall.extra_ports.1: '60010-60000/udp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
         ),
+        *(
+            ("firewall.open", {"redis": opening}, f"firewall.open.redis{problem}")
+            for opening, problem in (
+                ({}, ": opens nothing: set ports or protocols"),
+                ({"sources": ["livekit"]}, ": opens nothing: set ports or protocols"),
+                ({"ports": ["6379/tcp"], "sources": []}, ".sources: is empty"),
+                (
+                    {"ports": ["vrrp"]},
+                    ".ports.0: 'vrrp' is not PORT/tcp, PORT/udp or FIRST-LAST/udp",
+                ),
+                *(
+                    (
+                        {"protocols": [protocol]},
+                        f".protocols.0: {protocol!r} is not an IP protocol: write its number (IANA), "
+                        "or igmp, ipip, 6in4, gre, esp, ah, ospf, etherip, pim, ipcomp, vrrp, l2tp, "
+                        "sctp",
+                    )
+                    for protocol in ("wireguard", "", 0, 255, -1, 300, True, 1.5, "50\n", None)
+                ),
+                *(
+                    (
+                        {"protocols": [protocol]},
+                        f".protocols.0: {protocol!r} has ports: name them in ports, as 9100/tcp",
+                    )
+                    for protocol in ("TCP", "udp", 17)
+                ),
+                (
+                    {"protocols": ["icmp"]},
+                    ".protocols.0: 'icmp' is let in already, as far as hosts need it: leave it out",
+                ),
+                *(
+                    (
+                        {"ports": ["6379/tcp"], "sources": ["10.0.0.1", source]},
+                        f".sources.1: {source!r} is not an address or a network such as 10.0.0.0/24",
+                    )
+                    for source in (
+                        *(
+                            "10.0.0.256",
+                            "10.0.0.1-10.0.0.9",
+                            "10.0.0.0/33",
+                            "",
+                            "sfu 1",
+                            "::1%eth0",
+                        ),
+                        *("10.0.0.1:6379", "[2001:db8::1]", "livekit\n", "10.0.0.1, 10.0.0.2", "*"),
+                    )
+                ),
+                (
+                    {"ports": ["6379/tcp"], "sources": ["10.0.0.5/24"]},
+                    ".sources.0: '10.0.0.5/24' is an address in a network: write 10.0.0.5 for it "
+                    "alone, 10.0.0.0/24 for all of them",
+                ),
+                (
+                    {"ports": ["6379/tcp"], "source": ["livekit"]},
+                    ".source: is not a setting; did you mean sources?",
+                ),
+            )
+        ),
+        (
+            "firewall.open",
+            {"my redis": {"ports": ["6379/tcp"]}},
+            "firewall.open.my redis: 'my redis' is not a Unix user or group name",
+        ),
+        (
+            "firewall.turn_requests_per_client",
+            -1,
+            "firewall.turn_requests_per_client: Input should be greater than or equal to 0",
+        ),
         ("internal_address", "eth1", "internal_address: 'eth1' is not an IPv4 or IPv6 address"),
         (
             "livekit.rtc.ips",
@@ -613,6 +681,8 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
 
 # Rules that need more than one section or more than one host
 
+METRICS = {"password": "secret:livekit/prometheus", "sources": ["turn"]}
+
 
 @pytest.mark.parametrize(
     ("edits", "lines"),
@@ -727,6 +797,48 @@ def test_no_secret_is_in_a_repr_of_the_fleet() -> None:
                 f"{SFU1}: livekit.rtc.ips.includes: 192.0.2.12/32 would be told to callers as "
                 "192.0.2.11: behind 1:1 NAT (private_address) LiveKit has one IPv4 address only; "
                 "leave it out"
+            ],
+        ),
+        (
+            [
+                ("*", "firewall.enabled", False),
+                (SFU1, "livekit.prometheus", METRICS),
+                (TURN1, "firewall.open", {"x": {"ports": ["1/tcp"], "sources": ["livekit"]}}),
+            ],
+            [
+                f"{SFU1}: livekit.prometheus.sources: needs the packet filter, which firewall.enabled "
+                "= False leaves out: enable it",
+                f"{TURN1}: firewall.open.x.sources: needs the packet filter, which firewall.enabled = "
+                "False leaves out: enable it",
+            ],
+        ),
+        (
+            [
+                (SFU1, "livekit.prometheus", METRICS),
+                (SFU1, "livekit.bind_addresses", ["127.0.0.1", "::1"]),
+            ],
+            [
+                f"{SFU1}: livekit.prometheus.sources: nobody but the host reaches the metrics: they "
+                "listen on livekit.bind_addresses, which is loopback; add an address of the host "
+                "there"
+            ],
+        ),
+        (
+            [
+                (
+                    TURN1,
+                    "firewall.open",
+                    {"x": {"ports": ["1/tcp"], "sources": ["monitors", SFU1, "spare", "turn"]}},
+                ),
+                ("spare1", "groups", ["spare"]),
+            ],
+            [
+                f"{TURN1}: firewall.open.x.sources: 'monitors' is no group of the inventory (livekit, "
+                "spare, turn)",
+                f"{TURN1}: firewall.open.x.sources: {SFU1} is a host: write 192.0.2.11, 2001:db8::11, "
+                "or a group that it is in",
+                f"spare1: address: is missing: firewall.open.x.sources of {TURN1} lets in the hosts of "
+                "group spare",
             ],
         ),
         ([(SFU1, "livekit", ...)], [f"{SFU1}: livekit: is missing: the host is in group livekit"]),

@@ -5,5 +5,5 @@ set -eu
 export LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin
 nft -f /etc/callready/nftables.conf
 file=$(sha256sum < /etc/callready/nftables.conf)
-table=$(nft list table inet callready | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
+table=$(nft -stp list table inet callready | sha256sum)
 printf '%s %s\n' "${file%% *}" "${table%% *}" > /run/callready-firewall

@@ -148,7 +148,7 @@ print_filters() {
         /type nat hook/ && !seen[table]++ { print "nat", table }'
     # What load-firewall noted, as long as the table is still what it loaded.
     if read -r loaded table 2> /dev/null < "$RUN/callready-firewall"; then
-        now=$(nft list table inet callready 2> /dev/null | sed -E 's/ packets [0-9]+ bytes [0-9]+//' | sha256sum)
+        now=$(nft -stp list table inet callready 2> /dev/null | sha256sum)
         [ "$table" = "${now%% *}" ] || loaded=changed
         printf 'ruleset\t%s\n' "$loaded"
     fi
