@@ -13,7 +13,7 @@ from tasks.tls import tls
 
 def declare(fleet: Fleet, name: str) -> Node:
     """Everything that must be true on the host `name` of the fleet."""
-    node = Node(name, fleet, port_roles=(base, firewall))
+    node = Node(name, fleet, survey_roles=(base, firewall))
     node.release.confirm_timeout = node.settings.deploy.confirm_timeout
     node.release.drain = node.settings.deploy.drain
     base(node)

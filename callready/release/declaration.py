@@ -307,11 +307,15 @@ class Release:
                 "firewalld.service",
             ],
             "SYSCTLS": self.sysctls,
-            "DATABASES": self.databases,
+            "DATABASES": [
+                f"{path}:{','.join(sorted({realm for _, realm, _ in rows}))}"
+                for path, rows in self.databases.items()
+            ],
             "TLS_ENDPOINTS": endpoints,
             "ENVIRONMENTS": [
                 f"{path}:{','.join(e.values)}" for path, e in self.environments.items()
             ],
+            "PLACES": [*self.files, *self.links, *self.databases, *self.environments],
             "BINARIES": [self.archive.binary] if self.archive else [],
         }
 

@@ -64,8 +64,8 @@ class Listener:
 
 @dataclass(frozen=True)
 class EnvironmentFact:
-    """The app's environment file: `sha256` is of our keys' sorted lines, `applied` the hash that
-    its units were last restarted with."""
+    """The app's environment file: `sha256` is of the sorted lines by which its readers have our
+    keys, `applied` the hash that its units were last restarted with."""
 
     mode: int
     owner: str
@@ -79,7 +79,8 @@ class Facts:
     running release, `confirmed` what it boots with, `pending` a release that waits for its
     confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
     whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
-    older callready); `linked`, environment files that are links."""
+    older callready); `elsewhere`, what kernel settings are without callready, and the file that
+    says so (`-` for none); `obstacles`, what stands where it puts files: kind and words."""
 
     os: str = ""
     os_version: str = ""
@@ -106,6 +107,7 @@ class Facts:
     nat_tables: set[str] = field(default_factory=set)
     firewalls: set[str] = field(default_factory=set)
     sysctls: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, tuple[str, str]] = field(default_factory=dict)
     databases: set[str] = field(default_factory=set)
     rows: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     pairs: dict[str, str] = field(default_factory=dict)
@@ -113,7 +115,7 @@ class Facts:
     asked: dict[str, str] = field(default_factory=dict)
     served: dict[tuple[str, str], str] = field(default_factory=dict)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
-    linked: set[str] = field(default_factory=set)
+    obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
 
     @property
@@ -210,6 +212,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         firewalls=words("firewall")
         | ({"firewalld"} if firewalld and firewalld.is_running else set()),
         sysctls={key: " ".join(values) for key, *values in of["sysctl"]},
+        elsewhere={
+            key: (" ".join(values), file) for key, *values, file in of["elsewhere"] if any(values)
+        },
         databases=words("database"),
         rows=rows,
         pairs={name: digest for name, digest, _, _ in of["pair"]},
@@ -220,7 +225,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
             path: EnvironmentFact(int(mode, 8), owner, sha256, applied)
             for path, mode, owner, sha256, applied in of["environment"]
         },
-        linked=words("linked"),
+        obstacles={path: (kind, words) for path, kind, words in of["obstacle"]},
         binaries=words("binary"),
     )
 

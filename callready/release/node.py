@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from callready.probes import catalogue
 from callready.probes.probe import LiveKit
 from callready.release.declaration import Release
+from callready.release.facts import Facts
 from callready.release.manifest import Promise
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
@@ -20,14 +21,16 @@ from callready.settings.ports import Use, port_plan
 @dataclass
 class Node:
     """A host: its inventory name, the fleet it belongs to, the release that the roles declare, and
-    sshd's real ports (none: the survey has not told them yet)."""
+    what the survey has to tell for that: sshd's real ports (none: it has not yet), and kernel
+    settings of somebody else."""
 
     name: str
     fleet: Fleet
     release: Release = field(default_factory=Release)
     ssh_ports: tuple[int, ...] = ()
-    port_roles: tuple[Callable[[Node], None], ...] = ()
-    """The roles that declare anew when sshd's ports are other ones than the inventory says."""
+    sysctls: dict[str, str] = field(default_factory=dict)
+    survey_roles: tuple[Callable[[Node], None], ...] = ()
+    """The roles that declare anew with what the survey has told."""
 
     @property
     def settings(self) -> HostSettings:
@@ -39,12 +42,12 @@ class Node:
         """The port plan of this host."""
         return port_plan(self.settings, self.ssh_ports)
 
-    def learn_ssh_ports(self, ports: set[int]) -> None:
-        """Take over what the survey found sshd to listen on."""
-        self.ssh_ports = tuple(sorted(ports))
-        if ports - {self.settings.ssh_port} or not ports:
-            for role in self.port_roles:
-                role(self)
+    def learn(self, facts: Facts) -> None:
+        """Take over what the survey found sshd to listen on, and what others have set."""
+        self.ssh_ports = tuple(sorted(facts.ssh_ports))
+        self.sysctls = {key: value for key, (value, _) in facts.elsewhere.items()}
+        for role in self.survey_roles:
+            role(self)
 
     @property
     def promises(self) -> list[Promise]:

@@ -8,10 +8,12 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import SecretBytes
 
+from callready.release import sysctls
 from callready.release.declaration import ROOT, Release, Row, Service
 from callready.release.facts import Facts, FileFact, UnitFact
 from callready.release.manifest import FORMAT, Manifest, UnitLine
@@ -198,8 +200,10 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
         wanted = (f"{n}={v}" if v else n for n, v in missing.items())
         made.install.append(step("check_candidates", *wanted))
     for unit in release.masks:
-        if unit not in facts.units or facts.units[unit].load != "masked":
+        is_masked = unit in facts.units and facts.units[unit].load == "masked"
+        if not is_masked:
             made.add("+", "mask", unit)
+        if not is_masked or not facts.folder:  # whose mask it is, is noted at first
             made.install.append(step("mask", unit))
     for name, version in missing.items():
         made.add("+", "package", f"{name} {facts.candidates.get(name) or version}".strip())
@@ -315,10 +319,17 @@ def _kernel(made: Plan, release: Release, facts: Facts) -> None:
         found = facts.sysctls.get(key, "")
         if found == "-":
             made.notes.append(f"sysctl {key}: not applicable, this container cannot set it")
-        elif found.split() != value.split():
+        elif not sysctls.covers(key, found, value):
             wrong = True
             made.add("~", "sysctl", f"{key} = {value}")
-    if wrong:
+        theirs, file = facts.elsewhere.get(key, (value, ""))
+        if Path(file).name > Path(sysctls.FILE).name and not sysctls.covers(key, theirs, value):
+            made.notes.append(
+                f"sysctl {key}: after a boot it is {theirs}, because {file} comes after "
+                f"{sysctls.FILE}: write {value} there, or take the line out"
+            )
+    # What it was before callready is kept, even if it is right.
+    if wrong or (sysctls.FILE in release.files and sysctls.FILE not in facts.manifest.files):
         made.switch.append(step("set_sysctls"))
 
 
@@ -491,7 +502,9 @@ COLUMNS = {"turn_secret": ("realm", "value"), "turnusers_lt": ("realm", "name", 
 
 
 def rows_sql(rows: Iterable[Row], prune: bool = True) -> SecretBytes:
-    """SQL that makes the tables hold these rows, and no other one if `prune`."""
+    """SQL that makes the tables hold these rows, and no other one of their realms if `prune`."""
+    rows = list(rows)
+    realms = ", ".join(sorted({f"'{realm}'" for _, realm, _ in rows}))
     sql = ["BEGIN IMMEDIATE;"]
     kept: dict[str, list[str]] = {table: [] for table in COLUMNS}
     for table, realm, secret in rows:
@@ -504,5 +517,6 @@ def rows_sql(rows: Iterable[Row], prune: bool = True) -> SecretBytes:
         kept[table].append(" AND ".join(f"{column} = {value}" for column, value in pairs))
     for table, conditions in kept.items() if prune else ():
         where = " OR ".join(f"({condition})" for condition in conditions)
-        sql.append(f"DELETE FROM {table}" + (f" WHERE NOT ({where});" if where else ";"))
+        but = f" AND NOT ({where})" if where else ""
+        sql.append(f"DELETE FROM {table} WHERE realm IN ({realms}){but};")
     return SecretBytes("\n".join([*sql, "COMMIT;", ""]).encode())

@@ -10,16 +10,27 @@ from ipaddress import ip_address
 
 from callready.probes import ProbeError, names
 from callready.release import caa
-from callready.release.facts import Facts, Listener
+from callready.release.declaration import ROOT, Release
+from callready.release.facts import Facts, FileFact, Listener
 from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
-from callready.release.plan import RULES
+from callready.release.plan import RULES, plan
 from callready.settings.dns_providers import PROVIDERS, of_release, plugin_package
 from callready.settings.models import HostSettings
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
+MENDS = {
+    "folder": "callready puts a file there; move it away (Docker makes a folder of what it is told "
+    "to mount and does not find)",
+    "special": "callready puts a file there; move it away",
+    "mounted": "a file cannot be put in its place; unmount it (findmnt)",
+    "fixed": "make it writable (lsattr -d, chattr -i; findmnt -T)",
+    "missing": "create it first",
+    "link": "make it a plain file",
+    "unclosed": "close it, or its readers take the keys for a part of that value",
+}
 DISABLE = {"ufw": "ufw disable", "firewalld": "systemctl disable --now firewalld"}
 
 
@@ -49,12 +60,8 @@ def of(node: Node, facts: Facts) -> Iterator[str]:
             f"firewall.notrack would break the NAT of {', '.join(nat)}: "
             "replies to untracked source ports are lost; leave it off"
         )
-    for path in sorted(facts.linked):
-        yield (
-            f"{path} is a symbolic link: name the file that it leads to (app.env_file), or make it "
-            "a plain file"
-        )
     yield from of_addresses(node.settings, facts)
+    yield from in_the_way(node.release, facts)
     yield from _versions(node, facts)
     yield from _taken_ports(node, facts)
     yield from _app(node, facts)
@@ -88,6 +95,26 @@ def of_addresses(host: HostSettings, facts: Facts) -> Iterator[str]:
         )
     if host.internal_address and host.internal_address not in has:
         yield f"internal_address: {host.internal_address} is {shown}"
+
+
+def in_the_way(release: Release, facts: Facts) -> Iterator[str]:
+    """What keeps a file of callready from being put where it has to be."""
+    wanted = dict(release.links)
+    wanted |= {path: f"{ROOT}/current/files{path}" for path in release.files}
+    steps = plan(release, facts).steps
+    written = {
+        each.arguments[0] for each in steps if each.function in ("write_environment", "write_rows")
+    }
+    for path, (kind, words) in sorted(facts.obstacles.items()):
+        if path in wanted:
+            matters = facts.files.get(path, FileFact()).link != wanted[path]
+        elif path in release.environments or path in release.databases:
+            matters = path in written or kind in ("link", "unclosed")
+        else:
+            matters = bool(steps)
+        if matters:
+            more = ", or name another file (app.env_file)" if path in release.environments else ""
+            yield f"{path} {words}: {MENDS[kind]}{more}"
 
 
 def of_format(format: int) -> Iterator[str]:
@@ -169,6 +196,12 @@ def _conflict(node: Node, item: Listener) -> str | None:
         return (
             f"{item.unit} is in use for port {item.port}/{item.proto}, and its configuration would "
             "be replaced: move that elsewhere, or leave edge out"
+        )
+    if item.unit in node.release.masks:
+        return (
+            f"{item.unit} is in use for port {item.port}/{item.proto}, and callready masks it, "
+            "because Debian's package starts an open relay: make a pool of what it serves "
+            f"(turn.pools), then stop it (systemctl disable --now {item.unit})"
         )
     return None
 

@@ -153,7 +153,7 @@ def _facts(host: Host, node: Node, dry: bool) -> facts.Facts:
     if found.is_stuck and not dry:
         as_root(host, node, "systemctl start callready-revert.service")
         found = survey(host, node)
-    node.learn_ssh_ports(found.ssh_ports)
+    node.learn(found)
     return found
 
 

@@ -166,8 +166,7 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
 
 def _name_again(webhook: Any, keys: Mapping[str, Any], entries: Mapping[str, str]) -> None:
     """The key that signs webhooks by the name that it has now."""
-    key = str(webhook.get("api_key")) if isinstance(webhook, dict) else ""
-    if key in keys:
+    if isinstance(webhook, dict) and (key := str(webhook.get("api_key"))) in keys:
         webhook["api_key"] = key_name(key, keys[key], entries)
 
 

@@ -214,11 +214,27 @@ def _quotas(host: HostSettings) -> Problems:
             )
 
 
+# What callready writes on a host, and where nothing is a plain file; tests/unit/test_settings.py
+# compares it with what the roles declare.
+_OURS = re.compile(
+    r"/etc/(callready|systemd|letsencrypt)/.*|/etc/sysctl\.d/60-callready\.conf|/etc/coturn/[^/]*\.conf"
+    r"|/etc/livekit/(livekit\.yaml|turn_secret)|/etc/haproxy/haproxy\.cfg|/opt/livekit/.*"
+    r"|/usr/local/(lib/callready/.*|bin/livekit-server)|/var/lib/(callready|turn)/.*"
+    r"|/(dev|proc|run|sys)/.*"
+)
+
+
 def _app(host: HostSettings) -> Problems:
     if "app" in host.groups and host.app is None:
         yield Problem("app", "is missing: the host is in group app")
     if "app" in host.groups and host.livekit is None:
         yield Problem("livekit", "is missing: the app's .env needs the key and the URL")
+    if host.backend and _OURS.fullmatch(host.backend.env_file):
+        yield Problem(
+            "app.env_file",
+            f"{host.backend.env_file} is not the app's: callready or the system has its own files "
+            "there; name a file in the app's folder, such as /srv/app/.env",
+        )
 
 
 def _android(host: HostSettings) -> Problems:
@@ -656,7 +672,7 @@ def _same_secrets(fleet: Fleet) -> Findings:
 _PLAIN = re.compile(r"[A-Za-z0-9_.:/+=@%-]+")
 _NOT_PLAIN = (
     "holds other characters than letters, digits and _.:/+=@%-, which the readers of the app's "
-    ".env take differently: generate one with make secrets ENV=…"
+    ".env take differently"
 )
 
 
@@ -668,7 +684,11 @@ def _secrets_of_env(fleet: Fleet) -> Findings:
     in_env = ("livekit.keys.", "app.api_token.", *pools) if livekits else ()
     for value, paths in _generated(fleet).items():
         if not _PLAIN.fullmatch(value):
-            yield from (([], Problem(at, _NOT_PLAIN)) for at in paths if at.startswith(in_env))
+            why = f"{_NOT_PLAIN}: generate one with make secrets ENV=…"
+            yield from (([], Problem(at, why)) for at in paths if at.startswith(in_env))
+    for key in dict.fromkeys(key for livekit in livekits for key in livekit.keys):
+        if not _PLAIN.fullmatch(key):
+            yield [], Problem("livekit.keys", f"{key!r} {_NOT_PLAIN}: give the key another name")
 
 
 def _pins(fleet: Fleet) -> Findings:

@@ -70,7 +70,7 @@ class Sandbox:
         (folder / "schema.sql").write_text(SCHEMA)
         self.run(
             "\n".join(accounts),
-            f"mkdir -p /usr/share/coturn && cp {folder}/schema.sql /usr/share/coturn",
+            f"mkdir -p /srv/app /usr/share/coturn && cp {folder}/schema.sql /usr/share/coturn",
         )
 
     def run(self, *commands: str) -> str:
@@ -120,6 +120,7 @@ NOTHING: dict[str, list[str]] = {
         "DATABASES",
         "TLS_ENDPOINTS",
         "ENVIRONMENTS",
+        "PLACES",
         "BINARIES",
     )
 }
@@ -268,6 +269,71 @@ def test_a_kernel_setting_is_read_or_known_not_to_be_settable(host: Sandbox) -> 
         f"echo 50000-60000 > /proc/sys/{key.replace('.', '/')}",
     )
     assert found.sysctls == {key: "50000-60000", "net.no_such.key": "-"}
+    assert found.elsewhere == {key: ("50000-60000", "-")}
+
+
+@pytest.mark.tools
+def test_a_kernel_setting_is_what_others_say_last(host: Sandbox) -> None:
+    """systemd-sysctl's own reckoning (sysctl.d(5)), without callready's file."""
+    buffer, ports = "net.core.rmem_max", "net.ipv4.ip_local_reserved_ports"
+    files = {
+        "10-first.conf": f"{buffer} = 1000000",
+        "20-slashes.conf": f"net/core/rmem_max=16000000\n# {buffer} = 1",
+        "60-callready.conf": f"{buffer} = 5000000\n{ports} = 50000-60000",
+    }
+    before = ["rm -f /etc/sysctl.d/* /etc/sysctl.conf; mkdir -p /etc/callready/before"]
+    before += [f"printf '{text}\n' > /etc/sysctl.d/{name}" for name, text in files.items()]
+    # What was noted before callready changed it.
+    before += [f"echo '{ports} = 8080' > /etc/callready/before/sysctl"]
+    found = host.survey({**NOTHING, "SYSCTLS": [buffer, ports]}, *before)
+    assert found.elsewhere == {
+        buffer: ("16000000", "/etc/sysctl.d/20-slashes.conf"),
+        ports: ("8080", "-"),
+    }
+
+
+OBSTACLES = {
+    "folder": ("folder", "mkdir /srv/folder", "is a folder"),
+    "pipe": ("special", "mkfifo /srv/pipe", "is a device, a socket or a named pipe"),
+    "mount": (
+        "mounted",
+        "touch /srv/mount; mount --bind /etc/hostname /srv/mount",
+        "is a mount point",
+    ),
+    "in-file/x": ("folder", "touch /srv/in-file", "cannot be there: /srv/in-file is not a folder"),
+    "ro/sub/x": (
+        "fixed",
+        "mkdir /srv/ro; mount -t tmpfs -o ro tmpfs /srv/ro",
+        "cannot be written: /srv/ro is immutable (chattr +i) or on a read-only file system",
+    ),
+    "ro-file": (
+        "mounted",
+        "touch /srv/ro-file; mount --bind -o ro /etc/hostname /srv/ro-file",
+        "is a mount point",
+    ),
+}
+NONE = ("file", "link", "broken", "gone", "no/folder/yet")
+
+
+@pytest.mark.tools
+def test_what_stands_where_a_file_has_to_be_put_is_found(host: Sandbox) -> None:
+    found = host.survey(
+        {**NOTHING, "PLACES": [f"/srv/{name}" for name in (*OBSTACLES, *NONE)]},
+        *(made for _, made, _ in OBSTACLES.values()),
+        "touch /srv/file; ln -s /srv/folder /srv/link; ln -s /nowhere /srv/broken",
+    )
+    assert found.obstacles == {
+        f"/srv/{name}": (kind, words) for name, (kind, _, words) in OBSTACLES.items()
+    }
+    found = host.survey(
+        {**NOTHING, "ENVIRONMENTS": ["/srv/no/.env:A", "/srv/env:A", "/srv/open:A"]},
+        "ln -s /srv/open /srv/env; printf 'X=1\nY=\"open\nA=1\n' > /srv/open",
+    )
+    assert found.obstacles == {
+        "/srv/no/.env": ("missing", "cannot be there: /srv/no does not exist"),
+        "/srv/env": ("unclosed", "opens a quote in line 2 that nothing closes"),
+        "/srv/open": ("unclosed", "opens a quote in line 2 that nothing closes"),
+    }
 
 
 @pytest.mark.tools
@@ -493,6 +559,9 @@ unit|firewalld.service|loaded|active|enabled|9|no|-|-|-
 sysctl|net.core.rmem_max|5000000
 database|/x.db
 row|/x.db|feed
+elsewhere|net.core.rmem_max|212992|/etc/sysctl.d/x.conf
+elsewhere|net.core.wmem_max||-
+obstacle|/srv/.env|folder|is a folder
 served|192.0.2.1:5349|turn.test|beef
 environment|/srv/.env|600|app|aa|bb
 binary|/opt/livekit/1.13.5/livekit-server
@@ -519,6 +588,8 @@ end"""
     assert found.addresses == {"192.0.2.1", "fe80::1"}
     assert (found.tables, found.nat_tables) == ({"inet callready"}, {"ip nat"})
     assert found.sysctls == {"net.core.rmem_max": "5000000"}
+    assert found.elsewhere == {"net.core.rmem_max": ("212992", "/etc/sysctl.d/x.conf")}
+    assert found.obstacles == {"/srv/.env": ("folder", "is a folder")}
     assert (found.databases, found.rows) == ({"/x.db"}, {"/x.db": {"feed"}})
     assert found.served == {("192.0.2.1:5349", "turn.test"): "beef"}
     assert (found.serials, found.asked) == ({"turn.test": "beef"}, {"turn.test": "request"})

@@ -28,13 +28,18 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root, self.here = root, root / "here"
         self.environment = {**os.environ, "CALLREADY_ROOT": str(root)}
-        for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run", "here"):
+        for folder in ("etc/callready/releases", "var/lib/callready", "opt", "run"):
             (root / folder).mkdir(parents=True)
+
+    def bring(self) -> None:
+        """The scripts, which remove themselves when they have run."""
+        self.here.mkdir(exist_ok=True)
         for name, content in (APPLY | UNITS | CERTIFICATES).items():
             (self.here / name).write_bytes(content)
 
     def start(self, script: str) -> subprocess.Popen[str]:
         """Functions of release.sh."""
+        self.bring()
         return subprocess.Popen(
             ["sh", "-c", f". {self.here}/release\n{script}"],
             env=self.environment,
@@ -52,6 +57,7 @@ class Machine:
 
     def apply(self, *steps: str) -> str:
         """Steps, as a deploy runs them."""
+        self.bring()
         (self.here / "steps").write_text("\n".join(steps))
         done = subprocess.run(
             ["sh", self.here / "apply.sh", self.here],
@@ -366,3 +372,149 @@ def test_a_folder_of_somebody_else_is_not_replaced(
     said = machine.apply(f"install_livekit {downloads[0]} 1.0.0 {ARCHIVE}")
     assert "is not callready's and has no livekit-server: move it out of the way" in said
     assert mine.exists()
+
+
+def an_app(machine: Machine, name: str, value: str, confirmed: bool = True) -> Path:
+    """A release that has a key in the app's environment file."""
+    path = machine.root / "app/.env"
+    path.parent.mkdir(exist_ok=True)
+    machine.release(name, f"environment\t{path}\t{ME}\thash\t-", confirmed=confirmed)
+    lines = machine.root / f"etc/callready/releases/{name}/environment{path}"
+    lines.parent.mkdir(parents=True)
+    lines.write_text(f"KEY={value}\n")
+    return path
+
+
+SAID = 'systemctl() { echo "systemctl $*"; }; nft() { false; }; id() { echo 0; }'
+
+
+def waiting(machine: Machine, release: str) -> None:
+    (machine.root / "var/lib/callready/pending").write_text(
+        f"{release} 1@another-boot me since now\n"
+    )
+
+
+def test_a_file_that_was_never_written_keeps_nothing_from_being_returned_to(
+    machine: Machine,
+) -> None:
+    path = an_app(machine, "good", "good")
+    an_app(machine, "bad", "bad", confirmed=False)
+    path.mkdir()
+    (path / "theirs").touch()
+    waiting(machine, "bad")
+    said = machine.run(f"{SAID}; revert")
+    assert f"callready: {path} is a folder\n" in said
+    assert f"callready: {path} stays as it is: release bad has not written it\n" in said
+    assert "systemctl stop callready-firewall.service" in said  # its services
+    assert said.endswith("returned to release good\n")
+    assert not (machine.root / "var/lib/callready/pending").exists()
+    assert os.listdir(path) == ["theirs"]
+    assert not list((machine.root / "etc/callready").glob("before/**/theirs"))
+    assert not list(machine.root.rglob("*callready-new*"))
+
+
+def test_services_are_returned_to_once_while_a_written_file_cannot_be(machine: Machine) -> None:
+    path = an_app(machine, "good", "good")
+    an_app(machine, "bad", "bad", confirmed=False)
+    path.write_text("A=1\nKEY=bad\n")
+    (obstacle := path.with_name(".env.callready-new")).mkdir()
+    waiting(machine, "bad")
+    revert = f"{SAID}; (revert) || echo failed"
+    said = machine.run(revert)
+    assert "is a folder" in said and "stop callready-firewall" in said
+    assert said.endswith(
+        "callready: release good is back, but not in every environment file; trying again\nfailed\n"
+    )
+    assert "stop callready-firewall" not in machine.run(revert)
+    assert path.read_text() == "A=1\nKEY=bad\n"
+    obstacle.rmdir()
+    assert machine.run(revert).endswith("returned to release good\n")
+    assert path.read_text() == "A=1\nKEY=good\n"
+    assert not list((machine.root / "run").glob("callready.[!l]*"))
+
+
+def test_a_live_path_that_somebody_made_a_folder_of_keeps_nothing_from_being_returned_to(
+    machine: Machine,
+) -> None:
+    live, other = machine.root / "etc/live.conf", machine.root / "etc/other.conf"
+    manifest = f"file\t{live}", f"file\t{other}"
+    machine.release("good", *manifest, files={str(live): "ours", str(other): "ours"})
+    machine.release("bad", *manifest, files={str(live): "new", str(other): "new"}, confirmed=False)
+    live.mkdir()
+    waiting(machine, "bad")
+    said = machine.run(f"{SAID}; revert")
+    assert f"callready: {live} is a folder\n" in said
+    assert said.endswith("returned to release good\n")
+    assert other.read_text() == "ours" and live.is_dir()
+    assert not (machine.root / "etc/callready/before").exists()
+
+
+def test_nothing_is_switched_where_something_stands_in_the_way(machine: Machine) -> None:
+    path = an_app(machine, "one", "value", confirmed=False)
+    path.mkdir()
+    (machine.root / "etc/callready/current").unlink()
+    said = machine.apply(NOTHING, "arm 5 one", "echo switched")
+    assert f"callready: {path} is a folder\n" in said and "switched\n" not in said.replace(
+        "was ", ""
+    )
+    assert not (machine.root / "var/lib/callready/pending").exists()
+    machine.run("keep_environments one")
+    assert not (machine.root / "etc/callready/before").exists()
+
+
+CERTBOT = 'certbot() { echo "certbot $*"; }; command() { :; }'
+
+
+@pytest.mark.parametrize(
+    ("there", "asked", "noted", "asks", "deletes"),
+    [
+        (False, False, "", "a.test", "a.test"),
+        (True, False, "", "a.test-callready", "a.test-callready"),
+        (True, True, "", "a.test", "a.test"),  # by an older callready
+        (True, False, "a.test", "a.test", "a.test"),  # cut after it was made
+        (True, True, "a.test-callready", "a.test-callready", "a.test-callready"),
+    ],
+)
+def test_a_certificate_that_the_operator_asked_for_stays_as_it_is(
+    machine: Machine, there: bool, asked: bool, noted: str, asks: str, deletes: str
+) -> None:
+    tls, renewal = (
+        machine.root / path for path in ("etc/callready/tls/a.test", "etc/letsencrypt/renewal")
+    )
+    tls.mkdir(parents=True)
+    renewal.mkdir(parents=True)
+    if there:
+        (renewal / "a.test.conf").touch()
+    if asked:
+        (tls / "asked").write_text("request\n")
+    if noted:
+        (machine.root / "var/lib/callready/lineages").mkdir()
+        (machine.root / "var/lib/callready/lineages/a.test").write_text(f"{noted}\n")
+    said = machine.apply(
+        NOTHING,
+        'certbot() { echo "$*" > $ROOT/args; }',
+        "request_certificate a.test request --cert-name a.test -d a.test",
+        "cat $ROOT/args",
+    )
+    assert said.splitlines()[-1].endswith(f"--cert-name {asks}"), said
+    assert ("was there before callready and stays" in said) == (asks != "a.test" and not noted)
+    (renewal / f"{asks}.conf").touch()
+    assert (
+        machine.run(f"{CERTBOT}; unask a.test") == f"certbot -q delete -n --cert-name {deletes}\n"
+    )
+    assert not (tls / "asked").exists()
+    assert machine.run(f"{CERTBOT}; unask a.test") == ""
+
+
+@pytest.mark.parametrize("is_theirs", [False, True])
+def test_a_unit_that_the_operator_masked_stays_masked(machine: Machine, is_theirs: bool) -> None:
+    unit = machine.root / "etc/systemd/system/coturn.service"
+    unit.parent.mkdir(parents=True)
+    if is_theirs:
+        unit.symlink_to("/dev/null")
+    other = unit.with_name("callready-of-mine.service")
+    other.touch()
+    machine.apply(NOTHING, "mask coturn.service")
+    assert unit.is_symlink()
+    machine.apply(NOTHING, "uninstall coturn.service")
+    assert unit.is_symlink() == is_theirs and other.exists()

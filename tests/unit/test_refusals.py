@@ -8,7 +8,7 @@ from callready.release import refusals
 from callready.release.facts import Facts, Listener, UnitFact
 from callready.release.manifest import UnitLine
 from tasks import declare
-from tests.support.inventories import SFU1, Edit, bare, box, load
+from tests.support.inventories import SFU1, Edit, bare, box, deployed, load
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -17,7 +17,7 @@ def refused(edit: Callable[[Facts], object], *edits: Edit) -> list[str]:
     facts = bare()
     edit(facts)
     here = declare(box(*edits), SFU1)
-    here.learn_ssh_ports(facts.ssh_ports)
+    here.learn(facts)
     return list(refusals.of(here, facts))
 
 
@@ -176,6 +176,12 @@ def test_a_debian_version_is_of_an_upstream_version(
             "signalling: stop that program (a container?) or change livekit.port",
         ),
         (
+            Listener("udp", "0.0.0.0", 3999, "turnserver", "coturn.service"),
+            "coturn.service is in use for port 3999/udp, and callready masks it, because Debian's "
+            "package starts an open relay: make a pool of what it serves (turn.pools), then stop it "
+            "(systemctl disable --now coturn.service)",
+        ),
+        (
             Listener("udp", "0.0.0.0", 51820, "-", "-"),
             "port 51820/udp is taken by the kernel, LiveKit needs it for media: stop that interface "
             "(WireGuard?) or change livekit.rtc.port_range_start",
@@ -231,9 +237,40 @@ def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why:
     assert refused(after_a_deploy, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")) == []
 
 
-def test_an_environment_file_that_is_a_link_is_refused() -> None:
-    (said,) = refused(set_(linked={"/srv/app/.env"}))
-    assert said.startswith("/srv/app/.env is a symbolic link: name the file that it leads to")
+ENV, CALLS = "/srv/app/.env", "/etc/coturn/calls.conf"
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "ends"),
+    [
+        (ENV, "folder", "and does not find), or name another file (app.env_file)"),
+        (ENV, "mounted", "unmount it (findmnt), or name another file (app.env_file)"),
+        (ENV, "fixed", "chattr -i; findmnt -T), or name another file (app.env_file)"),
+        (ENV, "missing", "create it first, or name another file (app.env_file)"),
+        (ENV, "link", "make it a plain file, or name another file (app.env_file)"),
+        (CALLS, "folder", "to mount and does not find)"),
+        ("/var/lib/turn/calls.db", "special", "move it away"),
+        ("/etc/callready/current", "fixed", "chattr -i; findmnt -T)"),
+    ],
+)
+def test_what_stands_where_a_file_has_to_be_put_is_refused(path: str, kind: str, ends: str) -> None:
+    (said,) = refused(set_(obstacles={path: (kind, "is WORDS")}))
+    assert said.startswith(f"{path} is WORDS: ") and said.endswith(ends)
+
+
+@pytest.mark.parametrize("path", [ENV, CALLS, "/var/lib/turn/calls.db", "/etc/callready/current"])
+@pytest.mark.parametrize(("kind", "always"), [("fixed", False), ("mounted", False), ("link", True)])
+def test_what_need_not_be_put_may_be_fixed(path: str, kind: str, always: bool) -> None:
+    """An operator may protect a file that is as it should be (chattr +i)."""
+    release = declare(box(), SFU1).release
+    facts = deployed(release)
+    facts.obstacles = {path: (kind, "is WORDS")}
+    is_file = path in (ENV, "/var/lib/turn/calls.db")
+    assert len(list(refusals.in_the_way(release, facts))) == (always and is_file)
+    facts.environments.clear()  # one of them has to be put again
+    assert len(list(refusals.in_the_way(release, facts))) == (
+        (always and is_file) or path in (ENV, "/etc/callready/current")
+    )
 
 
 def test_an_extra_port_is_some_other_programs_by_intention() -> None:
@@ -290,7 +327,7 @@ def test_sshd_on_a_port_of_the_plan_is_refused_with_its_way_out() -> None:
     facts = bare()
     facts.ssh_ports = {22, 7880}
     here = declare(load(), SFU1)
-    here.learn_ssh_ports({22, 7880})
+    here.learn(facts)
     assert list(refusals.of(here, facts)) == [
         "livekit.port: port 7880/tcp is taken twice on this host: sshd (administration, ssh_port) "
         "and LiveKit (signalling); give one of them another port"

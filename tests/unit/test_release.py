@@ -16,6 +16,7 @@ import pytest
 from cryptography.x509 import DNSName
 from pydantic import SecretBytes, SecretStr
 
+from callready.release import sysctls
 from callready.release.bundle import bundle as pack
 from callready.release.declaration import ROOT, Release, Row
 from callready.release.facts import EnvironmentFact, Facts, Listener
@@ -28,6 +29,7 @@ from callready.release.plan import (
     row_hash,
     rows_sql,
 )
+from callready.settings.problem import SettingsError
 from tasks import declare
 from tests.support.inventories import (
     SCHEMA,
@@ -522,6 +524,83 @@ def test_a_sysctl_of_several_numbers_may_be_printed_with_tabs() -> None:
     assert plan(release, Facts(sysctls={"net.ipv4.udp_mem": "190000\t250000\t1"})).steps != []
 
 
+def test_no_file_of_callready_s_can_be_the_app_s_environment_file(release: Release) -> None:
+    edge = declare(box(*EDGE), SFU1).release
+    for path in {*release.files, *release.links, *release.databases, *edge.files, *edge.links}:
+        with pytest.raises(SettingsError, match=f"app.env_file: {path} is not the app's"):
+            box((SFU1, "app.env_file", path))
+
+
+PORTS, BUFFER = "net.ipv4.ip_local_reserved_ports", "net.core.rmem_max"
+
+
+@pytest.mark.parametrize(
+    ("key", "theirs", "joined"),
+    [
+        (BUFFER, "16000000", "16000000"),
+        (BUFFER, "212992", "5000000"),
+        (BUFFER, "many", "5000000"),
+        (PORTS, "", "3478-3479,5349-5350,7880-7881,49152-65535"),
+        (PORTS, "8080,9000-9010", "3478-3479,5349-5350,7880-7881,8080,9000-9010,49152-65535"),
+        (PORTS, "3480,48000-50000", "3478-3480,5349-5350,7880-7881,48000-65535"),
+    ],
+)
+def test_what_others_have_set_is_joined(key: str, theirs: str, joined: str) -> None:
+    assert sysctls.join(key, {BUFFER: "5000000", PORTS: RESERVED}[key], theirs) == joined
+    assert sysctls.covers(key, joined, {BUFFER: "5000000", PORTS: RESERVED}[key])
+    assert sysctls.covers(key, theirs, joined) == (theirs == joined)
+
+
+RESERVED = "3478-3479,5349-5350,7880-7881,49152-65535"
+
+
+def test_a_kernel_setting_of_others_is_neither_lowered_nor_replaced() -> None:
+    here = declare(box(), SFU1)
+    own = here.release.sysctls[PORTS]
+    found = bare()
+    found.elsewhere = {BUFFER: ("16000000", "/etc/sysctl.d/10-x.conf"), PORTS: ("8080", "-")}
+    here.learn(found)
+    assert here.release.sysctls[BUFFER] == "16000000"
+    assert here.release.sysctls[PORTS] == sysctls.join(PORTS, own, "8080")
+    text = here.release.files[sysctls.FILE].content.decode()
+    assert f"{BUFFER} = 16000000\n" in text and "8080," in text
+    facts = deployed(here.release)
+    # More than that, by hand, is no drift.
+    facts.sysctls |= {BUFFER: "32000000", PORTS: facts.sysctls[PORTS] + ",9999"}
+    assert plan(here.release, facts).changes == []
+    facts.sysctls |= {BUFFER: "5000000"}
+    assert said(plan(here.release, facts)) == [f"~ sysctl {BUFFER} = 16000000"]
+
+
+def test_what_a_later_file_takes_away_at_boot_is_a_note(release: Release) -> None:
+    facts = deployed(release)
+    facts.elsewhere = {BUFFER: ("212992", "/etc/sysctl.d/99-x.conf")}
+    assert plan(release, facts).notes == [
+        f"sysctl {BUFFER}: after a boot it is 212992, because /etc/sysctl.d/99-x.conf comes after "
+        "/etc/sysctl.d/60-callready.conf: write 5000000 there, or take the line out"
+    ]
+    for value, file in (
+        ("212992", "/etc/sysctl.d/10-x.conf"),
+        ("212992", "-"),
+        ("6000000", "/etc/sysctl.d/99-x.conf"),
+    ):
+        facts.elsewhere = {BUFFER: (value, file)}
+        assert plan(release, facts).notes == []
+
+
+def test_what_a_kernel_setting_was_is_noted_even_where_it_is_right(release: Release) -> None:
+    facts = bare()
+    facts.sysctls = dict(release.sysctls)
+    assert "set_sysctls" in functions(plan(release, facts))
+
+
+def test_whose_mask_it_is_is_noted_at_the_first_deploy(release: Release) -> None:
+    facts = bare()
+    facts.units["coturn.service"] = deployed(release).units["coturn.service"]
+    assert "mask coturn.service" in functions(plan(release, facts))
+    assert "+ mask coturn.service" not in said(plan(release, facts))
+
+
 def test_a_sysctl_that_a_container_cannot_set_is_a_note(release: Release) -> None:
     facts = deployed(release)
     facts.sysctls["net.core.rmem_max"] = "-"
@@ -661,8 +740,12 @@ def test_rows_become_exactly_what_is_declared(database: Path) -> None:
         ("turnusers_lt", "r.test", "bob", "new"),
         ("turnusers_lt", "s.test", "bob", "bb"),
     }
-    apply(database, rows_sql(rows()))
-    assert table(database) == set()
+    apply(database, rows_sql(rows((secret, "r.test", "new"))))
+    # Another realm is none of ours: somebody else has put it there.
+    assert table(database) == {
+        ("turn_secret", "r.test", "new"),
+        ("turnusers_lt", "s.test", "bob", "bb"),
+    }
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import yaml
 
 from callready.release import render
 from callready.release.declaration import Release
+from callready.release.facts import Facts
 from callready.secrets.masking import mask
 from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
@@ -194,7 +195,7 @@ def test_files_are_the_expected_bytes(case: str, request: pytest.FixtureRequest)
 
 def test_every_ssh_port_in_use_is_open() -> None:
     node = declare(load(), TURN1)
-    node.learn_ssh_ports({22, 2222})
+    node.learn(Facts(ssh_ports={22, 2222}))
     rules = node.release.files[RULES].content.decode()
     assert re.findall(r"tcp dport (\d+) counter name ssh_port/", rules) == ["22", "2222"]
 

@@ -627,6 +627,37 @@ def test_a_secret_that_readers_of_the_env_differ_about_is_refused(
     load(*edits)
 
 
+@pytest.mark.parametrize("key", ["API key", "API$HOME", "API#1", "'API'", "API\\", "ÄPI", ""])
+def test_a_name_of_a_key_that_readers_of_the_env_differ_about_is_refused(key: str) -> None:
+    keys: Edit = ("*", "livekit.keys", {key: "secret:livekit/api_secret"})
+    load(keys)  # without an app there is no .env
+    app: list[Edit] = [
+        (TURN1, "groups", ["turn", "app"]),
+        (TURN1, "app", {"env_file": "/srv/.env"}),
+    ]
+    assert said(keys, *app) == [
+        f"livekit.keys: {key!r} holds other characters than letters, digits and _.:/+=@%-, which the "
+        "readers of the app's .env take differently: give the key another name"
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/callready/app.env", "/etc/systemd/system/app.service", "/dev/null", "/proc/1/environ"],
+)
+def test_an_environment_file_that_cannot_be_the_app_s_is_refused(path: str) -> None:
+    app: list[Edit] = [(TURN1, "groups", ["turn", "app"]), (TURN1, "app", {"env_file": path})]
+    assert said(*app) == [
+        f"{TURN1}: app.env_file: {path} is not the app's: callready or the system has its own files there; "
+        "name a file in the app's folder, such as /srv/app/.env"
+    ]
+
+
+@pytest.mark.parametrize("path", ["/etc/livekit/app.env", "/etc/app/.env", "/opt/app/.env"])
+def test_an_environment_file_beside_ours_is_the_app_s(path: str) -> None:
+    load((TURN1, "groups", ["turn", "app"]), (TURN1, "app", {"env_file": path}))
+
+
 @pytest.mark.parametrize(
     "path",
     [

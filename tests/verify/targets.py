@@ -81,7 +81,7 @@ class Server:
                 try:
                     self._connection.connect(show_errors=False, raise_exceptions=True)
                     self._seen = survey(self._connection, self._node)
-                    self._node.learn_ssh_ports(self._seen.ssh_ports)
+                    self._node.learn(self._seen)
                 except (PyinfraError, SettingsError, SurveyError, SSHException, OSError) as error:
                     self._seen = ProbeError(
                         f"{self.name} cannot be looked at",

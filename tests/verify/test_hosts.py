@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from callready.release.declaration import ROOT, Environment
 from callready.release.facts import Listener
-from callready.release.refusals import is_version, of_addresses
+from callready.release.refusals import in_the_way, is_version, of_addresses
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
 from tasks.firewall import UNIT as FIREWALL
@@ -393,6 +393,14 @@ def test_renewal(server: Server, check: Check) -> None:
         check.figure(f"{name} {(until - datetime.now(UTC)).days} days")
 
 
+@each(having(lambda server: server.planned.manifest))
+def test_places(server: Server, check: Check) -> None:
+    """Room for the next deploy's files"""
+    check.figure(f"{len(server.release.files)} files")
+    for why in in_the_way(server.release, server.facts):
+        check.expect(False, f"the next deploy is refused: {why}", "what made it, and when")
+
+
 @each(having(lambda server: server.planned.environments))
 def test_environment(server: Server, check: Check) -> None:
     """The app's .env has LiveKit's keys"""
@@ -407,6 +415,12 @@ def test_environment(server: Server, check: Check) -> None:
         check.expect(
             not differing,
             f"callers get 401: {', '.join(differing)} in {path} is not LiveKit's and coturn's",
+            look_at,
+        )
+        check.expect(
+            differing or found.sha256 == wanted.sha256,
+            f"callers get 401: a later line of {path} sets one of {', '.join(wanted.values)} in "
+            "another way (export, blanks, small letters), which the app may take instead",
             look_at,
         )
         check.expect(

@@ -57,13 +57,15 @@ lock_host() {
 }
 
 # mask UNIT...: masked before its package is installed it never runs with the package's own
-# configuration.
+# configuration. One that the operator has masked is not noted, and stays so.
 mask() {
     local unit
     mkdir -p "$UNIT_FILES"
+    : >> "$STATE/masks"
     for unit; do
-        [ "$(readlink "$UNIT_FILES/$unit")" = /dev/null ] ||
-            ln -s /dev/null "$UNIT_FILES/$unit" || fail "remove this host's own unit file"
+        [ "$(readlink "$UNIT_FILES/$unit")" != /dev/null ] || continue
+        ln -s /dev/null "$UNIT_FILES/$unit" || fail "remove this host's own unit file"
+        printf '%s\n' "$unit" >> "$STATE/masks"
     done
     systemctl daemon-reload
 }
@@ -101,14 +103,14 @@ install_packages() {
     # A controller that is gone (sed dies of SIGPIPE) must not leave dpkg half done.
     # shellcheck disable=SC2086 # a package is one word
     { apt-get -y -q -f -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=120 -o Acquire::Retries=3 \
-        -o Dpkg::Options::=--force-confold --no-install-recommends --reinstall install "$@" $torn 2>&1 < /dev/null &&
+        -o Dpkg::Options::=--force-confold --no-install-recommends --no-remove --reinstall install "$@" $torn 2>&1 < /dev/null &&
         : > "$here/installed"; } | tee "$log" | {
         sed -n -u 's/^Setting up \([^ ]*\) (\(.*\)) .../  \1 \2/p' || :
         cat > /dev/null
     }
     list_packages | comm -13 "$here/had" - >> "$STATE/packages"
     [ -e "$here/installed" ] ||
-        fail "apt-get install $* failed: $(grep -E -A 2 '^(E:|dpkg: error)' "$log" | tail -n 8)"
+        fail "apt-get install $* failed: $(grep -E -A 2 '^(E:|dpkg: error|.* will be REMOVED:)' "$log" | tail -n 8)"
 }
 
 create_users() {
@@ -209,8 +211,14 @@ check_files() {
 # arm SECONDS [RELEASE]: from here on the host goes back by itself, unless `release confirm` comes in
 # time: by a timer, or when it boots. RELEASE instead of the staged one.
 arm() {
-    local unit changed='' good
+    local unit changed='' good path
     release=${2:-$release}
+    # shellcheck disable=SC2046 # a path is one word
+    are_free $(list_places "$release" "$(name_of current)") ||
+        fail "nothing was switched: mend that first"
+    for path in $(names_of environment "$release"); do
+        [ -d "${path%/*}" ] || fail "nothing was switched: $path has no folder on this host"
+    done
     say "switching to release $release; without confirmation back within $1 s"
     (umask 022 && mkdir -p "$PROGRAMS")
     install -m 0755 "$here/release" "$PROGRAMS/.release"
@@ -255,7 +263,9 @@ return_to() {
     local from
     from=$(name_of current)
     put_files "$1" "$from"
+    put_environments "$1" "$from"
     put_services "$1" "$from"
+    apply_environments "$1"
 }
 
 # write_environment PATH OWNER: our keys in an application's environment file.
@@ -311,9 +321,18 @@ wait_for_certificate() { sh "$here/certificates" serving "$1" "$2" "$3"; }
 # request_certificate NAME REQUEST ARGUMENT...: have certbot ask the authority for a certificate,
 # unless it has one that was asked for in the same way and is not due.
 request_certificate() {
-    local name="$1" request="$2" asked="$ROOT/tls/$1/asked"
+    local name="$1" request="$2" asked="$ROOT/tls/$1/asked" lineage
+    local renewal="$CALLREADY_ROOT/etc/letsencrypt/renewal"
     shift 2
     say "asking the authority for the certificate of $name"
+    lineage=$(lineage_of "$name")
+    if [ ! -e "$asked" ] && [ ! -e "$STATE/lineages/$name" ] && [ -e "$renewal/$lineage.conf" ]; then
+        lineage=$name-callready
+        say "certbot's $name was there before callready and stays; $lineage is a new one"
+    fi
+    # Noted before, so that one that was just made is not taken for somebody else's.
+    note_lineage "$name" "$lineage"
+    set -- "$@" --cert-name "$lineage"
     [ ! -e "$asked" ] || [ "$(cat "$asked")" = "$request" ] || set -- "$@" --force-renewal
     [ ! -e "$ROOT/acme-ca.pem" ] || export REQUESTS_CA_BUNDLE="$ROOT/acme-ca.pem"
     export AWS_SHARED_CREDENTIALS_FILE="$ROOT/dns-credentials" # certbot's route53 reads no other
@@ -403,25 +422,44 @@ drain() {
 uninstall() {
     local unit user version
     [ "$(name_of current)" = none ] || fail "this host still has release $(name_of current)"
-    for unit; do
-        [ "$(readlink "$UNIT_FILES/$unit")" != /dev/null ] || rm "$UNIT_FILES/$unit"
-    done
     # shellcheck disable=SC2046 # a package is one word
     [ ! -s "$STATE/packages" ] || purge_packages $(sort -u "$STATE/packages")
+    for unit; do unmask "$unit"; done
     sort -u "$STATE/users" 2> /dev/null | while read -r user; do remove_user "$user"; done
     systemctl disable --quiet callready-boot.service 2> /dev/null || :
     sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do remove_entry "$LIVEKIT" "$version"; done
     remove_own_folder "$LIVEKIT"
-    rm -rf "$PROGRAMS" "$ROOT" "$STATE" "$UNIT_FILES"/callready-*.service "$RUN"/callready*
+    rm -rf "$PROGRAMS" "$ROOT" "$STATE" "$UNIT_FILES"/callready-boot.service \
+        "$UNIT_FILES"/callready-revert.service "$RUN"/callready*
     systemctl daemon-reload
     say "nothing of callready is left on this host"
 }
 
-# purge_packages NAME...: apt-get would take along what was installed since and needs them.
+# unmask UNIT: if callready masked it (an older one has not noted that), and if its package is not one
+# of callready's that stays and would start it.
+unmask() {
+    [ "$(readlink "$UNIT_FILES/$1")" = /dev/null ] || return 0
+    if [ -e "$STATE/masks" ] && ! grep -qxF "$1" "$STATE/masks"; then
+        say "$1 stays masked, as it was before"
+    elif grep -qsxF "${1%.*}" "$STATE/packages" && dpkg-query -W "${1%.*}" > /dev/null 2>&1; then
+        say "$1 stays masked, or its package would start it"
+    else
+        rm "$UNIT_FILES/$1"
+    fi
+}
+
+# purge_packages NAME...: apt-get would take along what was installed since and needs them, and with
+# certbot the certificates of others.
 purge_packages() {
-    local others
-    others=$(apt-get -s purge "$@" 2> /dev/null < /dev/null | awk '$1 == "Purg" { print $2 }' |
-        grep -vxF "$(printf '%s\n' "$@")" || :)
+    local others renewal certbot='$^' # matches nothing
+    for renewal in "$CALLREADY_ROOT"/etc/letsencrypt/renewal/*.conf; do
+        [ ! -e "$renewal" ] || certbot='certbot|python3-certbot-.*'
+    done
+    others=$({
+        apt-get -s purge "$@" 2> /dev/null < /dev/null | awk '$1 == "Purg" { print $2 }' |
+            grep -vxF "$(printf '%s\n' "$@")"
+        printf '%s\n' "$@" | grep -xE "$certbot"
+    } || :)
     if [ -n "$others" ]; then
         say "packages stay, because $(printf %s "$others" | tr '\n' ' ') need them: $*"
         return

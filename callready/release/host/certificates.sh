@@ -116,12 +116,13 @@ check_renewal() {
 
 # Each name on its own: one that is broken does not keep the others from being renewed.
 take_up_all() {
-    local name group unit left
+    local name group unit left live
     systemctl is-failed --quiet certbot.service &&
         refuse "certbot's last run failed: journalctl -u certbot.service, /var/log/letsencrypt"
     while read -r name group _; do
-        install_pair "$name" "$LIVE/$name/fullchain.pem" "$LIVE/$name/privkey.pem" "$group" ||
-            complain "$name: the certificate from before stays; certbot renew --force-renewal --cert-name $name makes a new one"
+        live=$LIVE/$(lineage_of "$name")
+        install_pair "$name" "$live/fullchain.pem" "$live/privkey.pem" "$group" ||
+            complain "$name: the certificate from before stays; certbot renew --force-renewal --cert-name ${live##*/} makes a new one"
         check_renewal "$name"
     done < "$CONFIG"
     for unit in $(list_unserved | cut -d ' ' -f 1 | sort -u); do
@@ -154,7 +155,11 @@ list_unserved() {
 exec 8>> "$RUN/callready-certificates.lock"
 flock 8
 case ${1:-} in
-    install) shift && install_pair "$@" && rm -f "$TLS/$1/asked" ;;
+    install)
+        shift
+        # What was asked for before is callready's to end (unask).
+        install_pair "$@" && { [ ! -e "$TLS/$1/asked" ] || { note_lineage "$1" && rm -f "$TLS/$1/asked"; }; }
+        ;;
     placeholder) install_placeholder "$2" "$3" ;;
     serving) wait_for_certificate "$2" "$3" "$4" ;;
     *) take_up_all ;;

@@ -53,5 +53,89 @@ credentials_of() {
     printf '%s\n' "${given:--}"
 } 2> /dev/null
 
+# lineage_of NAME: certbot's name of the certificate that callready has asked for, or would take up.
+lineage_of() { cat "$STATE/lineages/$1" 2> /dev/null || printf '%s\n' "$1"; }
+
+# note_lineage NAME [LINEAGE]: that it is callready's, if nothing else is noted.
+note_lineage() {
+    [ -e "$STATE/lineages/$1" ] || { mkdir -p "$STATE/lineages" && printf '%s\n' "${2:-$1}" > "$STATE/lineages/$1"; }
+}
+
 # applied_note PATH: where it is noted what of an environment file its readers have.
 applied_note() { printf '%s/environment/%s' "$STATE" "$(printf %s "$1" | tr / _)"; }
+
+is_there() { [ -e "$1" ] || [ -L "$1" ]; } # also a link to nowhere
+
+# obstacles PATH...: a line `PATH KIND WORDS`, with tabs between, for each where a file cannot be put
+# by a rename (rename(2)), and why. A link is none: it is replaced itself.
+obstacles() {
+    local path folder mounts=' '
+    while read -r _ _ _ _ path _; do mounts="$mounts$path "; done < /proc/self/mountinfo
+    for path; do
+        folder=${path%/*}
+        until is_there "${folder:=/}"; do folder=${folder%/*}; done
+        if [ ! -d "$folder" ]; then
+            printf '%s\tfolder\tcannot be there: %s is not a folder\n' "$path" "$folder"
+        elif [ ! -w "$folder" ]; then
+            printf '%s\tfixed\tcannot be written: %s is immutable (chattr +i) or on a read-only file system\n' "$path" "$folder"
+        elif [ -L "$path" ] || [ ! -e "$path" ]; then
+            continue
+        elif [ -d "$path" ]; then
+            printf '%s\tfolder\tis a folder\n' "$path"
+        elif [ ! -f "$path" ]; then
+            printf '%s\tspecial\tis a device, a socket or a named pipe\n' "$path"
+        elif [ "${mounts#*" $path "}" != "$mounts" ]; then
+            printf '%s\tmounted\tis a mount point\n' "$path"
+        elif [ ! -w "$path" ]; then
+            printf '%s\tfixed\tis immutable (chattr +i) or on a read-only file system\n' "$path"
+        fi
+    done
+}
+
+# mark_lines KEY,...: the lines of an environment file, each behind a tab and before that what it is to
+# any of its readers, who differ (python-dotenv, sh, systemd.exec(5), compose's): `KEY`, it sets the key
+# as callready writes it; ` ?KEY`, it may set it for one of them (`export KEY=`, ` KEY = `, `key: `, a
+# line that the one before continues); `-`, neither. A value in quotes may have several lines. The
+# number of a line with a quote that nothing closes comes last, behind `!`.
+mark_lines() {
+    awk -v keys="$1" '
+        function closes(text, quote) {
+            if (quote == "\"") gsub(/\\./, "", text)
+            return index(text, quote)
+        }
+        { line[NR] = $0 }
+        END {
+            count = split(keys, key, ",")
+            for (n = 1; n <= NR; n++) {
+                mark = ""
+                is_comment = line[n] ~ /^[ \t]*[#;]/
+                for (k = 1; k <= count; k++) {
+                    other = "(^|[^a-z0-9_${])" tolower(key[k]) "[\"\047]?[ \t]*([=:]|\r?$)"
+                    if (index(line[n], key[k] "=") == 1 && !continued) { mark = key[k]; break }
+                    if (!is_comment && tolower(line[n]) ~ other) mark = mark " ?" key[k]
+                }
+                print (mark = mark == "" ? "-" : mark) "\t" line[n]
+                continued = line[n] ~ /\\\r?$/
+                if (is_comment || !match(line[n], /^[^=:]*[=:][ \t]*["\047]/)) continue
+                quote = substr(line[n], RLENGTH, 1)
+                if (closes(substr(line[n], RLENGTH + 1), quote)) continue
+                for (m = n + 1; m <= NR && !closes(line[m], quote); m++);
+                if (m > NR) { if (!unclosed) unclosed = n; continue }
+                if (mark ~ /[?]/) mark = "-"
+                while (n < m) print mark "\t" line[++n]
+                continued = 0
+            }
+            if (unclosed) print "!" unclosed "\t"
+        }'
+}
+
+# effective_lines: of marked lines those by which all readers have the keys: as callready writes them,
+# with `?KEY` for each that a later line may set otherwise.
+effective_lines() {
+    awk '
+        { mark = substr($0, 1, index($0, "\t") - 1) }
+        mark ~ /^[-!]/ { next }
+        mark !~ /[?]/ { print substr($0, index($0, "\t") + 1); at[mark] = NR; next }
+        { for (n = split(mark, others, " "); n; n--) last[substr(others[n], 2)] = NR }
+        END { for (key in last) if (key in at && last[key] > at[key]) print "?" key }'
+}

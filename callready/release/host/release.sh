@@ -76,11 +76,19 @@ make_own_folder() {
 
 remove_own_folder() { ! grep -qsxF "$1" "$STATE/folders" || rmdir "$1" 2> /dev/null || :; }
 
-is_there() { [ -e "$1" ] || [ -L "$1" ]; } # also a link to nowhere
+# are_free PATH...: whether a file can be put at each of them; says what stands there.
+are_free() {
+    local found
+    found=$(obstacles "$@")
+    [ -z "$found" ] || printf '%s\n' "$found" | while IFS=$T read -r path _ why; do
+        complain "$path $why"
+    done
+    [ -z "$found" ]
+}
 
-# keep_copy PATH: of what stands there, if nothing of callready ever did.
+# keep_copy PATH: of the file or link that stands there, if nothing of callready ever did.
 keep_copy() {
-    is_there "$1" && ! is_there "$ROOT/before$1" || return 0
+    { [ -f "$1" ] || [ -L "$1" ]; } && ! is_there "$ROOT/before$1" || return 0
     mkdir -p "$ROOT/before${1%/*}" && cp -a "$1" "$ROOT/.before" &&
         mv -T "$ROOT/.before" "$ROOT/before$1"
 }
@@ -99,6 +107,7 @@ drop_copies() {
 # OURS are the paths of the confirmed release.
 place_link() {
     local path="$1" target="$2" ours="$3" now
+    ! is_there "$path" || [ -L "$path" ] || are_free "$path" || return 2
     now=$(readlink "$path") || now=
     # A link may be one of ours, but not before there was a release; a file may be one that somebody
     # edited.
@@ -110,28 +119,34 @@ place_link() {
     ln -sfn "$target" "$path.callready-new" && mv -T "$path.callready-new" "$path"
 }
 
-# place_links RELEASE: every live path leads where the release says.
+# place_links RELEASE [leave]: every live path leads where the release says. With `leave`, what cannot
+# be replaced may stay, because callready never did.
 place_links() {
-    local ours kind path target
+    local ours
     ours=$(names_of 'file|link' "$(name_of confirmed)")
-    lines_of 'file|link' "$1" | while IFS=$T read -r kind path target _; do
-        [ "$kind" = link ] || target=$ROOT/current/files$path
-        place_link "$path" "$target" "$ours" || exit 1
-    done
+    lines_of 'file|link' "$1" | {
+        failed=0
+        while IFS=$T read -r kind path target _; do
+            [ "$kind" = link ] || target=$ROOT/current/files$path
+            place_link "$path" "$target" "$ours" || [ "${2:-} $?" = 'leave 2' ] || failed=1
+        done
+        exit $failed
+    }
 }
 
 # withdraw PATH...: what stood there before callready comes back, what somebody put there since stays.
 withdraw() {
-    local path
+    local path failed=0
     for path; do
         if [ -L "$path" ] && is_there "$ROOT/before$path"; then
             cp -a "$ROOT/before$path" "$path.callready-new" &&
-                mv -T "$path.callready-new" "$path" || return
+                mv -T "$path.callready-new" "$path" || failed=1
         elif [ -L "$path" ]; then
-            rm "$path" || return
+            rm "$path" || failed=1
         fi
         remove_own_folder "${path%/*}"
     done
+    return $failed
 }
 
 # keep_environments RELEASE: a copy of the environment files that the confirmed release has not, before
@@ -143,42 +158,79 @@ keep_environments() {
     done
 }
 
-# merge_lines LINES OLD: lines KEY=VALUE from standard input, those of the file LINES in place of what
-# they had for the same keys or after them, and no other key of the file OLD.
+# merge_lines LINES OLD: an environment file from standard input, with the lines KEY=VALUE of the file
+# LINES in place of what it had for the same keys, behind whatever may set them too (mark_lines), and no
+# other key of the file OLD.
 merge_lines() {
-    awk -F= -v lines="$1" -v old="$2" '
-        BEGIN {
-            while ((getline < old) > 0) dropped[$1]
-            while ((getline < lines) > 0) { wanted[$1] = $0; order[++count] = $1 }
-        }
-        $1 in wanted { if (!done[$1]++) print wanted[$1]; next }
-        !($1 in dropped)
-        END { for (i = 1; i <= count; i++) if (!done[order[i]]) print wanted[order[i]] }'
+    mark_lines "$(sed 's/=.*//' "$1" "$2" 2> /dev/null | sort -u | paste -sd ,)" |
+        awk -v lines="$1" -v old="$2" '
+            function name(line) { return substr(line, 1, index(line, "=") - 1) }
+            function put(key, after) {
+                # A backslash would make it one line with ours.
+                if (after ~ /\\\r?$/) print ""
+                print wanted[key]
+                is_done[key] = 1
+            }
+            BEGIN {
+                while ((getline line < old) > 0) dropped[name(line)]
+                while ((getline line < lines) > 0) { wanted[name(line)] = line; order[++count] = name(line) }
+            }
+            { tab = index($0, "\t"); mark[NR] = substr($0, 1, tab - 1); text[NR] = substr($0, tab + 1) }
+            mark[NR] ~ /^!/ { NR--; next }
+            { for (n = split(mark[NR], keys, " "); n; n--) { sub(/^[?]/, "", keys[n]); last[keys[n]] = NR } }
+            END {
+                for (n = 1; n <= NR; n++) {
+                    if (mark[n] in wanted) {
+                        if (!is_done[mark[n]] && !(mark[last[mark[n]]] ~ /[?]/)) put(mark[n], text[n - 1])
+                    } else if (!(mark[n] in dropped)) {
+                        print text[n]
+                        for (k = split(mark[n], keys, " "); k; k--) {
+                            sub(/^[?]/, "", keys[k])
+                            if ((keys[k] in wanted) && last[keys[k]] == n) put(keys[k], text[n])
+                        }
+                    }
+                }
+                for (n = 1; n <= count; n++) if (!is_done[order[n]]) put(order[n], text[NR])
+            }'
 }
 
 # put_environment PATH OWNER LINES OLD: have the keys of LINES and no other key of OLD in an
 # application's environment file. Its folder may be another user's, who could put a link there: it is
 # not followed, and nothing is made there that is written to.
 put_environment() {
-    local path="$1" owner="$2" lines="$3" old="$4"
+    local path="$1" owner="$2" new="$1.callready-new" status=0
     local made="$RUN/callready.environment" # no disk: a full one must not keep a host from returning
-    (umask 022 && mkdir -p "${path%/*}")
-    dd if="$path" iflag=nofollow,nonblock status=none 2> /dev/null |
-        merge_lines "$lines" "$old" > "$made" || return
+    # Of a deploy that was cut.
+    rm -f "$new" 2> /dev/null || :
+    dd if="$path" iflag=nofollow,nonblock status=none 2> /dev/null | merge_lines "$3" "$4" > "$made" &&
+        { has_exactly "$path" "$owner" "$made" || replace_environment "$path" "$owner" "$made" "$new"; } ||
+        status=1
+    rm -f "$made" "$new" 2> /dev/null || :
+    return $status
+}
+
+# has_exactly PATH OWNER FILE: whether an environment file is like FILE and its owner's alone.
+has_exactly() { [ ! -L "$1" ] && cmp -s "$3" "$1" && [ "$(stat -c '%a %U' "$1")" = "600 $2" ]; }
+
+replace_environment() { # PATH OWNER FILE NEW
+    are_free "$1" "$4" || return
+    [ -d "${1%/*}" ] || { complain "$1 cannot be there: its folder is missing" && return 1; }
     # Who reads it may have started with what stood there: note that before it is gone.
-    cmp -s "$made" "$path" || rm -f "$(applied_note "$path")"
-    install -T -m 0600 -o "$owner" -g "$(id -gn "$owner")" "$made" "$path.callready-new" &&
-        sync "$path.callready-new" && mv -T "$path.callready-new" "$path" && rm "$made"
+    cmp -s "$3" "$1" || rm -f "$(applied_note "$1")"
+    install -T -m 0600 -o "$2" -g "$(id -gn "$2")" "$3" "$4" && sync "$4" && mv -T "$4" "$1"
 }
 
 # take_keys_out PATH RELEASE: the keys that RELEASE has in an environment file are as before callready.
 take_keys_out() {
-    local path="$1" lines="$RUN/callready.lines" ours="$ROOT/releases/$2/environment$1" owner key
-    owner=$(stat -c %U "$path") || return 0
+    local path="$1" lines="$RUN/callready.lines" ours="$ROOT/releases/$2/environment$1" owner key status=0
+    [ -f "$path" ] && [ ! -L "$path" ] || return 0
+    owner=$(stat -c %U "$path")
     sed -n 's/^\([A-Za-z_0-9]*\)=.*/\1/p' "$ours" |
         while read -r key; do grep "^$key=" "$ROOT/before$path"; done > "$lines" 2> /dev/null
-    put_environment "$path" "$owner" "$lines" "$ours" || return
-    rm -f "$lines" "$(applied_note "$path")"
+    put_environment "$path" "$owner" "$lines" "$ours" || status=1
+    rm -f "$lines"
+    [ $status = 0 ] || return
+    rm -f "$(applied_note "$path")"
     if [ -e "$ROOT/before$path" ]; then
         chown -h --reference="$ROOT/before$path" "$path"
         chmod --reference="$ROOT/before$path" "$path"
@@ -187,15 +239,47 @@ take_keys_out() {
     fi
 }
 
-# put_environments TO FROM: the environment files of one release instead of the other's.
+# put_environments TO FROM [leave]: the environment files of one release instead of the other's. With
+# `leave`, one that cannot be written may stay if FROM never wrote it.
 put_environments() {
-    local path owner
-    lines_of environment "$1" | while IFS=$T read -r _ path owner _; do
-        put_environment "$path" "$owner" "$ROOT/releases/$1/environment$path" \
-            "$ROOT/releases/$2/environment$path" || exit 1
-    done || return
+    local path failed=0
+    lines_of environment "$1" | {
+        while IFS=$T read -r _ path owner _; do
+            put_environment "$path" "$owner" "$ROOT/releases/$1/environment$path" \
+                "$ROOT/releases/$2/environment$path" || may_stay "$path" "$2" "${3:-}" || failed=1
+        done
+        exit $failed
+    } || failed=1
     for path in $(gone environment "$2" "$1"); do
-        take_keys_out "$path" "$2" || return
+        take_keys_out "$path" "$2" || may_stay "$path" "$2" "${3:-}" || failed=1
+    done
+    return $failed
+}
+
+# holds PATH LINES: whether a file has all lines of another one.
+holds() { [ -f "$1" ] && [ -f "$2" ] && ! grep -qvxFf "$1" "$2"; }
+
+# may_stay PATH RELEASE leave|'': whether RELEASE has never written an environment file.
+may_stay() {
+    [ "$3" = leave ] && ! holds "$1" "$ROOT/releases/$2/environment$1" &&
+        complain "$1 stays as it is: release $2 has not written it"
+}
+
+# list_places TO FROM: where the one release has to put a file or link, and the other's to be taken away.
+list_places() {
+    local kind path target
+    lines_of 'file|link|environment' "$1" | while IFS=$T read -r kind path target _; do
+        case $kind in
+            file) [ "$(readlink "$path")" = "$ROOT/current/files$path" ] ;;
+            link) [ "$(readlink "$path")" = "$target" ] ;;
+            environment) holds "$path" "$ROOT/releases/$1/environment$path" ;;
+        esac || say "$path"
+    done
+    for path in $(gone 'file|link' "$2" "$1"); do
+        [ ! -L "$path" ] || say "$path"
+    done
+    for path in $(gone environment "$2" "$1"); do
+        ! holds "$path" "$ROOT/releases/$2/environment$path" || say "$path"
     done
 }
 
@@ -284,16 +368,16 @@ stop() {
     done
 }
 
-# put_files TO FROM: the packet filter and every file as TO says, nothing that only FROM says. An
-# operator who was locked out gets in first, and what fails does not keep the rest from being done.
+# put_files TO FROM [leave]: the packet filter and every file as TO says, nothing that only FROM says;
+# `leave` as place_links takes it. An operator who was locked out gets in first, and what fails does not
+# keep the rest from being done.
 put_files() {
     local failed=0
     load_filter "$ROOT/releases/$1" || failed=1
     [ "$1" = none ] || switch_to "$1" || failed=1
-    place_links "$1" || failed=1
+    place_links "$1" "${3:-}" || failed=1
     # shellcheck disable=SC2046 # a path is one word
     withdraw $(gone 'file|link' "$2" "$1") || failed=1
-    put_environments "$1" "$2" || failed=1
     [ "$1" != none ] || switch_to none || failed=1
     systemctl daemon-reload || failed=1
     set_kernel
@@ -309,12 +393,15 @@ set_kernel() {
 
 # put_services TO FROM: every unit of TO runs with what TO says, those that only FROM has are stopped.
 put_services() {
-    local unit fingerprint credentials how ports timer path hash units commands
+    local unit fingerprint credentials how ports timer
     # shellcheck disable=SC2046 # a unit is one word
     stop $(gone 'unit|timer' "$2" "$1")
     for unit in $(gone unit "$2" "$1"); do
-        # One of the same name that was there before callready.
-        [ ! -e "$UNIT_FILES/$unit" ] || (restart "$unit")
+        # One of the same name that was there before callready, or whose package was.
+        if [ -e "$UNIT_FILES/$unit" ] || { systemctl is-enabled --quiet "$unit" 2> /dev/null &&
+            ! grep -qsxF "${unit%.*}" "$STATE/packages"; }; then
+            (restart "$unit")
+        fi
     done
     if [ -e "$ROOT/nftables.conf" ]; then
         systemctl restart callready-firewall.service ||
@@ -334,6 +421,11 @@ put_services() {
     for timer in $(names_of timer "$1"); do
         systemctl enable --quiet --now "$timer" || complain "$timer does not start"
     done
+}
+
+# apply_environments RELEASE: what reads its environment files has them.
+apply_environments() {
+    local path hash units commands
     lines_of environment "$1" | while IFS=$T read -r _ path _ hash units commands; do
         [ "$(cat "$(applied_note "$path")" 2> /dev/null)" = "$hash" ] && continue
         [ "$units" != - ] || units=
@@ -366,23 +458,28 @@ stop_deploy() {
 }
 
 # revert [boot]: the confirmed release again. At boot only its files: services start with them, and
-# the rest is done when they have.
+# the rest is done when they have. What fails is done by the next try (callready-revert.service), beside
+# services that have been returned to.
 revert() {
-    local failed process good
+    local failed process good returned="$RUN/callready.returned"
     read -r failed process _ < "$PENDING" || return 0
     lock -n || stop_deploy "$process"
     [ -e "$PENDING" ] || return 0 # confirmed in the meantime
     good=$(name_of confirmed)
-    # Files that cannot be put back now are put back by the next try; see callready-revert.service.
-    put_files "$good" "$failed" || fail "release $good is not wholly back; trying again"
+    put_files "$good" "$failed" leave || fail "release $good is not wholly back; trying again"
     if [ "${1:-}" = boot ]; then
+        put_environments "$good" "$failed" leave
         systemctl start --no-block callready-revert.service
         return
     fi
-    put_services "$good" "$failed"
+    [ "$(cat "$returned" 2> /dev/null)" = "$failed" ] || put_services "$good" "$failed"
+    printf '%s\n' "$failed" > "$returned"
+    put_environments "$good" "$failed" leave ||
+        fail "release $good is back, but not in every environment file; trying again"
+    apply_environments "$good"
     drop_copies "$good"
     log "$good" "reverted from $failed" -
-    rm -f "$PENDING"
+    rm -f "$PENDING" "$returned"
     systemctl stop callready-dead-man.timer 2> /dev/null || :
     say "returned to release $good"
 }
@@ -457,14 +554,19 @@ tidy() {
 }
 
 # unask NAME: no authority is asked for its certificate any more; what it has stays for rolling back.
+# A certificate that somebody else has asked for stays.
 unask() {
-    if [ -e "$CALLREADY_ROOT/etc/letsencrypt/renewal/$1.conf" ] && command -v certbot > /dev/null; then
-        certbot -q delete -n --cert-name "$1" || {
-            complain "certbot goes on renewing $1, which nobody serves any more"
-            return 0
-        }
+    local lineage
+    if [ -e "$STATE/lineages/$1" ] || [ -e "$ROOT/tls/$1/asked" ]; then
+        lineage=$(lineage_of "$1")
+        if [ -e "$CALLREADY_ROOT/etc/letsencrypt/renewal/$lineage.conf" ] && command -v certbot > /dev/null; then
+            certbot -q delete -n --cert-name "$lineage" || {
+                complain "certbot goes on renewing $lineage, which nobody serves any more"
+                return 0
+            }
+        fi
     fi
-    rm -f "$ROOT/tls/$1/asked"
+    rm -f "$ROOT/tls/$1/asked" "$STATE/lineages/$1"
 }
 
 case "${0##*/} ${1:-}" in

@@ -156,29 +156,50 @@ print_filters() {
     ! grep -qs '^ENABLED=yes' /etc/ufw/ufw.conf || printf 'firewall\tufw\n'
 }
 
-# sysctl KEY VALUE|-
+# sysctl KEY VALUE|- / elsewhere KEY VALUE FILE: what it would be without callready: as the last file
+# of sysctl.d(5) that has it says, else as it was before callready, else as it is
 print_sysctls() {
-    local key path
+    local key path now before='' file=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
+    [ -n "$SYSCTLS" ] || return 0
     for key in $SYSCTLS; do
-        path=/proc/sys/$(printf %s "$key" | tr . /)
-        if [ -w "$path" ]; then
-            printf 'sysctl\t%s\t%s\n' "$key" "$(cat "$path")"
-        else
-            printf 'sysctl\t%s\t-\n' "$key"
-        fi
+        path=/proc/sys/$(printf %s "$key" | tr . /) now=
+        [ ! -r "$path" ] || now=$(cat "$path")
+        [ -e "$file" ] || before="$before$key = $now
+"
+        [ -w "$path" ] || now=-
+        printf 'sysctl\t%s\t%s\n' "$key" "$now"
     done
+    {
+        printf '# - \n%s' "$before"
+        [ ! -e "$ROOT/before/sysctl" ] || cat "$ROOT/before/sysctl"
+        echo
+        # Each file behind a comment with its path.
+        /usr/lib/systemd/systemd-sysctl --cat-config 2> /dev/null
+    } | awk -v OFS="$T" -v keys=" $SYSCTLS " -v ours="$file" '
+        /^# [\/-]/ { file = $2; next }
+        file == ours || /^[ \t]*[#;]/ || !match($0, /=/) { next }
+        {
+            key = substr($0, 1, RSTART - 1); value = substr($0, RSTART + 1)
+            gsub(/^[ \t]*-?|[ \t]*$/, "", key); gsub(/^[ \t]*|[ \t]*$/, "", value)
+            # With slashes a dot is part of a name.
+            if (match(key, /[.\/]/) && substr(key, RSTART, 1) == "/") gsub(/\//, ".", key)
+            if (index(keys, " " key " ")) found[key] = value OFS file
+        }
+        END { for (key in found) print "elsewhere", key, found[key] }'
 }
 
-# database PATH / row PATH HASH
+# database PATH / row PATH HASH: of our realms
 print_databases() {
-    local database row
+    local item database realms row
     command -v sqlite3 > /dev/null || return 0
-    for database in $DATABASES; do
+    for item in $DATABASES; do # PATH:REALM,REALM
+        database=${item%%:*} realms="'$(printf %s "${item#*:}" | sed "s/,/','/g")'"
         [ -f "$database" ] || continue
         printf 'database\t%s\n' "$database"
         sqlite3 -readonly -separator "$T" "$database" \
-            'select "turn_secret", realm, value from turn_secret;
-             select "turnusers_lt", realm, name || ":" || hmackey from turnusers_lt;' |
+            "select 'turn_secret', realm, value from turn_secret where realm in ($realms);
+             select 'turnusers_lt', realm, name || ':' || hmackey from turnusers_lt
+             where realm in ($realms);" |
             while IFS= read -r row; do
                 printf 'row\t%s\t%.16s\n' "$database" "$(printf %s "$row" | sha256sum)"
             done
@@ -197,18 +218,36 @@ print_pairs() {
     done
 }
 
-# environment PATH MODE OWNER SHA256 APPLIED: of our keys there, and of what its readers have /
-# linked PATH: one that is a link
+# environment PATH MODE OWNER SHA256 APPLIED: of the lines by which its readers have our keys, and of
+# what they have / obstacle PATH KIND WORDS: also of the way that it is written
 print_environments() {
-    local item path keys
+    local item path marked newline='
+'
     for item in $ENVIRONMENTS; do # PATH:KEY,KEY
-        path=${item%%:*} keys=$(printf %s "${item#*:}" | tr , '|')
-        [ ! -L "$path" ] || printf 'linked\t%s\n' "$path"
+        path=${item%%:*}
+        [ -d "${path%/*}" ] ||
+            printf 'obstacle\t%s\tmissing\tcannot be there: %s does not exist\n' "$path" "${path%/*}"
+        [ ! -L "$path" ] || printf 'obstacle\t%s\tlink\tis a symbolic link\n' "$path"
         [ -f "$path" ] || continue
+        marked=$(mark_lines "${item#*:}" < "$path")
         printf 'environment\t%s\t%s\t%.64s\t%s\n' "$path" "$(stat -L -c "%a$T%U" "$path")" \
-            "$(grep -E "^($keys)=" "$path" | sort | sha256sum)" \
+            "$(printf '%s\n' "$marked" | effective_lines | sort | sha256sum)" \
             "$(cat "$(applied_note "$path")" 2> /dev/null)"
+        marked=${marked##*"$newline"}
+        marked=${marked%"$T"}
+        case $marked in
+            !*) printf 'obstacle\t%s\tunclosed\topens a quote in line %s that nothing closes\n' "$path" "${marked#!}" ;;
+        esac
     done
+}
+
+# obstacle PATH KIND WORDS: what keeps a file from being put there
+print_obstacles() {
+    local found unit="$CALLREADY_ROOT/etc/systemd/system/callready"
+    # shellcheck disable=SC2086 # words
+    found=$(obstacles $PLACES "$ROOT/current" "$STATE/pending" "$unit-revert.service" "$unit-boot.service" \
+        "$CALLREADY_ROOT/usr/local/lib/callready/release")
+    [ -z "$found" ] || printf '%s\n' "$found" | sed 's/^/obstacle\t/'
 }
 
 # binary PATH
@@ -241,6 +280,7 @@ print_all() {
     print_databases
     print_pairs
     print_environments
+    print_obstacles
     print_binaries
 }
 
