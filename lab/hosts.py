@@ -254,6 +254,7 @@ def _personalise(host: plan.Host, root: Path) -> None:
     put("etc/ssh/ssh_host_ed25519_key.pub", key.with_suffix(".pub").read_text())
     authorized = USER_KEY.with_suffix(".pub").read_text()
     put("home/debian/.ssh/authorized_keys", authorized, 0o600, owner=1000)
+    (root / "srv/app").mkdir()  # as the app's developer has it
 
 
 def _remove_nspawn_remains(host: plan.Host) -> None:

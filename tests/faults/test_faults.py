@@ -15,7 +15,7 @@ import pytest
 
 from lab import Lab, ca, plan
 from tests.support.faults import FAULTS, Fault, fault
-from tests.support.fleet import eventually, held, starting
+from tests.support.fleet import OBSTACLES, eventually, held, obstacle, starting
 from tests.support.place import LONG_TIMER, Place
 
 RETURNED = "this host has returned to release"
@@ -333,7 +333,7 @@ READ_ONLY = "for d in %s; do mount --bind $d $d; mount -o remount,bind,ro $d; do
 def _(place: Place) -> str:
     """/etc and /var are read-only when the deploy begins"""
     place.host.root(READ_ONLY % "/etc /var")
-    said = place.fails("Read-only file system")
+    said = place.fails("is immutable (chattr +i) or on a read-only file system")
     place.host.root("umount -l /etc /var")
     return said
 
@@ -353,6 +353,41 @@ def _(place: Place) -> str:
     assert place.host.root("ls /var/lib/callready/pending")
     place.host.root("umount -l /etc/callready")
     return "the firewall is back at once, the rest as soon as it can be written"
+
+
+ENV = "/srv/app/.env"
+KEY_IN_USE = "grep -o 'API[AB]' /run/credentials/livekit-server.service/livekit.yaml"
+
+
+@fault("environment file that cannot be replaced", "sfu", timer=LONG_TIMER)
+def _(place: Place) -> str:
+    """after the switch was armed the app's environment file becomes a folder, a mount point,
+    immutable"""
+    for kind in OBSTACLES:
+        with (
+            place.deploying(hold="write_environment#0") as process,
+            obstacle(place.host, kind, ENV) as words,
+        ):
+            place.release()
+            out, err = process.communicate(timeout=120)
+            assert f"{ENV} {words}" in out + err and RETURNED in out + err, out + err
+            assert process.returncode == 1 and place.settled(), "it waits for that file"
+            left = "find /srv/app /etc/callready -name '*callready-new' -o -path '*before*theirs'"
+            assert not place.host.root(left)
+    return f"{ENV} is a folder … {RETURNED}"
+
+
+@fault("environment file that cannot be written back", "sfu")
+def _(place: Place) -> str:
+    """the controller is killed before the confirmation, and the environment file is immutable"""
+    with place.deploying(hold="gate") as process:
+        assert place.host.root(KEY_IN_USE) == f"API{place.target}"
+        with obstacle(place.host, "immutable", ENV):
+            os.killpg(process.pid, 9)
+            eventually(lambda: place.host.root(KEY_IN_USE, check=False) == f"API{place.source}")
+            assert not place.settled()
+    eventually(place.settled)
+    return "services are back at once, the file as soon as it can be written"
 
 
 # What is deployed
@@ -468,13 +503,22 @@ BY_HAND = {"/etc/turnserver.conf": "realm=old\n", "/etc/livekit/livekit.yaml": "
 
 @fault("remove", "sfu", start="none")
 def _(place: Place) -> str:
-    """a role deployed to a bare host and removed with remove.py"""
+    """a role deployed to a host with reserved ports and a masked unit of its own, and removed with
+    remove.py"""
+    ports = "net.ipv4.ip_local_reserved_ports"
+    place.host.root(
+        f"echo '{ports} = 8080,50000-50100' > /etc/sysctl.d/50-mine.conf; "
+        "sysctl -q -p /etc/sysctl.d/50-mine.conf; "
+        "systemctl mask coturn.service"
+    )
     before = place.host.root(BARE, check=False).splitlines()
     place.reach_state("A")
+    reserved = place.host.root(f"sysctl -n {ports}").split(",")
+    assert "8080" in reserved and "50000-60000" in reserved, reserved
     place.reach_state("none")
     after = place.host.root(BARE, check=False).splitlines()
     assert before == after, sorted(set(before) ^ set(after))
-    return "every file, package, unit and rule as before"
+    return "every file, package, unit, rule and kernel setting as before"
 
 
 @fault("takeover of a hand-made host", "sfu", start="none")

@@ -30,7 +30,10 @@ ENDPOINTS = (
 )
 OVH_KEYS = ("application_key", "application_secret", "consumer_key")
 UNIT = "callready-certificates.service"
-LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}"
+LIVE = f"/etc/letsencrypt/live/{TURN.fqdn}-callready"
+# A certificate of the operator's own, with more names.
+OWN = f"certonly -n --agree-tos --email me@lab.test --standalone -d {TURN.fqdn} -d turn.{TURN.fqdn}"
+NAMES = f"openssl x509 -noout -ext subjectAltName -in /etc/letsencrypt/live/{TURN.fqdn}/cert.pem"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,13 @@ def bare_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def site(bare_site: Fleet) -> Fleet:
-    """Both layouts after one deploy."""
+    """Both layouts after one deploy; on one of them the operator has used certbot before."""
+    TURN.root(
+        "apt-get -qq -y install certbot > /dev/null 2>&1; "
+        f"cat > /root/ca.pem <<'END'\n{(plan.STATE / 'ca.pem').read_text()}END\n"
+        f"for i in 1 2 3 4 5; do REQUESTS_CA_BUNDLE=/root/ca.pem certbot {OWN} "
+        f"--server {acme.DIRECTORY} > /dev/null 2>&1 && break; done; {NAMES}"
+    )
     bare_site.first = bare_site.run("--json")
     return bare_site
 
@@ -368,13 +377,26 @@ def test_zone_at_ovh_proves_the_names_on_both_debians(site: Fleet, zone: Ovh) ->
 
 
 def test_name_that_is_not_served_any_more_is_not_renewed(site: Fleet) -> None:
-    renewals = "ls /etc/letsencrypt/renewal"
-    assert TURN.root(renewals) == f"{TURN.fqdn}.conf"
+    ours, theirs = f"{TURN.fqdn}-callready.conf", f"{TURN.fqdn}.conf"
+
+    def renewals() -> set[str]:
+        return set(TURN.root("ls /etc/letsencrypt/renewal").split())
+
+    assert renewals() == {ours, theirs}
     site.groups["turn"][1][1]["name"] = f"turn.{TURN.fqdn}"
     run = site.deploy("--limit", TURN.fqdn)
     assert f"- certificate {TURN.fqdn} is not renewed any more" in run.plan("h17")
-    assert TURN.root(renewals) == f"turn.{TURN.fqdn}.conf"
+    assert renewals() == {f"turn.{TURN.fqdn}.conf", theirs}
     assert site.deploy("--limit", TURN.fqdn).changed == []
     site.restore()
     site.deploy("--limit", TURN.fqdn)
-    assert TURN.root(renewals) == f"{TURN.fqdn}.conf"
+    assert renewals() == {ours, theirs}
+    assert f"DNS:turn.{TURN.fqdn}" in TURN.root(NAMES)
+
+
+def test_certificate_of_the_operator_outlives_callready(site: Fleet) -> None:
+    run = site.run("--limit", TURN.fqdn, file="remove.py")
+    assert run.status == 0, run.text
+    assert TURN.root("ls /etc/letsencrypt/renewal") == f"{TURN.fqdn}.conf"
+    assert f"DNS:turn.{TURN.fqdn}" in TURN.root(NAMES)
+    assert TURN.root("command -v certbot")

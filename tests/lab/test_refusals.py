@@ -10,7 +10,19 @@ import pytest
 import yaml
 
 from lab import Lab
-from tests.support.fleet import PYINFRA, REPOSITORY, SFU, TURN12, TURN13, TWO_POOLS, Fleet, Run
+from tests.support.fleet import (
+    OBSTACLES,
+    PYINFRA,
+    REPOSITORY,
+    SFU,
+    TURN12,
+    TURN13,
+    TWO_POOLS,
+    Fleet,
+    Run,
+    obstacle,
+    verify,
+)
 
 ENVIRONMENT = {**os.environ, "PYINFRA_YES": "1"}
 
@@ -219,6 +231,30 @@ def test_port_of_another_program_is_refused(fleet: Fleet) -> None:
         fleet.data["host"] = {"other_listeners": ["7890/tcp"]}  # of another host, perhaps
         fleet.data["livekit"]["port"] = 7880
         assert fleet.deploy().changed == []
+
+
+ENV, CALLS = "/srv/app/.env", "/etc/coturn/calls.conf"
+
+
+@pytest.mark.parametrize("kind", OBSTACLES)
+def test_environment_file_that_cannot_be_replaced_is_refused(
+    fleet: Fleet, kind: str, tmp_path: Path
+) -> None:
+    fleet.data["livekit"]["keys"] = {"APIother": "secret:livekit/api_secret"}
+    fleet.data["turn"]["total_quota"] = 1300  # another change in the same deploy
+    with obstacle(SFU, kind, ENV) as words, obstacle(TURN13, "folder", CALLS):
+        nothing, env, calls = fleet.refused(*["--dry"] * (kind == "folder"))
+        assert nothing == "nothing was changed"
+        assert env.startswith(f"h04.lab.test: {ENV} {words}: ")
+        assert env.endswith(", or name another file (app.env_file)")
+        assert calls.startswith(f"h06.lab.test: {CALLS} is a folder: callready puts a file there")
+        if kind == "folder":
+            found = verify(tmp_path, "test_places", inventory=fleet.inventory)
+            assert sorted(name for name, why in found.items() if why) == [
+                "test_places[h04.lab.test]",
+                "test_places[h06.lab.test]",
+            ]
+    assert not SFU.root("find /srv/app /etc/callready -name '*callready-new' -o -name theirs")
 
 
 def test_clock_that_is_off_is_refused(fleet: Fleet) -> None:

@@ -517,6 +517,38 @@ def starting(host: Host, unit: str) -> bool:
     return host.root(f"systemctl is-active {unit}", check=False) == "activating"
 
 
+# How a file becomes one that cannot be replaced, how it is one again, and what is said of it.
+OBSTACLES = {
+    "folder": ("mv {0} {0}.kept && mkdir {0} && touch {0}/theirs", "rm -r {0} && mv {0}.kept {0}"),
+    "bind mount": ("mount --bind {0} {0}", "umount {0}"),
+    "immutable": ("chattr +i {1}", "chattr -i {1}"),
+}
+SAID_OF = {
+    "folder": "is a folder",
+    "bind mount": "is a mount point",
+    "immutable": "is immutable (chattr +i) or on a read-only file system",
+}
+
+
+@contextmanager
+def obstacle(host: Host, kind: str, path: str) -> Iterator[str]:
+    """Have something that cannot be replaced at `path`; what callready says of it."""
+    outside = plan.STATE / "hosts" / host.name / f"root{path}"  # a minimal Debian has no chattr
+
+    def make(command: str) -> None:
+        if kind == "immutable":
+            subprocess.run(command.format(path, outside).split(), check=True)
+        else:
+            host.root(command.format(path))
+
+    there, gone = OBSTACLES[kind]
+    make(there)
+    try:
+        yield SAID_OF[kind]
+    finally:
+        make(gone)
+
+
 STRICT = f"Host *\n UserKnownHostsFile {plan.STATE}/known_hosts\n StrictHostKeyChecking yes\n"
 
 
