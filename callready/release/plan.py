@@ -328,8 +328,9 @@ def _kernel(made: Plan, release: Release, facts: Facts) -> None:
                 f"sysctl {key}: after a boot it is {theirs}, because {file} comes after "
                 f"{sysctls.FILE}: write {value} there, or take the line out"
             )
-    # What it was before callready is kept, even if it is right.
-    if wrong or (sysctls.FILE in release.files and sysctls.FILE not in facts.manifest.files):
+    # With a new file, too: what it was before callready is kept, and what was ours alone goes.
+    ours, on_host = release.files.get(sysctls.FILE), facts.files.get(sysctls.FILE, FileFact())
+    if wrong or (ours and ours.sha256 != on_host.sha256):
         made.switch.append(step("set_sysctls"))
 
 

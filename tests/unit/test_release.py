@@ -594,6 +594,14 @@ def test_what_a_kernel_setting_was_is_noted_even_where_it_is_right(release: Rele
     assert "set_sysctls" in functions(plan(release, facts))
 
 
+def test_a_port_that_was_reserved_for_us_alone_is_given_back(release: Release) -> None:
+    """Somebody else's in its place would be no drift."""
+    facts = deployed(release)
+    facts.sysctls[PORTS] += ",9999"
+    replace(facts, sysctls.FILE, sha256="0" * 64)
+    assert "set_sysctls" in functions(plan(release, facts))
+
+
 def test_whose_mask_it_is_is_noted_at_the_first_deploy(release: Release) -> None:
     facts = bare()
     facts.units["coturn.service"] = deployed(release).units["coturn.service"]
