@@ -518,6 +518,9 @@ def _(place: Place) -> str:
     place.reach_state("none")
     after = place.host.root(BARE, check=False).splitlines()
     assert before == after, sorted(set(before) ^ set(after))
+    place.host.root(
+        f"rm /etc/sysctl.d/50-mine.conf; sysctl -q -w {ports}=; systemctl unmask coturn.service"
+    )
     return "every file, package, unit, rule and kernel setting as before"
 
 

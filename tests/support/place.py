@@ -252,7 +252,9 @@ class Place(Fleet):
             f"not {state}: {sorted(set(found) ^ set(good))}" for state, good in self.good.items()
         )
         probes = self.probes(state)
-        assert [p.title for p, why in zip(probes, PROBER.ask(probes), strict=True) if why] == []
+        found_wrong = zip(probes, PROBER.ask(probes), strict=True)
+        wrong = [f"{p.title}: {why}" for p, why in found_wrong if why and not why.warning]
+        assert not wrong, wrong
         return state
 
     def probes(self, state: str) -> list[Probe]:
