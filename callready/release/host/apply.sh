@@ -276,12 +276,15 @@ write_environment() {
 
 # Kernel settings as the new release says; what they were before callready is kept.
 set_sysctls() {
-    if [ ! -e "$ROOT/before/sysctl" ]; then
-        mkdir -p "$ROOT/before"
-        sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' "$SYSCTLS_FILE" |
-            xargs sysctl -e 2> /dev/null > "$ROOT/before/.sysctl" || :
-        mv "$ROOT/before/.sysctl" "$ROOT/before/sysctl"
-    fi
+    local key
+    mkdir -p "$ROOT/before"
+    {
+        cat "$ROOT/before/sysctl" 2> /dev/null || :
+        for key in $(sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' "$SYSCTLS_FILE"); do
+            grep -qs "^$key =" "$ROOT/before/sysctl" || sysctl -e "$key" 2> /dev/null || :
+        done
+    } > "$ROOT/before/.sysctl"
+    mv "$ROOT/before/.sysctl" "$ROOT/before/sysctl"
     set_kernel
 }
 
