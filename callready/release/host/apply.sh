@@ -280,7 +280,7 @@ set_sysctls() {
     mkdir -p "$ROOT/before"
     {
         cat "$ROOT/before/sysctl" 2> /dev/null || :
-        for key in $(sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' "$SYSCTLS_FILE"); do
+        sed -n 's/^\([a-z0-9_.]*\) *=.*/\1/p' "$SYSCTLS_FILE" | while read -r key; do
             grep -qs "^$key =" "$ROOT/before/sysctl" || sysctl -e "$key" 2> /dev/null || :
         done
     } > "$ROOT/before/.sysctl"
