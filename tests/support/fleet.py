@@ -352,6 +352,7 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
             "keys": {"APIfleet": "secret:livekit/api_secret"},
         },
         "turn": {
+            "total_quota": 1200,
             "pools": {
                 "calls": {"realm": "calls.lab.test", "secrets": ["secret:turn/calls"]},
                 "avatar": {
