@@ -334,6 +334,8 @@ def zone(site: Fleet) -> Iterator[Ovh]:
         "challenge": "dns-01",
         "dns": {"propagation": 0, **{name: f"secret:ovh/{name}" for name in keys}},
     }
+    # The operator's own certificate there goes on proving its names on port 80.
+    site.groups["turn"][1][1]["firewall"] = {"extra_ports": ["80/tcp"]}
 
     def publish(command: str, name: str, value: str) -> None:
         acme.tell(command, host=name, **({"value": value} if command == "set-txt" else {}))
