@@ -35,6 +35,11 @@ def _host(value: str) -> str:
     return found
 
 
+def _shown(value: str) -> str:
+    """What was written, without a password, or a query, which may hold a token."""
+    return repr(re.sub(r"[^/\s]*@", "…@", value).partition("?")[0])
+
+
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
@@ -49,7 +54,7 @@ def split_endpoint(value: str) -> tuple[str, int]:
     """Host and port of `host:port`, IPv6 addresses in brackets; raises ValueError."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\s\[\]@/]+)):(\d+)", value)
     if not match or (match[1] and ":" not in match[1]):
-        raise ValueError(f"{value!r} is not HOST:PORT")
+        raise ValueError(f"{_shown(value)} is not HOST:PORT")
     return _host(match[1] or match[2]), _port(match[3])
 
 
@@ -88,8 +93,7 @@ def url(*schemes: str, path: bool = True, query: bool = False) -> Callable[[str]
     kinds = " or ".join(f"{scheme}://NAME[:PORT]" for scheme in schemes)
 
     def check(value: str) -> str:
-        # Neither a password nor a query, which may hold a token, is shown.
-        shown = repr(re.sub("//[^/]*@", "//…@", value).partition("?")[0])
+        shown = _shown(value)
         if not value.isprintable() or " " in value:
             where = "at one of its ends" if value != value.strip() else "in it"
             raise ValueError(f"{shown} has a blank or a line break {where}: take it out")

@@ -105,3 +105,7 @@ def test_no_password_and_no_query_is_shown() -> None:
         with pytest.raises(ValueError) as error:
             webhook(text)
         assert "hunter2" not in str(error.value)
+    for text in ("redis://:hunter2@x.test:6379/0", "me:hunter2@x.test"):
+        with pytest.raises(ValueError, match=r"write x\.test:6379") as error:
+            redis(text)
+        assert "hunter2" not in str(error.value)
