@@ -69,8 +69,8 @@ is_there() { [ -e "$1" ] || [ -L "$1" ]; } # also a link to nowhere
 # obstacles PATH...: a line `PATH KIND WORDS`, with tabs between, for each where a file cannot be put
 # by a rename (rename(2)), and why. A link is none: it is replaced itself.
 obstacles() {
-    local path folder mounts=' '
-    while read -r _ _ _ _ path _; do mounts="$mounts$path "; done < /proc/self/mountinfo
+    local path folder mounts
+    mounts=" $(awk '{ printf "%s ", $5 }' /proc/self/mountinfo)" # the shell reads byte by byte
     for path; do
         folder=${path%/*}
         until is_there "${folder:=/}"; do folder=${folder%/*}; done

@@ -161,8 +161,11 @@ print_filters() {
 print_sysctls() {
     local key path now before='' file=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
     [ -n "$SYSCTLS" ] || return 0
+    # shellcheck disable=SC2046 # words
+    set -- $(printf %s "$SYSCTLS" | tr . /)
     for key in $SYSCTLS; do
-        path=/proc/sys/$(printf %s "$key" | tr . /) now=
+        path=/proc/sys/$1 now=
+        shift
         [ ! -r "$path" ] || now=$(cat "$path")
         [ -e "$file" ] || before="$before$key = $now
 "
