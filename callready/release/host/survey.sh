@@ -159,16 +159,19 @@ print_filters() {
 # sysctl KEY VALUE|- / elsewhere KEY VALUE FILE: what it would be without callready: as the last file
 # of sysctl.d(5) that has it says, else as it was before callready, else as it is
 print_sysctls() {
-    local key path now before='' file=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
+    local key path now all before='' file=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf newline='
+'
     [ -n "$SYSCTLS" ] || return 0
     # shellcheck disable=SC2046 # words
-    set -- $(printf %s "$SYSCTLS" | tr . /)
+    set -- $(printf ' %s' "$SYSCTLS" | tr . / | sed 's| | /proc/sys/|g')
+    all=$(grep -Hs '' "$@") # the kernel gives a value to one read(2) only, which the shell's is not
     for key in $SYSCTLS; do
-        path=/proc/sys/$1 now=
+        path=$1
         shift
-        [ ! -r "$path" ] || now=$(cat "$path")
-        [ -e "$file" ] || before="$before$key = $now
-"
+        now=${all#*"$path:"}
+        [ "$now" != "$all" ] || now=
+        now=${now%%"$newline"*}
+        [ -e "$file" ] || before="$before$key = $now$newline"
         [ -w "$path" ] || now=-
         printf 'sysctl\t%s\t%s\n' "$key" "$now"
     done
