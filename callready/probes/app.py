@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
-import socket
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 from pydantic import SecretStr
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
 from callready.probes import TIMEOUT, ProbeError, command, reason, run
 from callready.probes.tls import client_context
@@ -209,27 +210,28 @@ def _given(
     return given
 
 
-def connected(
+@asynccontextmanager
+async def connected(
     url: str,
     ca_file: str | None,
     at: tuple[str, int] | None = None,
     verify: bool = True,
     **options: Any,
-) -> ClientConnection:
+) -> AsyncIterator[ClientConnection]:
     """A WebSocket to a ws:// or wss:// URL; `at` and `verify` as `get`, `options` as websockets
-    takes them.
+    takes them. Its client of threads is not for this: it reads from one TLS connection and writes
+    to it at the same time, which OpenSSL does not allow, and one request in forty hung.
 
     Raises:
         InvalidStatus: the HTTP status was another one.
         OSError, WebSocketException: no connection.
     """
     context = client_context(ca_file, verify) if url.startswith("wss:") else None
+    options = {"open_timeout": TIMEOUT, "close_timeout": TIMEOUT, **options}
     if at:
-        options["sock"] = socket.create_connection(at, TIMEOUT)
-    opened: ClientConnection = connect(
-        url, ssl=context, proxy=None, open_timeout=TIMEOUT, close_timeout=TIMEOUT, **options
-    )
-    return opened
+        options |= {"host": at[0], "port": at[1]}
+    async with connect(url, ssl=context, proxy=None, **options) as channel:
+        yield channel
 
 
 def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> Exchange:
@@ -244,18 +246,23 @@ def websocket(url: str, send: str, expect: str, ca_file: str | None = None) -> E
     Raises:
         ProbeError: no connection, or no such message.
     """
-    url = web_url(url, "ws")
-    start, seen = time.perf_counter(), 0
-    try:
-        with connected(url, ca_file) as channel:
+    url, seen = web_url(url, "ws"), 0
+
+    async def exchange() -> Exchange:
+        nonlocal seen
+        start = time.perf_counter()
+        async with connected(url, ca_file) as channel, asyncio.timeout(TIMEOUT):
             sent = time.perf_counter()
-            channel.send(send)
+            await channel.send(send)
             while True:
-                message = channel.recv(timeout=start + TIMEOUT - time.perf_counter())
+                message = await channel.recv()
                 text = message if isinstance(message, str) else message.decode(errors="replace")
                 if expect in text:
                     return Exchange(text, sent - start, time.perf_counter() - sent)
                 seen += 1
+
+    try:
+        return asyncio.run(exchange())
     except InvalidStatus as error:
         why = f"answers {error.response.status_code} instead of a WebSocket"
     except (OSError, WebSocketException) as error:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from livekit.api import AccessToken, VideoGrants
 from livekit.protocol.rtc import (
@@ -21,12 +23,15 @@ from livekit.protocol.rtc import (
     SignalTarget,
 )
 from pydantic import SecretStr
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection
 
 from callready.probes import TIMEOUT, ProbeError, command, ice, reason, run, secret_from
 from callready.probes.app import connected, get, web_url
 from callready.probes.turn import Family, IceServer
+
+WAIT = TIMEOUT / 2
+"""Seconds for each part of a join, so that a gate can try again."""
 
 # What the server says of a token (livekit-server pkg/service/rtcservice.go), and what to mend.
 REFUSED_TOKEN = (
@@ -152,14 +157,14 @@ def validate(
     return response.status_code
 
 
-@contextmanager
-def joined(
+@asynccontextmanager
+async def joined(
     url: str,
     token: SecretStr,
     ca_file: str | None = None,
     at: tuple[str, int] | None = None,
     verify: bool = True,
-) -> Iterator[tuple[Joined, ClientConnection]]:
+) -> AsyncIterator[tuple[Joined, ClientConnection]]:
     """Join over the WebSocket as a client does; leaves with the block.
 
     Gives what the client is told, and its connection. Arguments as `validate`.
@@ -171,15 +176,20 @@ def joined(
     start = time.perf_counter()
     try:
         headers = {"Authorization": f"Bearer {token.get_secret_value()}"}
-        with connected(address, ca_file, at, verify, additional_headers=headers) as socket:
-            told = next(each.join for each in _messages(socket) if each.HasField("join"))
+        # What is left of a connection that failed is not waited for: the next try is.
+        options = {"additional_headers": headers, "close_timeout": 0.5}
+        async with connected(address, ca_file, at, verify, **options) as socket:
+            async with asyncio.timeout(WAIT):
+                while not (message := await _message(socket)).HasField("join"):
+                    pass
+            told = message.join
             took = time.perf_counter() - start
             servers = tuple(
                 IceServer(tuple(each.urls), each.username, each.credential)
                 for each in told.ice_servers
             )
             yield Joined(told.server_info.version, told.server_info.node_id, servers, took), socket
-            socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
+            await socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
     except InvalidStatus as error:
         status = error.response.status_code
         raise ProbeError(
@@ -195,20 +205,21 @@ def joined(
         ) from None
 
 
-def _messages(socket: ClientConnection) -> Iterator[SignalResponse]:
-    """What LiveKit says within the time that a caller waits; raises TimeoutError after that."""
-    end = time.monotonic() + TIMEOUT
-    while True:
-        response = SignalResponse()
-        data = socket.recv(timeout=max(0, end - time.monotonic()), decode=False)
-        response.ParseFromString(data)
-        yield response
+async def _message(socket: ClientConnection) -> SignalResponse:
+    """What LiveKit says next."""
+    response = SignalResponse()
+    response.ParseFromString(await socket.recv(decode=False))
+    return response
 
 
 def signalling(url: str, token: SecretStr, ca_file: str | None = None) -> Joined:
     """What a client is told when it joins; arguments and errors as `joined`."""
-    with joined(url, token, ca_file) as (told, _):
-        return told
+
+    async def attempt() -> Joined:
+        async with joined(url, token, ca_file) as (told, _):
+            return told
+
+    return asyncio.run(attempt())
 
 
 def reach(
@@ -238,20 +249,25 @@ def reach(
     room = new_room()
     access = token(key, secret, room, ttl=60, create=True)
     create_room(url, access, room, node_id, ca_file, at, verify)
-    with joined(url, access, ca_file, at, verify) as (told, socket):
-        offer = _offer(socket)
+
+    def check(offer: ice.Offer, candidate: ice.Candidate) -> float | ProbeError:
+        try:
+            return ice.check(offer, candidate, via)
+        except ProbeError as error:
+            return error
+
+    def ask(told: Joined, offer: ice.Offer) -> Reached:
         wanted = [c for c in offer.candidates if family in (None, c.family)]
-
-        def check(candidate: ice.Candidate) -> float | ProbeError:
-            try:
-                return ice.check(offer, candidate, via)
-            except ProbeError as error:
-                return error
-
         with ThreadPoolExecutor(max(1, len(wanted))) as threads:
-            checks = threads.map(check, wanted)
+            checks = threads.map(partial(check, offer), wanted)
             servers = ice.gather(told.ice_servers, ca_file, verify, family, via)
             return Reached(told.node_id, servers, dict(zip(wanted, checks, strict=True)))
+
+    async def attempt() -> Reached:
+        async with joined(url, access, ca_file, at, verify) as (told, socket):
+            return await asyncio.to_thread(ask, told, await _offer(url, socket))
+
+    return asyncio.run(attempt())
 
 
 def create_room(
@@ -281,19 +297,32 @@ def create_room(
         )
 
 
-def _offer(socket: ClientConnection) -> ice.Offer:
-    """LiveKit's offer with all of its candidates; it is answered, without which no check is."""
+async def _offer(url: str, socket: ClientConnection) -> ice.Offer:
+    """LiveKit's offer with all of its candidates; it is answered, without which no check is.
+
+    Raises:
+        ProbeError: it does not come.
+    """
     sdp, trickled = "", []
-    for each in _messages(socket):
-        if each.HasField("offer"):
-            sdp = each.offer.sdp
-        elif each.HasField("trickle") and each.trickle.target == SignalTarget.SUBSCRIBER:
-            trickled.append(each.trickle.candidateInit)
-            if each.trickle.final:
-                break
+    try:
+        async with asyncio.timeout(WAIT):
+            is_whole = False
+            while not is_whole:
+                each = await _message(socket)
+                if each.HasField("offer"):
+                    sdp = each.offer.sdp
+                elif each.HasField("trickle") and each.trickle.target == SignalTarget.SUBSCRIBER:
+                    trickled.append(each.trickle.candidateInit)
+                    is_whole = each.trickle.final
+    except TimeoutError:
+        raise ProbeError(
+            f"no call starts: {url} lets callers join and does not offer them media",
+            "LiveKit's log, and the machine's load",
+            f"{'an' if sdp else 'no'} offer with {len(trickled)} candidates and no end",
+        ) from None
     offer = ice.read_offer(sdp, trickled)
     answer = SessionDescription(type="answer", sdp=ice.answer(offer))
-    socket.send(SignalRequest(answer=answer).SerializeToString())
+    await socket.send(SignalRequest(answer=answer).SerializeToString())
     return offer
 
 
