@@ -78,6 +78,7 @@ def suite(host: plan.Host) -> str:
 def destroy(host: plan.Host) -> None:
     """Cut the power and throw the overlay away."""
     group(host).kill()
+    network.remove_port(host)
     if folder(host).exists():
         _remove_nspawn_remains(host)
         remove_tree(folder(host))

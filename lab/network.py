@@ -139,7 +139,7 @@ def remove_port(host: plan.Host) -> None:
     """Take away what is left of a killed host's network: the kernel keeps that for as long as its
     last connections have something to say to each other, up to minutes."""
     port = f"vb-{host.name}"
-    if Path("/sys/class/net", port).exists():
+    if _link_exists(port):
         run("ip", "link", "delete", port, check=False)
 
 
