@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from callready.settings.endpoints import endpoint, host_name, url
 
+Check = Callable[[str], str]
 stun, redis = endpoint(3478), endpoint(6379)
 signalling, http = url("ws", "wss", path=False), url("http", "https")
 webhook = url("http", "https", query=True)
@@ -28,7 +31,7 @@ webhook = url("http", "https", query=True)
         (host_name, "192.0.2.7", "192.0.2.7"),
     ],
 )
-def test_what_programs_read_alike_is_taken(check, text: str, taken: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_programs_read_alike_is_taken(check: Check, text: str, taken: str) -> None:
     assert check(text) == taken
 
 
@@ -94,7 +97,7 @@ def test_what_is_no_endpoint_is_refused_with_what_to_write(text: str, why: str) 
         (host_name, "bücher.example", "as DNS has it: xn--bcher-kva.example"),
     ],
 )
-def test_what_is_no_such_url_or_name_is_refused(check, text: str, why: str) -> None:  # type: ignore[no-untyped-def]
+def test_what_is_no_such_url_or_name_is_refused(check: Check, text: str, why: str) -> None:
     with pytest.raises(ValueError) as error:
         check(text)
     assert why in str(error.value)
