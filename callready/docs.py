@@ -20,9 +20,9 @@ from pydantic_core import PydanticUndefined
 
 from callready.secrets.loading import load_fleet
 from callready.settings import models
-from callready.settings.checks import unreachable
 from callready.settings.fields import model_in, origin_of
 from callready.settings.fleet import Fleet
+from callready.settings.host_checks import unreachable
 from callready.settings.models import HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from callready.release.declaration import Row
 from callready.release.node import Node
 from callready.settings import coturn_keys, pools
-from callready.settings.checks import unreachable
+from callready.settings.host_checks import unreachable
 from callready.settings.models import HostSettings, Pool
 from callready.settings.ports import has_low_port, listeners
 

@@ -109,7 +109,11 @@ def check(offer: Offer, candidate: Candidate, via: Via = direct) -> float:
     ask = _over_udp if candidate.proto == "udp" else _over_tcp
     start = time.perf_counter()
     try:
-        ask(message, offer.password.encode(), via(candidate.proto, *_where(candidate)))
+        ask(
+            message,
+            offer.password.encode(),
+            via(candidate.proto, candidate.address, candidate.port),
+        )
     except OSError as error:
         raise ProbeError(
             f"calls get no media over {candidate.proto.upper()} (IPv{candidate.family})",
@@ -119,10 +123,6 @@ def check(offer: Offer, candidate: Candidate, via: Via = direct) -> float:
             f"LiveKit's candidate {candidate} does not answer: {reason(error)}",
         ) from None
     return time.perf_counter() - start
-
-
-def _where(candidate: Candidate) -> tuple[str, int]:
-    return candidate.address, candidate.port
 
 
 def _over_udp(message: messages.Message, key: bytes, to: tuple[str, int]) -> None:

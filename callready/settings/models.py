@@ -1,7 +1,7 @@
 """What an inventory may say: one model a section, every field with its default and its reason.
 
 The keys keep the name of the key they end up in (`port_range_start`, `min-port` as `min_port`).
-Rules that need more than one section are in `checks.py`.
+Rules that need more than one section are in `host_checks.py`, those of the fleet in `checks.py`.
 """
 
 from __future__ import annotations

@@ -171,7 +171,9 @@ def test_a_join_from_another_host(site: Site) -> None:
     """What only the join tells of is asked through the tunnel too."""
     joins = [probe for probe in site.probes(SFU) if isinstance(probe, Join)]
     TURN.root("command -v python3 || apt-get install -y -q python3-minimal >&2")
+    assert gate.blocked(PROBER, joins) == []
     with Lab().blackhole(SFU.name, UDP):
+        assert about(gate.blocked(PROBER, joins)) == ["join through LiveKit"] * 2
         assert ["no media over UDP" in sentence for sentence in ask(joins, 0)] == [True, True]
         with tunnel(site.connections[TURN.fqdn], joins) as through:
             # 443 of the host that probes is redirected for others only.

@@ -3,7 +3,7 @@
 from ipaddress import ip_address
 
 from callready.probes import local_address, ports
-from callready.settings.checks import unreachable
+from callready.settings.host_checks import unreachable
 from callready.settings.ports import Use, parse_port
 from tests.verify.check import Check, each, having
 from tests.verify.targets import Server, Site
