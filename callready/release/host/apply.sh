@@ -373,10 +373,11 @@ certbot_reason() {
         tail -n 6 | sed 's/^/    /'
 }
 
-# take_up: what certbot has, for all who serve it.
+# take_up: what certbot has, for all who serve it. A start would only join a run that is under way,
+# by its timer perhaps, and has looked before certbot was asked.
 take_up() {
     say "taking up the certificates"
-    systemctl start callready-certificates.service ||
+    systemctl restart callready-certificates.service ||
         fail "certificates are not served: $(last_words callready-certificates.service)"
 }
 
