@@ -194,15 +194,19 @@ print_sysctls() {
         END { for (key in found) print "elsewhere", key, found[key] }'
 }
 
-# database PATH / row PATH HASH: of our realms
+# database PATH / row PATH HASH: of our realms. coturn cannot write what readers share (-shm), so it
+# may find none there but a survey; one that could write would begin by locking it, and coturn would
+# refuse a caller (401) who comes at that moment. Hence readonly_shm (sqlite.org/uri.html).
 print_databases() {
-    local item database realms row
+    local item database realms row as
     command -v sqlite3 > /dev/null || return 0
     for item in $DATABASES; do # PATH:REALM,REALM
         database=${item%%:*} realms="'$(printf %s "${item#*:}" | sed "s/,/','/g")'"
         [ -f "$database" ] || continue
         printf 'database\t%s\n' "$database"
-        sqlite3 -readonly -separator "$T" "$database" \
+        as=''
+        [ ! -e "$database-shm" ] || as='?readonly_shm=1'
+        sqlite3 -readonly -separator "$T" "file:$database$as" \
             "select 'turn_secret', realm, value from turn_secret where realm in ($realms);
              select 'turnusers_lt', realm, name || ':' || hmackey from turnusers_lt
              where realm in ($realms);" |
