@@ -6,7 +6,6 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -25,24 +24,10 @@ from pyinfra_cli.exceptions import UnexpectedExternalError
 from pyinfra_cli.util import exec_file
 
 from callready.rollout.run import Refused, command
-from callready.rollout.ssh import log_in
+from callready.rollout.ssh import log_in, transport
 from callready.secrets.loading import Report
 from callready.settings.inventory import misread
 from callready.trust import LOCKED, Client, shown
-
-
-def transport(sock: Any, **options: Any) -> paramiko.Transport:
-    """A paramiko transport without Nagle's delay (40 ms an exec) that gives a dead line up.
-
-    The unacknowledged-data limit is 20 s (TCP_USER_TIMEOUT, RFC 5482) and a keepalive every 5 s
-    makes sure that there is data to be acknowledged.
-    """
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 20_000)
-    made = paramiko.Transport(sock, **options)
-    made.set_keepalive(5)
-    return made
 
 
 class Hop(pyinfra_client.SSHClient):
