@@ -169,13 +169,15 @@ def command(module: str, description: str | None, *options: str) -> argparse.Arg
 
 
 def run(parser: argparse.ArgumentParser, probe: Callable[[argparse.Namespace], object]) -> NoReturn:
-    """Run a probe as a command: one line or JSON, exit status 0 when it passed and 1 when not."""
+    """Run a probe as a command: one line or JSON, exit status 0 when it passed and 1 when not. JSON
+    is on standard output either way."""
     options = parser.parse_args()
     try:
         result = probe(options)
     except ProbeError as error:
-        failure = {"ok": False, **as_data(error.finding)}
-        sys.exit(json.dumps(failure) if options.json else f"FAILED {error}")
+        if options.json:
+            print(json.dumps({"ok": False, **as_data(error.finding)}))
+        sys.exit(1 if options.json else f"FAILED {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     print(json.dumps(as_data(result)) if options.json else f"ok {as_line(result)}")

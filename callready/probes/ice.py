@@ -28,6 +28,15 @@ Gathered = dict[str, Found]
 
 # Of a peer-reflexive candidate (RFC 8445, section 5.1.2): what a check from an unknown port is.
 _PRIORITY = (110 << 24) | (65_535 << 8) | 255
+_OPTIONAL = (
+    "PADDING"  # of a number whose attributes are passed over if unknown (RFC 8489, section 14)
+)
+messages.ATTRIBUTES_BY_NAME[_OPTIONAL] = (
+    0xFFFE,
+    _OPTIONAL,
+    messages.pack_bytes,
+    messages.unpack_bytes,
+)
 _RETRANSMIT = 0.5  # seconds (RFC 8489, section 6.2.1)
 
 
@@ -48,6 +57,11 @@ class Candidate:
     def family(self) -> Family:
         """The address family of its address."""
         return 6 if ":" in self.address else 4
+
+    @property
+    def way(self) -> str:
+        """How callers say it: ``UDP`` or ``TCP``."""
+        return self.proto.upper()
 
     def __str__(self) -> str:
         return f"{endpoint(self.address, self.port)}/{self.proto}"
@@ -94,18 +108,27 @@ def answer(offer: Offer) -> str:
     return "".join(f"{line}\r\n" for line in lines)
 
 
-def check(offer: Offer, candidate: Candidate, via: Via = direct) -> float:
-    """One connectivity check (RFC 8445, section 7.2); seconds until its answer.
-
-    Raises:
-        ProbeError: none came that LiveKit has signed.
-    """
+def request(offer: Offer, size: int = 0) -> messages.Message:
+    """A connectivity check (RFC 8445, section 7.2), padded to `size` bytes."""
     message = messages.Message(messages.Method.BINDING, messages.Class.REQUEST)
     message.attributes["USERNAME"] = f"{offer.username}:{offer.own}"
     message.attributes["PRIORITY"] = _PRIORITY
     message.attributes["ICE-CONTROLLED"] = secrets.randbits(64)
+    # Behind it come MESSAGE-INTEGRITY and FINGERPRINT.
+    if (missing := size - len(bytes(message)) - 4 - 24 - 8) > 0:
+        message.attributes[_OPTIONAL] = bytes(missing)
     message.add_message_integrity(offer.password.encode())
     message.add_fingerprint()
+    return message
+
+
+def check(offer: Offer, candidate: Candidate, via: Via = direct) -> float:
+    """One connectivity check; seconds until its answer.
+
+    Raises:
+        ProbeError: none came that LiveKit has signed.
+    """
+    message = request(offer)
     ask = _over_udp if candidate.proto == "udp" else _over_tcp
     start = time.perf_counter()
     try:
@@ -152,16 +175,19 @@ def _over_tcp(message: messages.Message, key: bytes, to: tuple[str, int]) -> Non
     raise ConnectionResetError("it closed the connection")
 
 
-def _is_answer(data: bytes, message: messages.Message, key: bytes) -> bool:
+def answered(data: bytes, key: bytes) -> bytes | None:
+    """The transaction of the check that this answers, signed with the offer's password; None of
+    its own check of us, or somebody else's packet."""
     try:
         found = messages.parse_message(data)
     except ValueError:
-        return False  # its own check of us, or somebody else's packet
-    return (
-        found.message_class in (messages.Class.RESPONSE, messages.Class.ERROR)
-        and found.transaction_id == message.transaction_id
-        and found.check_message_integrity(key)
-    )
+        return None
+    is_answer = found.message_class in (messages.Class.RESPONSE, messages.Class.ERROR)
+    return found.transaction_id if is_answer and found.check_message_integrity(key) else None
+
+
+def _is_answer(data: bytes, message: messages.Message, key: bytes) -> bool:
+    return answered(data, key) == message.transaction_id
 
 
 def _family(address: str) -> socket.AddressFamily:

@@ -246,9 +246,6 @@ def reach(
     Raises:
         ProbeError: it cannot join.
     """
-    room = new_room()
-    access = token(key, secret, room, ttl=60, create=True)
-    create_room(url, access, room, node_id, ca_file, at, verify)
 
     def check(offer: ice.Offer, candidate: ice.Candidate) -> float | ProbeError:
         try:
@@ -264,10 +261,29 @@ def reach(
             return Reached(told.node_id, servers, dict(zip(wanted, checks, strict=True)))
 
     async def attempt() -> Reached:
-        async with joined(url, access, ca_file, at, verify) as (told, socket):
-            return await asyncio.to_thread(ask, told, await _offer(url, socket))
+        async with offered(url, key, secret, ca_file, at, verify, node_id) as (told, offer):
+            return await asyncio.to_thread(ask, told, offer)
 
     return asyncio.run(attempt())
+
+
+@asynccontextmanager
+async def offered(
+    url: str,
+    key: str,
+    secret: SecretStr,
+    ca_file: str | None = None,
+    at: tuple[str, int] | None = None,
+    verify: bool = True,
+    node_id: str = "",
+) -> AsyncIterator[tuple[Joined, ice.Offer]]:
+    """Join a room of its own and take LiveKit's offer, whose candidates then answer checks until
+    the block ends; arguments and errors as `reach`."""
+    room = new_room()
+    access = token(key, secret, room, ttl=60, create=True)
+    await asyncio.to_thread(create_room, url, access, room, node_id, ca_file, at, verify)
+    async with joined(url, access, ca_file, at, verify) as (told, socket):
+        yield told, await _offer(url, socket)
 
 
 def create_room(

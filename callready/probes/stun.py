@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -76,8 +77,11 @@ async def connect(
     tls: ssl.SSLContext | None = None,
     server_name: str | None = None,
     timeout: float = TIMEOUT,
+    begin: Callable[[str], object] = str,
 ) -> Channel:
     """A channel to a STUN or TURN server; close it with ``channel.transport.close()``.
+
+    `begin` is told what begins: ``TCP``, ``TLS``.
 
     Raises:
         OSError: name, connection or TLS failed.
@@ -90,12 +94,17 @@ async def connect(
                 lambda: UdpChannel(server), remote_addr=server
             )
         else:
-            _, channel = await loop.create_connection(
-                lambda: TcpChannel(server),
-                *server,
-                ssl=tls,
-                server_hostname=server_name if tls else None,
-            )
+            begin("TCP")
+            plain, channel = await loop.create_connection(lambda: TcpChannel(server), *server)
+            if tls:
+                begin("TLS")
+                try:
+                    secure = await loop.start_tls(plain, channel, tls, server_hostname=server_name)
+                except BaseException:
+                    plain.close()
+                    raise
+                assert secure
+                channel.connection_made(secure)
     return channel
 
 

@@ -8,8 +8,10 @@ import socket
 import ssl
 import warnings
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Literal
 
 from cryptography import x509
 
@@ -38,6 +40,16 @@ class Certificate:
     chain_ok: bool | None
     tls_version: str
     pins: tuple[str, ...]
+
+
+class Rejected(ProbeError):
+    """Callers reject the certificate that is served, because of its name, its time or its chain."""
+
+    def __init__(
+        self, kind: Literal["name", "validity", "chain"], suffers: str, look_at: str, evidence: str
+    ) -> None:
+        super().__init__(suffers, look_at, evidence)
+        self.kind = kind
 
 
 def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLContext:
@@ -121,7 +133,8 @@ def _handshake(where: str, at: tuple[str, int], name: str, context: ssl.SSLConte
         ) from None
     chain = [x509.load_pem_x509_certificate(each.public_bytes().encode()) for each in shown]
     if verified and (why := browsers_refuse(chain)):
-        raise ProbeError(
+        raise Rejected(
+            "chain",
             f"browsers and phones refuse the certificate on {where}",
             "what made the key and who signed it: OpenSSL takes more kinds than browsers do",
             f"it {why}",
@@ -155,11 +168,14 @@ def _described(chain: list[x509.Certificate], version: str, verified: bool) -> C
 def _rejected(
     error: ssl.SSLCertVerificationError, where: str, name: str, shown: Certificate
 ) -> ProbeError:
+    kind: Literal["name", "validity", "chain"] = "chain"
     if error.verify_code in _NAME:
+        kind = "name"
         names = ", ".join(shown.names) or "no name at all"
         evidence = f"its name is not {name}, it names {names}"
         look_at = f"whether tls.cert is the one for {name}"
     elif error.verify_code in _VALIDITY:
+        kind = "validity"
         period = f"valid from {shown.not_before:%Y-%m-%d %H:%M} to {shown.not_after:%Y-%m-%d %H:%M}"
         evidence = f"its validity: it {_VALIDITY[error.verify_code]} ({period} UTC)"
         look_at = "the renewal, and whether the service took the renewed certificate up; the clocks"
@@ -169,25 +185,34 @@ def _rejected(
             "whether the file holds the intermediate certificates too, and which authority signed "
             "it"
         )
-    return ProbeError(
-        f"callers refuse the certificate on {where} (serial {shown.serial})", look_at, evidence
+    return Rejected(
+        kind,
+        f"callers refuse the certificate on {where} (serial {shown.serial})",
+        look_at,
+        evidence,
     )
 
 
 def versions(address: str, port: int, server_name: str) -> list[str]:
-    """The TLS versions that `address`:`port` accepts, offered one at a time, old ciphers too."""
-    accepted = []
-    where = endpoint(address, port)
-    for name in ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"):
+    """The TLS versions that `address`:`port` accepts, offered one by one, old ciphers too."""
+
+    def accepted(name: str) -> str | None:
         context = client_context(verify=False)
         context.set_ciphers("ALL:@SECLEVEL=0")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # that is what they are asked for
             context.minimum_version = context.maximum_version = ssl.TLSVersion[name]
-        with contextlib.suppress(ProbeError):
-            shown = _handshake(where, (address, port), server_name, context)
-            accepted.append(shown.tls_version)
-    return accepted
+        try:
+            return _handshake(
+                endpoint(address, port), (address, port), server_name, context
+            ).tls_version
+        except ProbeError:
+            return None
+
+    # Side by side, because a dead port keeps each waiting.
+    with ThreadPoolExecutor() as threads:
+        found = threads.map(accepted, ("TLSv1", "TLSv1_1", "TLSv1_2", "TLSv1_3"))
+        return [each for each in found if each]
 
 
 @contextlib.asynccontextmanager

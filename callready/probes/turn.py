@@ -19,7 +19,7 @@ import secrets
 import statistics
 import struct
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -185,9 +185,12 @@ class Client(asyncio.DatagramProtocol):
     """One caller at a TURN server; `client` opens and closes it. Its requests raise TurnRefused,
     and ProbeError where no answer comes."""
 
-    def __init__(self, server: TurnServer, channel: Channel, started: float) -> None:
+    def __init__(
+        self, server: TurnServer, channel: Channel, started: float, timeout: float = TIMEOUT
+    ) -> None:
         self.server = server
         self.channel = channel
+        self.timeout = timeout
         self._started = started
         self._allocated = False
         self._received: asyncio.Queue[bytes] = asyncio.Queue()
@@ -199,7 +202,7 @@ class Client(asyncio.DatagramProtocol):
         """The attributes of the success response to a request with these attributes."""
         message = messages.Message(method, messages.Class.REQUEST, attributes=attributes)
         try:
-            return (await request(self.channel, message)).attributes
+            return (await request(self.channel, message, self.timeout)).attributes
         except OSError as error:
             raise _unreachable(self.server, error) from None
         except messages.TransactionFailed as error:
@@ -254,13 +257,21 @@ class Client(asyncio.DatagramProtocol):
         """Give the allocation back (a Refresh with lifetime 0) and close the connection."""
         with contextlib.suppress(ProbeError):  # the probe has its result; the server lets it expire
             if self._allocated:
+                self.timeout = min(self.timeout, 1)
                 await self.ask(messages.Method.REFRESH, {"LIFETIME": 0})
         self.channel.transport.close()
 
 
 @contextlib.asynccontextmanager
-async def client(server: TurnServer, credentials: Credentials | None) -> AsyncIterator[Client]:
+async def client(
+    server: TurnServer,
+    credentials: Credentials | None,
+    timeout: float = TIMEOUT,
+    begin: Callable[[str], object] = str,
+) -> AsyncIterator[Client]:
     """A connected caller, anonymous without credentials; leaves no allocation behind.
+
+    Waits `timeout` seconds for the connection and for each answer; `begin` as in `stun.connect`.
 
     Raises:
         ProbeError: no connection, or TLS that a caller would not trust.
@@ -272,12 +283,14 @@ async def client(server: TurnServer, credentials: Credentials | None) -> AsyncIt
             server.protocol,
             client_context(server.ca_file, server.verify) if server.transport == "tls" else None,
             server.server_name or server.address,
+            timeout,
+            begin,
         )
     except OSError as error:
         raise _unreachable(server, error) from None
     if credentials:
         channel.username, channel.password = credentials.username, credentials.password
-    caller = Client(server, channel, started)
+    caller = Client(server, channel, started, timeout)
     try:
         yield caller
     finally:
@@ -367,10 +380,13 @@ def permissions(
 
 
 async def _refusal(attempt: Coroutine[Any, Any, object]) -> int | None:
-    """The code that a request is refused with, None where it is granted."""
+    """The code that a request is refused with, None where it is granted; raises TurnRefused where
+    it is the caller who is refused."""
     try:
         await attempt
     except TurnRefused as refused:
+        if refused.code == 401:
+            raise
         return refused.code
     return None
 
@@ -385,7 +401,7 @@ def tcp_allocation_code(server: TurnServer, credentials: Credentials) -> int | N
         ProbeError: as `allocate`.
     """
     if server.transport == "udp":
-        raise ValueError("a TCP allocation is asked for over tcp or tls (RFC 6062 section 5.1)")
+        raise ProbeError("nobody asks for a TCP allocation over UDP", "--transport tcp or tls")
 
     async def attempt() -> int | None:
         async with client(server, credentials) as caller:
@@ -507,10 +523,9 @@ def _credentials(options: argparse.Namespace) -> Credentials | None:
 
 
 def _probe(options: argparse.Namespace) -> object:
-    port = options.port or (5349 if options.transport == "tls" else 3478)
-    server = TurnServer(
-        options.address, port, options.transport, options.server_name, options.ca_file
-    )
+    transport: Way = options.transport or ("tcp" if options.what == "tcp-allocation" else "udp")
+    port = options.port or (5349 if transport == "tls" else 3478)
+    server = TurnServer(options.address, port, transport, options.server_name, options.ca_file)
     credentials = _credentials(options)
     if options.what == "allocate" or credentials is None:
         return allocate(server, credentials, options.family)
@@ -533,7 +548,9 @@ def main() -> None:
     parser.add_argument("address", help="host name or IP address of the TURN server")
     parser.add_argument("peers", nargs="*", help="permissions: the peer addresses to ask for")
     parser.add_argument("--port", type=int, help="default 3478, over tls 5349")
-    parser.add_argument("--transport", choices=["udp", "tcp", "tls"], default="udp")
+    parser.add_argument(
+        "--transport", choices=["udp", "tcp", "tls"], help="default udp, of tcp-allocation tcp"
+    )
     parser.add_argument("--family", type=int, choices=[4, 6], default=4, help="of the relay")
     parser.add_argument("--server-name", help="name in the certificate (default: address)")
     parser.add_argument("--ttl", type=int, default=600, help="of the credentials, seconds")
