@@ -1,6 +1,7 @@
 """The two participants of `callready.probes.webrtc.call`, in a process of their own.
 
-Reads a `Request` as JSON on standard input and writes the result as JSON on standard output.
+Reads a `Request` as a line of JSON on standard input and writes the result as one on standard
+output, again and again, until a call fails or there are no more requests.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ from pydantic import TypeAdapter
 from callready.probes import SILENCE, Finding, ProbeError
 from callready.probes.tls import tls_forwarder
 from callready.probes.turn import TurnServer
-from callready.probes.webrtc import CONNECT_TIMEOUT, Call, Participant, Request
+from callready.probes.webrtc import CONNECT_TIMEOUT, NO_VIDEO, Call, Participant, Request
 
 RATE = 48_000
-FRAME = RATE // 100  # 10 ms, what libwebrtc works with
+FRAME = RATE // 10  # the SDK cuts it into the 10 ms that libwebrtc works with
 # A 440 Hz tone (44 periods in 100 ms), loud enough that no comfort noise is taken for it.
 TONE = array("h", (int(12_000 * math.sin(math.tau * 440 * n / RATE)) for n in range(RATE // 10)))
 LOUD = 3_000
 TOPIC = "callready"
+LARGE = "callready-large"
+LARGE_SIZE = 1_100  # bytes: with what SCTP, DTLS and LiveKit add, a packet as of video
+LARGE_INTERVAL = 0.02  # seconds
+BESIDE_VIDEO = 0.2  # instead, where pictures are most of what is large
+WIDTH, HEIGHT, VIDEO_RATE = 160, 90, 15  # pixels, frames a second
+VIDEO_BITRATE = 300_000
 
 
 class _Retries(logging.Handler):
@@ -58,6 +65,8 @@ class Caller:
         self.data_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.heard_at: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self.last_heard = self.longest_silence = 0.0
+        self.large_sent = self.counted_from = 0
+        self.large: set[int] = set()
         self.reconnects = 0
         self.gone = False
         self.tasks: list[asyncio.Task[None]] = []
@@ -67,6 +76,8 @@ class Caller:
         self.room.on("disconnected", self._on_disconnected)
 
     def _on_data(self, packet: rtc.DataPacket) -> None:
+        if packet.topic == LARGE:
+            self.large.add(int.from_bytes(packet.data[:4], "big"))
         if packet.topic == TOPIC and not self.data_at.done():
             self.data_at.set_result(time.perf_counter())
 
@@ -93,7 +104,7 @@ class Caller:
             seconds = time.perf_counter() - start
             raise ProbeError(
                 "calls do not connect",
-                "",  # `webrtc.call` finds out
+                "which path fails: python -m callready.probes.legs",
                 f"{self.name} participant has no media connection through {request.url} after "
                 f"{seconds:.1f} s",
             ) from None
@@ -119,8 +130,32 @@ class Caller:
             await self.room.local_participant.publish_data(b"hello", topic=TOPIC)
             await asyncio.sleep(0.1)
 
+    async def write_large(self, interval: float) -> None:
+        """Send a packet of video's size every so many seconds, each once."""
+        while True:
+            data = self.large_sent.to_bytes(4, "big").ljust(LARGE_SIZE, b"\0")
+            self.large_sent += 1
+            await self.room.local_participant.publish_data(data, reliable=False, topic=LARGE)
+            await asyncio.sleep(interval)
+
+    async def show(self) -> None:
+        """Publish a video track of noise, which no encoder makes small."""
+        source = rtc.VideoSource(WIDTH, HEIGHT)
+        track = rtc.LocalVideoTrack.create_video_track("noise", source)
+        encoding = rtc.VideoEncoding(max_bitrate=VIDEO_BITRATE, max_framerate=VIDEO_RATE)
+        options = rtc.TrackPublishOptions(video_encoding=encoding, simulcast=False)
+        await self.room.local_participant.publish_track(track, options)
+        self.tasks.append(asyncio.create_task(self._film(source)))
+
+    async def _film(self, source: rtc.VideoSource) -> None:
+        while True:
+            pixels = os.urandom(WIDTH * HEIGHT * 3 // 2)
+            source.capture_frame(rtc.VideoFrame(WIDTH, HEIGHT, rtc.VideoBufferType.I420, pixels))
+            await asyncio.sleep(1 / VIDEO_RATE)
+
     async def _listen(self, track: rtc.RemoteAudioTrack) -> None:
-        async for event in rtc.AudioStream(track, sample_rate=RATE, num_channels=1):
+        stream = rtc.AudioStream(track, sample_rate=RATE, num_channels=1, frame_size_ms=20)
+        async for event in stream:
             if max(event.frame.data) > LOUD:
                 now = time.perf_counter()
                 if self.heard_at.done():
@@ -161,6 +196,12 @@ def _participant(caller: Caller, stats: list[Any], original_urls: dict[str, str]
         each.candidate.foundation: each.candidate.candidate_type
         for each in kinds["local_candidate"].values()
     }
+    inbound = kinds.get("inbound_rtp", {}).values()
+    audio, video = (
+        [each for each in inbound if each.stream.kind == kind] for kind in ("audio", "video")
+    )
+    lost = sum(max(0, each.received.packets_lost) for each in inbound)
+    seconds = time.perf_counter() - caller.heard_at.result()
     candidates = Counter(IceCandidateType.Name(kind).lower() for kind in distinct.values())
     return Participant(
         connect_seconds=caller.connect_seconds,
@@ -176,6 +217,9 @@ def _participant(caller: Caller, stats: list[Any], original_urls: dict[str, str]
         turn_url=original_urls.get(local.url, local.url),
         rtt=pair.total_round_trip_time / max(1, pair.responses_received),
         candidates=dict(candidates),
+        loss=lost / max(1, lost + sum(each.received.packets_received for each in inbound)),
+        jitter=max((each.received.jitter for each in audio), default=0.0),
+        bitrate=8 * sum(each.inbound.bytes_received for each in video) / max(0.001, seconds),
     )
 
 
@@ -211,9 +255,59 @@ async def in_call(request: Request, kind: type[C]) -> AsyncIterator[tuple[list[C
         yield callers, original_urls
 
 
+async def _large_ones(callers: Sequence[Caller], request: Request, max_loss: float) -> None:
+    """Packets of video's size both ways, as long as the call is to last.
+
+    Raises:
+        ProbeError: more than this share is lost.
+    """
+    first, second = callers
+    interval = BESIDE_VIDEO if request.video else LARGE_INTERVAL
+    sending = [asyncio.create_task(each.write_large(interval)) for each in callers]
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SILENCE):  # their channel opens when first used
+            while not (first.large and second.large):
+                await asyncio.sleep(LARGE_INTERVAL)
+            for each in callers:
+                each.counted_from = each.large_sent
+    await asyncio.sleep(request.duration if first.large and second.large else 0)
+    # Of each caller, the numbers of those that the other sent.
+    wanted = {
+        each: set(range(other.counted_from, other.large_sent))
+        for each, other in ((first, second), (second, first))
+    }
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SILENCE):
+            while any(numbers - each.large for each, numbers in wanted.items()):
+                await asyncio.sleep(LARGE_INTERVAL)
+    for task in sending:
+        task.cancel()
+    await asyncio.gather(*sending, return_exceptions=True)
+    sent = sum(map(len, wanted.values()))
+    lost = sum(len(numbers - each.large) for each, numbers in wanted.items())
+    if lost > 1 + max_loss * sent and request.video and lost < sent / 2:
+        raise ProbeError(
+            "calls that last stutter",
+            "rate limits and load on the way between callers and LiveKit, and on these hosts",
+            f"{lost} of {sent} packets of {LARGE_SIZE} bytes did not arrive",
+        )
+    if lost > 1 + max_loss * sent:
+        raise ProbeError(
+            NO_VIDEO,
+            "the MTU, and filters by length or rate, on both ways between callers and LiveKit",
+            f"{lost} of {sent} packets of {LARGE_SIZE} bytes did not arrive, small ones do",
+        )
+
+
 async def _call(request: Request, retries: _Retries) -> Call:
     async with in_call(request, Caller) as (callers, original_urls):
-        await asyncio.sleep(request.duration)
+        if request.video:
+            for each in callers:
+                await each.show()
+        if request.max_loss is None:
+            await asyncio.sleep(request.duration)
+        else:
+            await _large_ones(callers, request, request.max_loss)
         now = time.perf_counter()
         silent = [each.name for each in callers if each.gone or now - each.last_heard > SILENCE]
         if silent:
@@ -248,22 +342,29 @@ async def _usable(
     return servers, original_urls
 
 
-def main() -> None:
-    request = TypeAdapter(Request).validate_json(sys.stdin.read())
-    retries = _Retries()
-    logging.getLogger().addHandler(retries)
-    answer: Call | Finding
+def _answer(request: Request, retries: _Retries, runner: asyncio.Runner) -> Call | Finding:
+    retries.count = 0
     try:
-        answer = asyncio.run(_call(request, retries))
+        return runner.run(_call(request, retries))
     except ProbeError as error:
-        answer = error.finding
+        return error.finding
     except Exception as error:  # the SDK's: its text may hold a token
-        answer = Finding(
+        return Finding(
             "calls break off",
             "LiveKit's log at that time",
             f"the client reports {type(error).__name__}",
         )
-    print(json.dumps(dataclasses.asdict(answer)), flush=True)
+
+
+def main() -> None:
+    retries = _Retries()
+    logging.getLogger().addHandler(retries)
+    runner = asyncio.Runner()
+    for line in sys.stdin:
+        answer = _answer(TypeAdapter(Request).validate_json(line), retries, runner)
+        print(json.dumps(dataclasses.asdict(answer)), flush=True)
+        if isinstance(answer, Finding):
+            break
     os._exit(0)  # the SDK's threads may still be at an attempt that was given up
 
 

@@ -1,8 +1,10 @@
 """Real calls of two participants through LiveKit, direct or forced through a TURN server.
 
-A call runs in a process of its own (`callready.probes.participants`), so that neither the
-SDK's native threads nor a hang of theirs can reach the caller, and a private authority can be
-given to it (SSL_CERT_FILE). Credentials reach it over standard input.
+Calls run in processes of their own (`callready.probes.participants`), so that neither the SDK's
+native threads nor a hang of theirs can reach the caller, and a private authority can be given to
+it (SSL_CERT_FILE). Credentials reach it over standard input. A process that has made a call makes
+the next one too: loading the SDK takes longer than a call. One in which a call failed makes no
+other.
 """
 
 from __future__ import annotations
@@ -11,9 +13,12 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import threading
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +27,13 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from callready.probes import Finding, ProbeError, command, ice, run, secret_from
 from callready.probes.livekit import add_url, keys_from, new_room, signalling, token
-from callready.probes.turn import IceServer, mint
+from callready.probes.turn import IceServer, TurnServer, mint
+from callready.settings.models import Verify
+
+LIMITS = Verify()
+
+NO_VIDEO = "calls have sound and no video: large packets are lost"
+"""What callers suffer from a path that lets no packets of video's size through."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds a participant may take to connect. The SDK starts a second attempt after 15 s by itself
@@ -45,6 +56,9 @@ class Participant:
         rtt: mean round-trip time of the selected pair.
         candidates: how many were gathered, by type: distinct ones (by foundation). libwebrtc stops
             gathering once connected, so a direct call may have no relayed ones: see `gather`.
+        loss: share of the other's audio and video packets that did not arrive.
+        jitter: of the other's voice; pictures are sent in bursts.
+        bitrate: of the video that arrived (bit/s), 0 without any.
     """
 
     connect_seconds: float
@@ -60,6 +74,9 @@ class Participant:
     turn_url: str
     rtt: float
     candidates: dict[str, int]
+    loss: float = 0.0
+    jitter: float = 0.0
+    bitrate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +111,7 @@ class Calls:
 
     attempts: int
     succeeded: int
+    connect_seconds: tuple[float, ...]
     median_connect_seconds: float | None
     max_connect_seconds: float | None
     errors: tuple[str, ...]
@@ -101,7 +119,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Request:
-    """What the participants' process is asked for; goes to it as JSON on standard input."""
+    """What the participants' process is asked for; goes to it as a line of JSON."""
 
     url: str
     tokens: tuple[str, str] = field(repr=False)
@@ -109,6 +127,8 @@ class Request:
     relay_only: bool
     ca_file: str | None
     duration: float
+    max_loss: float | None = None
+    video: bool = False
 
 
 def tokens(key: str, secret: SecretStr) -> tuple[SecretStr, SecretStr]:
@@ -124,6 +144,8 @@ def call(
     relay_only: bool = False,
     ca_file: str | None = None,
     duration: float = 1.0,
+    max_loss: float | None = None,
+    video: bool = False,
 ) -> Call:
     """Two participants call each other.
 
@@ -136,69 +158,109 @@ def call(
         ca_file: PEM file of the authorities to trust, for wss:// and turns:. libwebrtc knows only
             its built-in ones, so turns: goes through `tls_forwarder` where this is given.
         duration: seconds the call is to go on once both hear each other.
+        max_loss: share of packets of video's size that may be lost in that time, both ways; None
+            sends none.
+        video: with a video track.
 
     Raises:
         ProbeError: what did not work, and why as far as it can be found out from here.
     """
     first, second = (each.get_secret_value() for each in tokens)
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
-    request = Request(url, (first, second), tuple(ice_servers or ()), relay_only, ca_path, duration)
+    servers = tuple(ice_servers or ())
+    request = Request(url, (first, second), servers, relay_only, ca_path, duration, max_loss, video)
     result = _participants(request)
     if isinstance(result, Call):
         return result
-    look_at = result.look_at
-    if not look_at:  # no media connection, although there may be signalling
-        servers = ice_servers or signalling(url, tokens[0], ca_file).ice_servers
-        look_at = _ice_trouble(servers, relay_only, ca_file)
-    raise ProbeError(result.suffers, look_at, result.evidence)
+    raise ProbeError(result.suffers, result.look_at, result.evidence)
+
+
+_idle: dict[str | None, list[subprocess.Popen[bytes]]] = defaultdict(list)
+"""Processes whose last call was well, by what they trust. They end with this one, by their standard
+input."""
 
 
 def _participants(request: Request) -> Call | Finding:
     limit = 5 * CONNECT_TIMEOUT + request.duration
-    environment = {"SSL_CERT_FILE": request.ca_file} if request.ca_file else {}
+    idle = _idle[request.ca_file]
+    process = idle.pop() if idle else _started(request.ca_file)
+    assert process.stdin and process.stdout
+    killer = threading.Timer(limit, process.kill)
+    killer.start()
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "callready.probes.participants"],
-            input=json.dumps(dataclasses.asdict(request)).encode(),
-            capture_output=True,  # the SDK writes whole tokens to its log: it goes nowhere
-            timeout=limit,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **environment},
+        process.stdin.write(json.dumps(dataclasses.asdict(request)).encode() + b"\n")
+        process.stdin.flush()
+        result = TypeAdapter[Call | Finding](Call | Finding).validate_json(
+            process.stdout.readline()
         )
-        return TypeAdapter[Call | Finding](Call | Finding).validate_json(done.stdout)
-    except subprocess.TimeoutExpired:
-        why = f"did not end in {limit:.0f} s and was killed"
-    except ValidationError:
-        why = f"ended with status {done.returncode} and no result"
-    raise ProbeError(
-        "the call could not be tried",
-        "whether `python -m callready.probes.participants` starts (package livekit)",
-        f"its process {why}",
+    except (BrokenPipeError, ValidationError):
+        in_time = killer.is_alive()
+        process.kill()
+        ended = f"ended with status {process.wait()} and no result"
+        raise ProbeError(
+            "the call could not be tried",
+            "whether `python -m callready.probes.participants` starts (package livekit)",
+            f"its process {ended if in_time else f'did not end in {limit:.0f} s and was killed'}",
+        ) from None
+    finally:
+        killer.cancel()
+    if isinstance(result, Call):
+        idle.append(process)
+    else:
+        process.communicate()
+    return result
+
+
+def _started(ca_file: str | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "callready.probes.participants"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # the SDK writes whole tokens to its log: it goes nowhere
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, **({"SSL_CERT_FILE": ca_file} if ca_file else {})},
     )
 
 
-def _ice_trouble(servers: Sequence[IceServer], relay_only: bool, ca_file: str | None) -> str:
-    """What to look at when a call does not connect although signalling works."""
-    if relay_only:
-        hint = "whether the pool's peer policy allows the SFU's address; coturn's log"
-    else:
-        hint = (
-            "rtc.node_ip, and rtc.port_range_start to _end (udp) and rtc.tcp_port of LiveKit in "
-            "nftables and in the provider's firewall"
-        )
-    return "; ".join(filter(None, (_troubles(ice.gather(servers, ca_file)), hint)))
+def shortcomings(call: Call, limits: Verify) -> list[Finding]:
+    """What a call with video falls short of."""
+    worst = {
+        "loss": (max(each.loss for each in call.participants), limits.max_loss, ".1%"),
+        "jitter": (max(each.jitter for each in call.participants), limits.max_jitter, ".3f"),
+    }
+    found = [
+        f"{name} {value:{form}}, more than {limit:{form}}"
+        for name, (value, limit, form) in worst.items()
+        if value > limit
+    ]
+    bitrate = min(each.bitrate for each in call.participants) / 1000
+    if bitrate < limits.min_bitrate:
+        found.append(f"{bitrate:.0f} kbit/s of video arrive, less than {limits.min_bitrate}")
+    if call.reconnects:
+        found.append(f"{call.reconnects} reconnects")
+    look_at = "the load of the hosts on its path, and rate limits and idle timeouts between"
+    return [Finding("calls that last have poor sound and video", look_at, each) for each in found]
 
 
-def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
+def seconds(text: str) -> float:
+    """A time as people write it: ``90``, ``90s``, ``10m``, ``1h``."""
+    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not parts:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s or 10m")
+    return float(parts[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[parts[2]]
+
+
+def calls(attempts: int, attempt: Callable[[], Call], give_up: int | None = None) -> Calls:
     """Call several times, one after the other.
 
     Args:
         attempts: how often.
         attempt: makes one call; with minted TURN credentials it mints new ones each time.
+        give_up: after so many that failed; default never.
     """
     seconds: list[float] = []
     errors: list[str] = []
-    for _ in range(attempts):
+    while len(seconds) + len(errors) < attempts and len(errors) != give_up:
         try:
             done = attempt()
         except ProbeError as error:
@@ -206,8 +268,9 @@ def calls(attempts: int, attempt: Callable[[], Call]) -> Calls:
         else:
             seconds.append(max(each.connect_seconds for each in done.participants))
     return Calls(
-        attempts=attempts,
+        attempts=len(seconds) + len(errors),
         succeeded=len(seconds),
+        connect_seconds=tuple(seconds),
         median_connect_seconds=statistics.median(seconds) if seconds else None,
         max_connect_seconds=max(seconds, default=None),
         errors=tuple(errors),
@@ -221,8 +284,11 @@ def _troubles(gathered: ice.Gathered) -> str:
 
 def _probe(options: argparse.Namespace) -> object:
     key, secret = keys_from(options)
+    # It says why nobody can join; the SDK does not.
+    joined = signalling(options.url, token(key, secret), options.ca_file)
+    if options.turn:
+        TurnServer.from_uri(options.turn)
     if options.ice_servers:
-        joined = signalling(options.url, token(key, secret), options.ca_file)
         candidates = ice.gather(joined.ice_servers, options.ca_file)
         if troubles := _troubles(candidates):
             raise ProbeError("an ICE server that callers are given does not serve them", troubles)
@@ -235,7 +301,16 @@ def _probe(options: argparse.Namespace) -> object:
             servers = [IceServer((options.turn,), minted.username, minted.password)]
         relay_only = options.relay_only or bool(options.turn)
         pair = tokens(key, secret)
-        return call(options.url, pair, servers, relay_only, options.ca_file, options.duration)
+        soak = options.soak or 0
+        last = soak or options.duration
+        found = call(
+            options.url, pair, servers, relay_only, options.ca_file, last, LIMITS.max_loss, soak > 0
+        )
+        if soak and (poor := shortcomings(found, LIMITS)):
+            raise ProbeError(
+                poor[0].suffers, poor[0].look_at, "; ".join(each.evidence for each in poor)
+            )
+        return found
 
     if options.attempts == 1:
         return attempt()
@@ -266,6 +341,9 @@ def main() -> None:
         "--ice-servers",
         action="store_true",
         help="no call: ask each STUN and TURN server that LiveKit hands out",
+    )
+    parser.add_argument(
+        "--soak", type=seconds, metavar="TIME", help="a call with video that lasts: 90s, 10m"
     )
     parser.add_argument("--attempts", type=int, default=1, help="calls in a row (%(default)s)")
     run(parser, _probe)

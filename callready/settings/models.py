@@ -366,6 +366,30 @@ class Deploy(Section):
     )
 
 
+class Verify(Section):
+    """What the verification asks of calls at this host's LiveKit."""
+
+    attempts: int = Field(5, ge=1, description="Calls in a row that must all connect.")
+    max_loss: float = Field(
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of packets that may be lost, of each path and call: above it video "
+        "stutters.",
+    )
+    max_jitter: float = Field(
+        0.03,
+        gt=0,
+        description="Seconds by which packets of sound may vary (jitter) in a call that lasts.",
+    )
+    min_bitrate: int = Field(
+        150,
+        ge=0,
+        description="Kilobits a second of video that must arrive in a call that lasts; 300 are "
+        "sent.",
+    )
+
+
 class Tls(Section):
     """Certificates and keys: from an ACME server, or files on the controller, in whose paths
     `{name}` is the name that the certificate is for and `{host}` the host's inventory name."""
@@ -809,6 +833,7 @@ class HostSettings(Section):
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")
     deploy: Deploy = Field(Deploy(), description="How it changes.")
+    verify: Verify = Field(Verify(), description="What is asked of its calls.")
     tls: Tls | None = Field(None, description="Certificates.")
     edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -200,8 +201,74 @@ def test_calls_count_what_succeeded_and_say_why_not() -> None:
         return outcome
 
     assert webrtc.calls(3, attempt) == webrtc.Calls(
-        3, 2, 0.4, 0.6, ("no call. Look at: the cable",)
+        3, 2, (0.6, 0.2), 0.4, 0.6, ("no call. Look at: the cable",)
     )
+
+
+def test_calls_are_given_up_after_so_many_failures() -> None:
+    def attempt() -> webrtc.Call:
+        raise ProbeError("no call", "the cable")
+
+    got = webrtc.calls(5, attempt, give_up=1)
+    assert (got.attempts, got.succeeded) == (1, 0)
+
+
+def test_a_call_that_lasts_is_held_to_its_limits() -> None:
+    good = webrtc.Participant(
+        0.2, 0, 0, "host", "", 1, "host", "", 1, "udp", "", 0.001, {}, 0.01, 0.004, 210_000
+    )
+    poor = dataclasses.replace(good, loss=0.2, jitter=0.5, bitrate=10_000)
+    limits = webrtc.LIMITS
+    assert webrtc.shortcomings(webrtc.Call((good, good), 0, 0), limits) == []
+    found = webrtc.shortcomings(webrtc.Call((good, poor), 0, 1), limits)
+    assert [each.evidence for each in found] == [
+        "loss 20.0%, more than 5.0%",
+        "jitter 0.500, more than 0.030",
+        "10 kbit/s of video arrive, less than 150",
+        "1 reconnects",
+    ]
+
+
+PARTICIPANTS = """
+import json, os, sys, time
+for line in sys.stdin:
+    match json.loads(line)["url"]:
+        case "dead":
+            sys.exit(3)
+        case "hung":
+            time.sleep(600)
+        case "bad":
+            print(json.dumps({"suffers": "s", "look_at": "l", "evidence": ""}), flush=True)
+        case _:
+            print(json.dumps({**GOOD, "retries": os.getpid()}), flush=True)
+"""
+
+
+def test_a_process_makes_calls_until_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = webrtc.Participant(0.2, 0, 0, "host", "", 1, "host", "", 1, "udp", "", 0.001, {})
+    good = as_data(webrtc.Call((side, side), 0, 0))
+    script = f"GOOD = {good!r}\n{PARTICIPANTS}"
+    command, pipe = [sys.executable, "-c", script], subprocess.PIPE
+    monkeypatch.setattr(
+        webrtc, "_started", lambda _: subprocess.Popen(command, stdin=pipe, stdout=pipe)
+    )
+    monkeypatch.setattr(webrtc, "_idle", defaultdict(list))
+
+    def process(url: str) -> int:
+        return webrtc.call(url, (SECRET, SECRET), duration=0).retries
+
+    first = process("good")
+    assert process("good") == first
+    with pytest.raises(ProbeError, match="Look at: l"):
+        process("bad")
+    second = process("good")
+    assert second != first
+    with pytest.raises(ProbeError, match="its process ended with status 3 and no result"):
+        process("dead")
+    assert process("good") not in (first, second)
+    monkeypatch.setattr(webrtc, "CONNECT_TIMEOUT", 0.01)
+    with pytest.raises(ProbeError, match="its process did not end in 0 s and was killed"):
+        process("hung")
 
 
 # Commands
@@ -215,8 +282,8 @@ def test_a_failed_probe_is_one_line_and_exit_status_1() -> None:
     assert "Connection refused" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     done = cli("stun", "127.0.0.1", port, "--transport", "tcp", "--json")
-    failure = json.loads(done.stderr)
-    assert (done.returncode, failure["ok"]) == (1, False)
+    failure = json.loads(done.stdout)
+    assert (done.returncode, failure["ok"], done.stderr) == (1, False, "")
     assert port in failure["look_at"]
 
 
