@@ -8,7 +8,6 @@ from pyinfra.api.host import Host
 from callready.operations import checkout, read_checkout
 from callready.release import android as nsc
 from callready.rollout.run import Run
-from callready.settings.uris import stun_uris, turn_uris
 
 
 def android(run: Run, host: Host) -> None:
@@ -18,13 +17,7 @@ def android(run: Run, host: Host) -> None:
     settings, livekit = fleet[host.name].android, fleet[host.name].livekit
     if settings is None or livekit is None:
         return
-    files = nsc.render(settings, livekit.url)
-    files[settings.client_settings] = nsc.client_settings(
-        livekit.url,
-        stun_uris(fleet, livekit.turn_pool),
-        turn_uris(fleet, livekit.turn_pool),
-        livekit.rtc.turn_ttl,
-    )
+    files = nsc.files(fleet, host.name)
     found = read_checkout(
         host, settings.checkout, files, settings.manifest, nsc.build_files(settings)
     )

@@ -23,6 +23,8 @@ from callready.settings.android import (
     network,
     url_domain,
 )
+from callready.settings.fleet import Fleet
+from callready.settings.uris import stun_uris, turn_uris
 
 Build = Literal["release", "debug", "profile"]
 
@@ -136,6 +138,17 @@ def _spellings(host: str, include_subdomains: bool) -> Iterator[tuple[str, bool]
     yield host, include_subdomains and ip is None
     if ip and ip.version == 6:
         yield f"[{host}]", False  # some callers pass the URL's spelling
+
+
+def files(fleet: Fleet, name: str) -> dict[str, bytes]:
+    """Every file that a host's checkout shall have: path relative to it -> content; none without
+    an app and an SFU."""
+    settings, livekit = fleet[name].android, fleet[name].livekit
+    if settings is None or livekit is None:
+        return {}
+    uris = stun_uris(fleet, livekit.turn_pool), turn_uris(fleet, livekit.turn_pool)
+    told = client_settings(livekit.url, *uris, livekit.rtc.turn_ttl)
+    return {**render(settings, livekit.url), settings.client_settings: told}
 
 
 def client_settings(
