@@ -18,6 +18,7 @@ from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from callready.diagnosis.keys import KEYS
 from callready.secrets.loading import load_fleet
 from callready.settings import models
 from callready.settings.fields import model_in, origin_of
@@ -61,7 +62,15 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/settings.md": settings_page(),
         ROOT / "docs/ports.md": ports_page(fleet),
         guide: f"{head}<!-- edge rules -->\n{rules}\n<!-- end of edge rules -->\n{tail}",
+        ROOT / "docs/verification.md": verification_page(),
     }
+
+
+def verification_page() -> str:
+    """The page of the verification, with the table of the causes that it knows."""
+    head, mark, _ = (ROOT / "docs/verification.md").read_text().partition("<!-- causes -->\n")
+    rows = ((f"`{key}`", f"{words[:1].upper()}{words[1:]}") for key, words in KEYS.items())
+    return f"{head}{mark}\n{_markdown('cause, what is wrong', rows)}"
 
 
 # ---- settings ----

@@ -1,0 +1,94 @@
+"""What the packet filters of a host do to calls: callready's own, and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from callready.diagnosis.filters import OURS, Filters, Obstacle
+from callready.diagnosis.model import Cause, Flow, Place
+from callready.diagnosis.packets import CALLER
+from callready.diagnosis.seen import FIREWALL, Seen
+from callready.release.plan import RULES
+from callready.settings.ports import Use
+
+
+def causes(seen: Seen) -> Iterator[Cause]:
+    """A table of callready's that is gone or changed, and rules of others that calls meet."""
+    inspection, wants = seen.inspection, RULES in seen.node.release.files
+    redirected = [flow for use, flow in seen.uses if not use.unit]
+    if wants and not seen.has_table and inspection.ruleset:
+        yield seen.cause(
+            "filter-not-loaded",
+            Place.FILTER,
+            "callready's packet filter is not loaded: strangers are let in, and ports that it "
+            "redirects lead nowhere",
+            f"systemctl restart {FIREWALL}",
+            "nft list tables: no inet callready",
+            breaks=tuple(redirected),
+            checks=("test_firewall", "test_sweep", "test_behind"),
+        )
+    filters = Filters.read(inspection.ruleset, inspection.texts, inspection.xtables)
+    if wants and seen.has_table and inspection.rules and not seen.is_undeployed:
+        met = _obstacles(seen, filters, [(u, f) for u, f in seen.uses if u.unit], OURS)
+        met = [each for each in met if each.verdict not in ("dnat", "redirect")]
+        breaks = [flow for each in met for flow in each.flows]
+        if any(sign == "-" and "dnat" in rule for sign, rule in inspection.rules):
+            breaks += redirected
+        lines = (
+            f"{'inserted' if sign == '+' else 'missing'}: {rule}" for sign, rule in inspection.rules
+        )
+        yield seen.cause(
+            "filter-changed",
+            Place.FILTER,
+            "somebody changed callready's own packet filter",
+            f"systemctl restart {FIREWALL}, which loads it anew",
+            *list(lines)[:8],
+            breaks=tuple(dict.fromkeys(breaks)),
+            checks=("test_firewall",),
+        )
+    for each in _obstacles(seen, filters, seen.uses):
+        yield _foreign(seen, each)
+
+
+def _obstacles(
+    seen: Seen, filters: Filters, uses: list[tuple[Use, Flow]], only: tuple[str, str] | None = None
+) -> list[Obstacle]:
+    host = seen.node.settings
+    locals_ = {4: host.local_address, 6: host.address6}
+    callers = {address: CALLER for address in seen.callers}
+    fleet: dict[str, int] = {}
+    for name, other in seen.node.fleet.hosts.items():
+        ports = [pool.min_port for pool in other.turn_pools.values()]
+        ports += [other.sfu.rtc.port_range_start] if other.sfu else []
+        if ports and name != seen.node.name:
+            fleet |= {address: ports[0] for address in other.addresses}
+    found = filters.obstacles(
+        [flow for _, flow in uses],
+        {family: address for family, address in locals_.items() if address},
+        # Relays and SFUs meet each other with media alone.
+        {flow: callers | (fleet if use.relay else {}) for use, flow in uses},
+        only,
+    )
+    return [each for each in found if each.answer in ("yes", "likely")]
+
+
+def _foreign(seen: Seen, each: Obstacle) -> Cause:
+    whose = f"{each.program}'s" if each.program else "another program's"
+    does = {"drop": "drops", "reject": "refuses", "mangle": "spoils"}.get(each.verdict, "diverts")
+    flows = ", ".join(dict.fromkeys(str(flow) for flow in each.flows))
+    way = {"in": " from callers", "out": " to callers"}.get("".join(each.directions), "")
+    if each.is_for_some and each.directions == ("in",):
+        way = f" from {', '.join(each.remotes[:4])}"
+    some = "" if each.all_sizes else f", packets of {each.sizes[0]}-{each.sizes[1]} bytes"
+    rate = f", above {each.rate}" if each.rate else ""
+    counter = "" if each.packets is None else f", counted {each.packets} packets"
+    return seen.cause(
+        "foreign-filter",
+        Place.FILTER,
+        f"{whose} rule in table {each.table}, chain {each.chain}, {does} {flows}{way}{some}{rate}",
+        each.mend,
+        f"{each.hook}: {each.rule}{counter}",
+        f"for {', '.join(each.remotes[:4])}" if each.is_for_some else "",
+        breaks=each.flows,
+        checks=("test_firewall", "test_certificate_file", "test_sweep"),
+    )

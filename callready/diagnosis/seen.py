@@ -1,0 +1,152 @@
+"""A host as it shall be and as it is: what the causes on it are told by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from callready.diagnosis.inspection import Inspection
+from callready.diagnosis.model import Cause, Flow, Place
+from callready.release.facts import Facts
+from callready.release.node import Node
+from callready.release.plan import Plan
+from callready.settings.pools import EDGE
+from callready.settings.pools import unit as turn_unit
+from callready.settings.ports import LIVEKIT, Use
+
+FIREWALL = "callready-firewall.service"
+GIB = 2**30
+
+# Checks by what they are about.
+OF_UNIT = ("test_units", "test_listening", "test_exposure", "test_journal", "test_sweep")
+OF_CALLS = (
+    *("test_direct", "test_relayed", "test_attempts", "test_side_by_side"),
+    *("test_path", "test_ipv6_relay"),
+)
+OF_SIGNALLING = ("test_health", "test_tokens", "test_signalling", "test_candidates", "test_https")
+OF_TURN = (
+    *("test_certificate_file", "test_stun", "test_allocation", "test_anonymous"),
+    *("test_other_pools_credentials", "test_forbidden_peers", "test_tcp_relaying"),
+    *("test_media", "test_certificate", "test_peer_to_peer"),
+)
+OF_EDGE = ("test_redirects", "test_tls_versions", "test_certificate*", "test_pins", "test_behind")
+OF_APP = ("test_workers", "test_health", "test_websocket", "test_call_from_the_app")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A host as it shall be, as it is, and what lies between; `callers`, addresses of ours."""
+
+    node: Node
+    facts: Facts
+    plan: Plan
+    inspection: Inspection
+    callers: tuple[str, ...] = ()
+
+    def cause(
+        self,
+        key: str,
+        place: Place,
+        what: str,
+        mend: str,
+        *evidence: str,
+        breaks: tuple[Flow, ...] = (),
+        checks: tuple[str, ...] = (),
+        latent: bool = False,
+    ) -> Cause:
+        """A cause on this host; empty evidence is left out."""
+        shown = tuple(filter(None, evidence))
+        return Cause(key, self.node.name, place, what, mend, shown, breaks, checks, latent=latent)
+
+    def changed(self, *kinds: str) -> list[str]:
+        """What differs from what the deploy would put there, without remarks."""
+        return [c.what.partition(" (")[0] for c in self.plan.changes if c.kind in kinds]
+
+    def flows(self, unit: str = "", family: int = 0) -> tuple[Flow, ...]:
+        """What callers exchange with a unit, with all of them; over a family, over either."""
+        one: Literal[0, 4, 6] = 4 if family == 4 else 6 if family == 6 else 0
+        return tuple(
+            flow._replace(family=one)
+            for use, flow in self.uses
+            if not unit or self._serves(unit, use)
+        )
+
+    @cached_property
+    def uses(self) -> list[tuple[Use, Flow]]:
+        """What of the port plan is for callers, and its flows."""
+        return [
+            (use, Flow(self.node.name, "udp" if use.proto == "udp" else "tcp", use.first, use.last))
+            for use in self.node.ports
+            if use.role in ("livekit", "coturn", "edge", "acme")
+            and use.audience == "anyone"
+            and use.proto in ("udp", "tcp")
+        ]
+
+    def _serves(self, unit: str, use: Use) -> bool:
+        pools = self.node.settings.turn_pools
+        is_pool = any(unit == turn_unit(name) and use.service == f"coturn {name}" for name in pools)
+        return use.unit == unit or (is_pool and use.unit in ("", unit))
+
+    def checks(self, unit: str) -> tuple[str, ...]:
+        """The checks that fail when a unit does not answer."""
+        if unit == LIVEKIT:
+            return (*OF_UNIT, *OF_SIGNALLING, *OF_CALLS, "test_binary")
+        if unit == EDGE:
+            return (*OF_UNIT, *OF_SIGNALLING, *OF_EDGE, *OF_CALLS, *OF_TURN)
+        if unit.startswith("turnserver@"):
+            return (*OF_UNIT, *OF_TURN, "test_tls_versions")
+        return (*OF_UNIT, *OF_APP)
+
+    def listeners(self, unit: str) -> dict[str, str]:
+        """Who else listens where a unit shall, by `proto/port`."""
+        return {
+            f"{item.proto}/{item.port}": f"{item.process} of {item.unit}"
+            for item in self.facts.listeners
+            if item.unit not in (unit, "-")
+        }
+
+    @property
+    def has_table(self) -> bool:
+        """Whether callready's packet filter is loaded."""
+        return "inet callready" in self.facts.tables
+
+    @cached_property
+    def is_undeployed(self) -> bool:
+        """Whether the host runs, unedited, a release that is not what the inventory says."""
+        return bool(
+            self.facts.manifest
+            and self.facts.current != self.node.release.id
+            and not any("edited" in change.what for change in self.plan.changes)
+            and not self.plan.drifted
+        )
+
+    def edited(self, unit: str = "") -> list[str]:
+        """Managed files that are not as rendered; those that a unit reads at its start."""
+        # Said with the unit: what is off, or masked, or gone.
+        off, gone = set[str](), set[str]()
+        for name, state in self.inspection.units.items():
+            load = state.get("LoadState")
+            if state.get("UnitFileState") not in ("enabled", "static") or load != "loaded":
+                off.add(name)
+            if load in ("masked", "not-found"):
+                gone.add(name)
+
+        def is_said(path: str) -> bool:
+            name = path.rpartition("/")[2]
+            return name in gone or (name in off and ".wants/" in path)
+
+        found = [path for path in self.changed("file", "link") if not is_said(path)]
+        return [path for path in found if unit in ("", self.reader(path))]
+
+    def reader(self, path: str) -> str:
+        """The unit that a managed file is for; empty if it is none's in particular."""
+        for unit in self.node.release.services:
+            base = unit.partition("@")[0] + "@.service" if "@" in unit else unit
+            if f"/{unit}" in path or f"/{base}" in path:
+                return unit
+        if path.startswith("/etc/coturn/"):
+            return turn_unit(path.rpartition("/")[2].removesuffix(".conf"))
+        if path.startswith("/etc/livekit/"):
+            return LIVEKIT
+        return EDGE if "haproxy" in path else ""
