@@ -2,7 +2,7 @@
 
 python -m callready.verify inventories/lab --color=yes | python docs/terminal.py > docs/demo.svg
 
-Drawn from the table's first line on.
+Drawn is what follows the line in which pytest counts the checks.
 """
 
 import re
@@ -34,10 +34,16 @@ def runs(line: str) -> Iterator[tuple[int, str, str]]:
 
 
 def picture(text: str) -> str:
-    """The table in `text` as SVG."""
+    """The screen in `text` as SVG."""
     lines = text.rstrip().splitlines()
     plain = [SEQUENCE.sub("", line) for line in lines]
-    first = next((row for row, line in enumerate(plain) if line.startswith("HOST ")), 0)
+    counted = [
+        row
+        for row, line in enumerate(plain)
+        if re.fullmatch(r"\d+ (passed|failed).* in [\d.]+s.*", line)
+    ]
+    # A blank line comes first.
+    first = counted[0] + 2 if counted else 0
     lines, columns = lines[first:], max(map(len, plain[first:]))
     width, height = columns * WIDTH + 2 * MARGIN, len(lines) * HEIGHT + 2 * MARGIN
     drawn = [

@@ -220,6 +220,7 @@ def test_secret_is_in_no_report_of_the_verification(pair: Fleet, tmp_path: Path)
         "-m",
         "callready.verify",
         pair.inventory,
+        "-v",
         "--attempts",
         "1",
         "--report",

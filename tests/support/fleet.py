@@ -572,6 +572,7 @@ def verify(report: Path, *checks: str, inventory: Path | str = LAB_INVENTORY) ->
             "-m",
             "callready.verify",
             inventory,
+            "-v",
             "-k",
             " or ".join(checks),
             "--attempts",

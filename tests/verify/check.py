@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from callready.diagnosis.diagnose import blind
+from callready.diagnosis.model import Cause, Fails, Flow, Tried
 from callready.probes import Finding, ProbeError
-from tests.verify.targets import Server, Site
+from tests.verify.targets import Server, Site, Unseen
 
 CHECK = pytest.StashKey["Check"]()
 
@@ -19,30 +21,58 @@ class Check:
 
     def __init__(self) -> None:
         self.figures: list[str] = []
+        self.connects: list[float] = []
         self.seconds = 0.0
         self.findings: list[Finding] = []
+        self.causes: list[Cause] = []
+        self.tried: list[Tried] = []
+        self.fails: Fails = ""
+        self.step = ""  # of a path, that failed
+        self.closed: list[Flow] = []  # that nobody answers
 
     def figure(self, text: str) -> None:
         """Something measured, for the report's last column."""
         self.figures.append(text)
 
-    def expect(self, is_right: object, suffers: str, look_at: str) -> None:
-        """Note what a caller suffers, and what to look at, unless it is right."""
+    def connected(self, *seconds: float) -> None:
+        """How long calls took to connect, each in seconds; the slower of a call's two sides."""
+        self.connects += seconds
+
+    def expect(
+        self, is_right: object, suffers: str, look_at: str, cause: Cause | None = None
+    ) -> None:
+        """Note what a caller suffers, and what to look at, unless it is right; and the cause, if
+        this is one and not what follows from it."""
         if not is_right:
             self.findings.append(Finding(suffers, look_at))
+            if cause:
+                self.causes.append(cause)
+
+    def found(self, suffers: str, cause: Cause) -> None:
+        """Note a cause that was found by looking at it, and what callers suffer from it."""
+        self.expect(False, suffers, cause.mend, cause)
 
     @contextmanager
-    def probing(self) -> Iterator[None]:
-        """Note a probe's error and go on with the next one."""
+    def probing(
+        self, cause_of: Callable[[ProbeError], Cause | None] | None = None
+    ) -> Iterator[None]:
+        """Note a probe's error, and its cause if that can be told from it; go on with the next."""
         try:
             yield
         except ProbeError as error:
             self.findings.append(error.finding)
+            if cause_of and (cause := cause_of(error)):
+                self.causes.append(cause)
 
     def conclude(self) -> None:
         """Raise CheckFailed if anything was noted."""
         if self.findings:
             raise CheckFailed(*self.findings)
+
+
+def unseen(error: ProbeError) -> Cause | None:
+    """The cause of a check that could not look at its host."""
+    return blind(error.host, error.why) if isinstance(error, Unseen) else None
 
 
 class CheckFailed(Exception):

@@ -16,29 +16,35 @@ from pathlib import Path
 
 import pytest
 
+from callready.probes.webrtc import seconds
 from callready.settings.problem import SettingsError
-from tests.verify.check import CHECK, Check, params_of
+from tests.verify.check import CHECK, Check, params_of, unseen
+from tests.verify.diagnosing import diagnosis
 from tests.verify.report import Report
 from tests.verify.targets import Site
 
 # Threads a lane. Calls need a processor; side by side they would measure each other.
-LANES = {"checks": 6, "calls": 1, "attempts": 1}
+LANES = {"checks": 12, "waiting": 16, "paths": 1, "calls": 1, "attempts": 1, "soak": 16}
 
 # From the host outwards; calls need all the rest.
-ORDER = ["hosts", "ports", "edge", "turn", "livekit", "calls", "app"]
+ORDER = ["hosts", "ports", "edge", "turn", "livekit", "paths", "calls", "app", "android"]
 
 NOTHING = pytest.mark.nothing
 SITE = pytest.StashKey[Site]()
+REPORT = pytest.StashKey[Report]()
 RUNNING = pytest.StashKey[Future[None]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("callready")
     group.addoption("--inventory", help="the inventory to verify: inventories/prod")
-    group.addoption("--attempts", type=int, default=5, help="calls in a row (default %(default)s)")
+    group.addoption("--attempts", type=int, help="calls in a row (default: verify.attempts)")
+    group.addoption(
+        "--soak", type=seconds, default=0, metavar="TIME", help="also calls that last: 90s, 10m"
+    )
     group.addoption("--full-sweep", action="store_true", help="try all 65535 TCP ports")
     group.addoption(
-        "--report", type=Path, default=Path("report"), help="folder of verify.html and verify.xml"
+        "--report", type=Path, default=Path("report"), help="folder of verify.html, .json and .xml"
     )
 
 
@@ -55,14 +61,16 @@ def pytest_configure(config: pytest.Config) -> None:
     except SettingsError as error:
         raise pytest.UsageError(str(error)) from None
     site.attempts = config.getoption("--attempts")
+    site.soak = config.getoption("--soak")
     site.full_sweep = config.getoption("--full-sweep")
     config.stash[SITE] = site
     folder: Path = config.getoption("--report")
     folder.mkdir(parents=True, exist_ok=True)
     config.option.xmlpath = config.option.xmlpath or str(folder / "verify.xml")
     if config.option.tbstyle == "auto":
-        config.option.tbstyle = "no"  # the table says what is wrong, once
-    config.pluginmanager.register(Report(site, folder / "verify.html"))
+        config.option.tbstyle = "no"  # the report says what is wrong, once
+    config.stash[REPORT] = Report(site, folder / "verify.html")
+    config.pluginmanager.register(config.stash[REPORT])
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -91,7 +99,10 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
         lane = lanes[marker.args[0] if marker else "checks"]
         item.stash[RUNNING] = lane.submit(_run, item, site)
     try:
-        return (yield)
+        done = yield
+        items = [item for item in session.items if isinstance(item, pytest.Function)]
+        session.config.stash[REPORT].diagnosis = diagnosis(items, site)
+        return done
     finally:
         for lane in lanes.values():
             lane.shutdown(cancel_futures=True)
@@ -104,7 +115,7 @@ def _run(item: pytest.Item, site: Site) -> None:
     check, started = item.stash[CHECK], time.monotonic()
     known = {"check": check, "site": site, **params_of(item)}
     try:
-        with check.probing():
+        with check.probing(unseen):
             item.obj(**{name: known[name] for name in inspect.signature(item.function).parameters})
         check.conclude()
     finally:

@@ -1,45 +1,36 @@
-"""The report of a verification: a table at the end of the terminal, and one HTML file."""
+"""The report of a verification: a table at the end of the terminal, one HTML file, and the JSON
+that the next report compares with."""
 
 from __future__ import annotations
 
-import platform
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime
-from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import pytest
 
-from callready import __version__
+from callready.diagnosis.model import Diagnosis, Tried
 from callready.probes import Finding
+from tests.verify import history
 from tests.verify.check import CHECK, CheckFailed, params_of
+from tests.verify.history import Machine, Row, Run
+from tests.verify.page import page
+from tests.verify.screen import Screen
 from tests.verify.targets import Site
 
 FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Row:
-    """One check: what of which host, and how it ended."""
-
-    host: str
-    title: str
-    ok: bool
-    figure: str
-    findings: tuple[Finding, ...] = ()
-
-
 class Report:
     """A pytest plugin that collects the rows and writes them."""
 
-    def __init__(self, site: Site, page: Path) -> None:
-        self.site, self.page = site, page
+    def __init__(self, site: Site, file: Path) -> None:
+        self.site, self.page = site, file
         self.rows: list[Row] = []
+        self.diagnosis = Diagnosis()
+        self.tried: list[Tried] = []
         self.selected = 0
         self.started = time.time()
 
@@ -60,7 +51,10 @@ class Report:
             report.duration = item.stash[CHECK].seconds
             host, title = describe(item, self.site)
             figure = dict(item.user_properties).get("figure", "")
-            self.rows.append(Row(host, title, error is None, str(figure), findings))
+            self.tried += item.stash[CHECK].tried
+            connects = tuple(item.stash[CHECK].connects)
+            name = item.function.__name__
+            self.rows.append(Row(host, name, title, not error, str(figure), findings, connects))
         return report  # type: ignore[return-value]
 
     def _found(self, error: BaseException) -> tuple[Finding, ...]:
@@ -83,72 +77,33 @@ class Report:
         )
 
     def pytest_unconfigure(self, config: pytest.Config) -> None:
-        if self.rows:
-            order = [self.site.inventory, *self.site.servers]
-            self.rows.sort(key=lambda row: order.index(row.host))
-            self._write_page()
-            self._write_table(config.get_terminal_writer())
+        if not self.rows:
+            return
+        run = self._run()
+        file = self.page.with_suffix(".json")
+        runs = [*history.load(file), run.hidden(self.site.hide_caller)]
+        history.save(file, runs)
+        changed = history.changes(runs)
+        self.page.write_text(page(runs[-1], changed))
+        screen = Screen(config.get_terminal_writer())
+        if config.option.verbose >= 0:
+            screen.rows(run)
+        screen.show(run, changed, self.page.resolve().as_uri())
 
-    @property
-    def failed(self) -> int:
-        """How many checks failed."""
-        return sum(not row.ok for row in self.rows)
-
-    @property
-    def verdict(self) -> str:
-        """How it went, in one line."""
-        counts = f"{len(self.rows) - self.failed} passed, {self.failed} failed"
-        missing = self.selected - len(self.rows)
-        return counts + (f", {missing} did not run" if missing else "")
-
-    @property
-    def is_good(self) -> bool:
-        """Whether every check ran and passed."""
-        return not self.failed and len(self.rows) == self.selected
-
-    def by_host(self) -> list[tuple[str, list[Row]]]:
-        """The rows in the inventory's order of hosts."""
-        return [(host, list(rows)) for host, rows in groupby(self.rows, lambda row: row.host)]
-
-    def _write_table(self, out: Any) -> None:
-        hosts = max(len(row.host) for row in self.rows)
-        titles = max(len(row.title) for row in self.rows)
-        out.line()
-        out.line(f"{'HOST':<{hosts}}  {'CHECK':<{titles}}  RESULT  FIGURE", bold=True)
-        said: set[Finding] = set()
-        for host, rows in self.by_host():
-            for row in rows:
-                out.write(f"{host:<{hosts}}  {row.title:<{titles}}  ")
-                out.write("ok      " if row.ok else "FAILED  ", green=row.ok, red=not row.ok)
-                out.line(row.figure)
-                if row.findings and set(row.findings) <= said:
-                    out.line("    as above", red=True)
-                    continue
-                for finding in row.findings:
-                    out.line(f"    {finding.shown}", red=True)
-                    out.line(f"    Look at: {finding.look_at}")
-                said.update(row.findings)
-        out.line()
-        verdict = f"{self.verdict} in {time.time() - self.started:.0f} s"
-        out.write(verdict, green=self.is_good, red=not self.is_good, bold=True)
-        out.line(f"; report: {self.page}")
-
-    def _write_page(self) -> None:
-        environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(FOLDER),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        page = environment.get_template("report.html.j2").render(
-            report=self,
+    def _run(self) -> Run:
+        apps = (app.name for app in self.site.checkouts)
+        order = list(dict.fromkeys([self.site.inventory, *self.site.servers, *apps]))
+        rows = tuple(sorted(self.rows, key=lambda row: order.index(row.host)))
+        found = history.diagnosed(self.diagnosis, rows)
+        return Run(
             inventory=self.site.inventory,
-            when=datetime.fromtimestamp(self.started).astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            when=datetime.fromtimestamp(self.started).astimezone(),
             seconds=time.time() - self.started,
-            caller=platform.node(),
-            version=__version__,
-        )
-        self.page.write_text(page)
+            selected=self.selected,
+            rows=rows,
+            hosts=tuple(Machine(each.name, each.roles) for each in self.site.hosts()),
+            **{**found, "paths": self.diagnosis.paths or tuple(self.tried)},
+        ).hidden(self.site.hide)
 
 
 def describe(item: pytest.Function, site: Site) -> tuple[str, str]:

@@ -3,12 +3,14 @@ which callers reach them. Nothing is connected to before a check asks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from aioice.ice import get_host_addresses
 from paramiko import SSHException
 from pydantic import SecretStr
 from pyinfra.api.config import Config
@@ -19,18 +21,24 @@ from pyinfra.api.state import State
 from testinfra.backend.base import BaseBackend, CommandResult
 from testinfra.host import Host
 
-from callready.probes import ProbeError, local_address
+from callready.diagnosis.hosts import causes
+from callready.diagnosis.inspection import Inspection, inspect
+from callready.diagnosis.model import Cause, Path
+from callready.diagnosis.seen import Seen
+from callready.probes import Finding, ProbeError, legs, local_address
 from callready.probes.turn import Credentials, TurnServer, mint
+from callready.release import android
 from callready.release.declaration import Release
 from callready.release.facts import Facts, SurveyError
 from callready.release.node import Node
 from callready.release.plan import Plan, plan
 from callready.rollout.remote import as_root, survey
-from callready.rollout.ssh import log_in
+from callready.rollout.ssh import TIMEOUT, dial, log_in, transport
 from callready.secrets.loading import validate
+from callready.settings.android import Android
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
-from callready.settings.models import LiveKit, Pool
+from callready.settings.models import LiveKit, Pool, Verify
 from callready.settings.pools import Transport, Way, ways
 from callready.settings.problem import SettingsError
 from tasks import declare
@@ -60,6 +68,18 @@ class RootShell(BaseBackend):  # type: ignore[misc]  # testinfra has no types
         return self.result(int(status), command.encode(), text, "\n".join(words))
 
 
+class Unseen(ProbeError):
+    """A host that cannot be looked at."""
+
+    def __init__(self, host: str, why: str) -> None:
+        super().__init__(
+            f"{host} cannot be looked at",
+            f"ssh to {host} with the inventory's user, key and known_hosts, and sudo there",
+            why,
+        )
+        self.host, self.why = host, why
+
+
 class Server:
     """A host of the inventory. What it is now is read in one survey, when first asked for."""
 
@@ -69,6 +89,7 @@ class Server:
         """What the deploy would put there, as far as that is known without a look at it."""
         self._node, self._connection, self._lock = node, connection, Lock()
         self._seen: Facts | ProbeError | None = None
+        self._inspected: Inspection | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -79,19 +100,26 @@ class Server:
         with self._lock:
             if self._seen is None:
                 try:
-                    self._connection.connect(show_errors=False, raise_exceptions=True)
+                    self._connect()
                     self._seen = survey(self._connection, self._node)
                     self._node.learn(self._seen)
                 except (PyinfraError, SettingsError, SurveyError, SSHException, OSError) as error:
-                    self._seen = ProbeError(
-                        f"{self.name} cannot be looked at",
-                        f"ssh to {self.name} with the inventory's user, key and known_hosts, "
-                        "and sudo there",
-                        str(error),
-                    )
+                    self._seen = Unseen(self.name, str(error))
         if isinstance(self._seen, ProbeError):
             raise self._seen
         return self._seen
+
+    def _connect(self) -> None:
+        """Over the family that works: what the other one suffers from is to be found out."""
+        options = self._connection.connector.data.get("ssh_paramiko_connect_kwargs") or {}
+        sock = dial(self._connection, self._node)
+        data = cast(dict[str, Any], self._connection.connector.data)
+        if sock:
+            data["ssh_paramiko_connect_kwargs"] = {**options, "sock": sock}
+        try:
+            self._connection.connect(show_errors=False, raise_exceptions=True)
+        finally:
+            data["ssh_paramiko_connect_kwargs"] = options  # the socket is good for once
 
     @property
     def node(self) -> Node:
@@ -116,9 +144,42 @@ class Server:
         return Host(backend)
 
     @property
+    def inspection(self) -> Inspection:
+        """What of its state the survey has not."""
+        node = self.node
+        with self._lock:
+            if self._inspected is None:
+                try:
+                    self._inspected = inspect(self._connection, node, self.callers)
+                except (SurveyError, PyinfraError, SSHException, OSError) as error:
+                    raise Unseen(self.name, str(error)) from None
+        return self._inspected
+
+    @property
+    def callers(self) -> tuple[str, ...]:
+        """The addresses that this machine comes from."""
+        return tuple(filter(None, map(local_address, self.addresses.values())))
+
+    @cached_property
+    def causes(self) -> list[Cause]:
+        """What is wrong with the host itself."""
+        return causes(Seen(self.node, self.facts, self.plan, self.inspection, self.callers))
+
+    @property
     def ca(self) -> str | None:
         """The private authority that callers trust, if there is one."""
         return self.settings.tls.ca if self.settings.tls else None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What it is for callers."""
+        settings = self.settings
+        return (
+            *(["SFU"] if settings.sfu else []),
+            *(f"TURN {pool}" for pool in settings.turn_pools),
+            *(["App"] if settings.backend else []),
+            *(["Edge"] if settings.edge_backends else []),
+        )
 
     def changes(self, *kinds: str) -> list[str]:
         """Things of these kinds that are not as the settings say."""
@@ -133,6 +194,11 @@ class Server:
         if self.settings.address6 and local_address(self.settings.address6):
             found[6] = self.settings.address6
         return found
+
+    @property
+    def families(self) -> list[Family]:
+        """The address families it has."""
+        return [4, 6] if self.settings.address6 else [4]
 
     def disconnect(self) -> None:
         """Close the connection, if there is one."""
@@ -176,15 +242,15 @@ class Turn:
         """By address family, of those that this machine can try."""
         return {family: self.at(text) for family, text in self.server.addresses.items()}
 
-    def credentials(self) -> Credentials:
-        """Fresh ones of this pool."""
-        return credentials(self.pool)
+    def credentials(self, lasting: float = 0) -> Credentials:
+        """Fresh ones of this pool, for so many seconds at least."""
+        return credentials(self.pool, lasting)
 
 
-def credentials(pool: Pool) -> Credentials:
+def credentials(pool: Pool, lasting: float = 0) -> Credentials:
     """As the app mints them, or the pool's first fixed user."""
     if pool.secrets:
-        return mint(pool.secrets[0], 600)
+        return mint(pool.secrets[0], 600 + round(lasting))
     name, secret = next(iter(pool.users.items()))
     return Credentials(name, secret.get_secret_value())
 
@@ -209,6 +275,11 @@ class Sfu:
     def url(self) -> str:
         """What clients are told."""
         return self.livekit.url
+
+    @property
+    def limits(self) -> Verify:
+        """What is asked of its calls."""
+        return self.server.settings.verify
 
     @property
     def key(self) -> tuple[str, SecretStr]:
@@ -237,6 +308,92 @@ class Pair:
         return f"{self.sfu}-{self.turn}"
 
 
+@dataclass(frozen=True)
+class Route:
+    """A path that media can take.
+
+    Args:
+        sfu: at its other end; None between two relays of a pool that relays anywhere.
+        turn: the way through a TURN server, or None.
+        proto: of direct packets.
+        family: address family of the caller's packets.
+        relay: address family of the relay.
+    """
+
+    sfu: Sfu | None
+    turn: Turn | None
+    proto: Literal["udp", "tcp"]
+    family: Family
+    relay: Family = 4
+
+    @property
+    def server(self) -> Server:
+        """Where the caller's packets go."""
+        if self.turn:
+            return self.turn.server
+        assert self.sfu
+        return self.sfu.server
+
+    @property
+    def name(self) -> str:
+        """The SFU's host name in the inventory, or the TURN server's where there is none."""
+        return self.sfu.name if self.sfu else self.server.name
+
+    @property
+    def can_be_tried(self) -> bool:
+        """Whether this machine has a route."""
+        return self.family in self.server.addresses
+
+    @property
+    def path(self) -> Path:
+        """As a diagnosis names it; `sfu` is empty between two relays."""
+        sfu = self.sfu.name if self.sfu else ""
+        if not self.turn:
+            return Path(sfu, self.proto.upper(), self.family)
+        way = f"TURN/{self.turn.way.over.replace(' on', '')}".upper()
+        return Path(sfu, way, self.family, self.turn.pool_name, self.turn.name)
+
+    @property
+    def words(self) -> str:
+        """As a person says it."""
+        if not self.turn:
+            return f"direct {'UDP' if self.proto == 'udp' else 'ICE/TCP'}, IPv{self.family}"
+        over = self.turn.way.over.upper().replace("ON", "on")
+        relay = ", IPv6 relay" * (self.relay == 6)
+        text = f"{self.turn.name} over {over}, IPv{self.family}{relay} ({self.turn.pool_name})"
+        return text if self.sfu else f"{text}, to itself"
+
+    @property
+    def call(self) -> str:
+        """Of a call that may take it, as a person says it."""
+        return f"through {self.turn.name} over {self.turn.way.over}" if self.turn else "direct"
+
+    @property
+    def through(self) -> legs.Through:
+        """As the probe takes it, with fresh credentials."""
+        assert self.turn
+        server = self.turn.by_family[self.family]
+        who = self.turn.credentials()
+        return legs.Through(server, who, self.family, self.relay)
+
+    def __str__(self) -> str:
+        way = str(self.turn or self.proto) + "-relay6" * (self.relay == 6)
+        return "-".join([*([str(self.sfu)] if self.sfu else []), way, f"ipv{self.family}"])
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """An Android app's checkout, where it is, and the files that it shall have."""
+
+    name: str
+    connection: Connection
+    settings: Android
+    files: Mapping[str, bytes]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 @dataclass
 class Site:
     """An inventory under verification."""
@@ -244,8 +401,14 @@ class Site:
     inventory: str
     fleet: Fleet
     servers: dict[str, Server]
-    attempts: int = 5
+    checkouts: list[Checkout] = field(default_factory=list)
+    attempts: int | None = None
+    soak: float = 0
     full_sweep: bool = False
+    mapped: set[str] = field(default_factory=set)
+    """This machine's addresses as servers saw them."""
+    _tried: dict[str, dict[str, legs.Leg] | ProbeError] = field(default_factory=dict)
+    _trying: Lock = field(default_factory=Lock)
 
     @classmethod
     def load(cls, inventory: str) -> Site:
@@ -256,11 +419,17 @@ class Site:
         managed = [node for node in declared if node.release.files or node.release.environments]
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
-        connections = _connections(data, [node.name for node in managed])
+        apps = [name for name in fleet.group("android") if android.files(fleet, name)]
+        connections = _connections(data, [*(node.name for node in managed), *apps])
         for connection in connections.values():
             log_in(connection, fleet)
         servers = {node.name: Server(node, connections[node.name]) for node in managed}
-        return cls(inventory, fleet, servers)
+        checkouts = [
+            Checkout(name, connections[name], settings, android.files(fleet, name))
+            for name in apps
+            if (settings := fleet[name].android)
+        ]
+        return cls(inventory, fleet, servers, checkouts)
 
     def hosts(self) -> list[Server]:
         """The hosts that the deploy manages."""
@@ -289,6 +458,103 @@ class Site:
             for turn in self.turns(*transports)
             if turn.pool_name == sfu.livekit.turn_pool
         ]
+
+    def routes(self) -> list[Route]:
+        """Every path to every SFU, and between two relays of the pools that no SFU hands out."""
+        found = []
+        used = set()
+        for sfu in self.sfus():
+            used.add(sfu.livekit.turn_pool)
+            protos: tuple[Literal["udp", "tcp"], ...] = ("udp", "tcp")
+            direct = protos if sfu.livekit.rtc.tcp_port else protos[:1]
+            found += [Route(sfu, None, p, f) for p in direct for f in sfu.server.families]
+        found += [
+            Route(pair.sfu, pair.turn, pair.turn.way.proto, family)
+            for pair in self.pairs("udp", "tcp", "tls")
+            for family in pair.turn.server.families
+        ]
+        found += [
+            Route(sfu, turn, turn.way.proto, family)
+            for turn in self.turns("udp", "tcp", "tls")
+            if turn.pool_name not in used
+            for sfu in ((None,) if turn.pool.peers == "internet" else self.sfus())
+            for family in turn.server.families
+        ]
+        return found
+
+    def soaks(self) -> list[Route]:
+        """The ways on which calls last, if that is asked for: directly, and each through TURN."""
+        if not self.soak:
+            return []
+        direct = [Route(sfu, None, "udp", 4) for sfu in self.sfus()]
+        pairs = self.pairs("udp", "tcp", "tls")
+        return direct + [Route(pair.sfu, pair.turn, pair.turn.way.proto, 4) for pair in pairs]
+
+    def relays_of_ipv6(self) -> list[Route]:
+        """IPv6 relays, which clients can ask for, one on each host that has them."""
+        return [
+            Route(sfu, turn, "udp", 6, 6)
+            for route in self.routes()
+            for sfu, turn in ((route.sfu, route.turn),)
+            if turn and (route.proto, route.family) == ("udp", 6)
+            if not sfu or sfu.server.settings.address6
+        ]
+
+    def tried(self, route: Route) -> legs.Leg:
+        """How a path was found: those of one SFU, and those of no SFU, are tried once, all at the
+        same time.
+
+        Raises:
+            ProbeError: nobody can join.
+        """
+        mine = [r for r in (*self.routes(), *self.relays_of_ipv6()) if r.sfu == route.sfu]
+        with self._trying:
+            key = str(route.sfu)
+            if key not in self._tried:
+                try:
+                    self._tried[key] = _legs(route.sfu, [r for r in mine if r.can_be_tried])
+                except ProbeError as error:
+                    self._tried[key] = error
+        found = self._tried[key]
+        if isinstance(found, ProbeError):
+            raise found
+        return found[str(route)]
+
+    def sent(self) -> Iterator[tuple[Route, int]]:
+        """Each path as it was tried last, with the UDP packets that were sent for it."""
+        for route in (*self.routes(), *self.relays_of_ipv6()):
+            legs_there = self._tried.get(str(route.sfu))
+            if isinstance(legs_there, dict) and (leg := legs_there.get(str(route))):
+                yield route, leg.sent
+
+    def forget(self) -> None:
+        """Try the paths anew when somebody asks for them again."""
+        self._tried.clear()
+
+    def expect_passing(self, sfu: Sfu | None, turn: Turn | None = None) -> None:
+        """Rather than have a call wait for a way that is known to be dead.
+
+        Args:
+            sfu: the call's; None between two relays.
+            turn: the way it is forced through; None where it may take every path.
+
+        Raises:
+            ProbeError: what was found, if no packet passes there over any address family.
+        """
+        legs_there = [
+            self.tried(route)
+            for route in self.routes()
+            if route.sfu == sfu and turn in (None, route.turn) and route.can_be_tried
+        ]
+        errors = [leg.error for leg in legs_there]
+        first = next(iter(errors), None)
+        if first and all(errors):
+            raise ProbeError(first.suffers, first.look_at, first.evidence)
+
+    def is_closed(self, sfu: Sfu) -> bool:
+        """Whether a direct path to it is closed; raises ProbeError if nobody can join."""
+        direct = [r for r in self.routes() if r.sfu == sfu and not r.turn and r.can_be_tried]
+        return any(self.tried(route).error for route in direct)
 
     def rivals(self, turn: Turn) -> dict[str, Pool]:
         """The other pools of the fleet: their credentials must be worthless at this one."""
@@ -331,9 +597,41 @@ class Site:
             text = text.replace(secret, "••••••")
         return text
 
+    def hide_caller(self, text: str) -> str:
+        """`text` without an address of this machine, unless it is one of the hosts' itself."""
+        settings = [server.settings for server in self.servers.values()]
+        hosts = {address for host in settings for address in (host.address, host.address6)}
+        for address in {*get_host_addresses(True, True), *self.mapped} - hosts:
+            ends = r"(?!\w|::?\w)" if ":" in address else r"(?!\w|\.\d)(?::\d+)?"
+            at = r"(?<![\w.:])" + re.escape(address) + ends
+            text = re.sub(at, "the caller's address", text)
+        return text
+
+
+def _legs(sfu: Sfu | None, routes: list[Route]) -> dict[str, legs.Leg]:
+    through = {str(route): route.through for route in routes if route.turn}
+    if not sfu:
+        return dict(zip(through, legs.try_relays([*through.values()]), strict=True))
+    ways, limit = [*through.values()], sfu.limits.max_loss
+    got = legs.try_all(sfu.url, *sfu.key, ways, sfu.ca, max_loss=limit)
+    found = dict(zip(through, got.relayed, strict=True))
+    for route in routes:
+        if not route.turn:
+            way = route.path.way, route.family
+            tried = [leg for leg in got.direct if (leg.way, leg.family) == way]
+            # LiveKit may offer addresses of networks that callers are not in.
+            tried.sort(key=lambda leg: leg.error is not None)
+            none = f"{sfu.url} offers no {route.proto.upper()} candidate of IPv{route.family}"
+            look_at = "rtc.node_ip, rtc.tcp_port and the interfaces that LiveKit may use"
+            missing = legs.Leg(*way, failed="offer", error=Finding(none, look_at))
+            found[str(route)] = tried[0] if tried else missing
+    return found
+
 
 def _connections(data: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, Connection]:
-    strict = {"ssh_strict_host_key_checking": "yes"}
+    options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), TIMEOUT)
+    kwargs = {"ssh_paramiko_connect_kwargs": {"transport_factory": transport, **options}}
+    strict = {"ssh_strict_host_key_checking": "yes", **kwargs}
     hosts = [(name, {**strict, **data[name]}) for name in names]
     inventory = Inventory((hosts, {}))
     State(inventory, Config())

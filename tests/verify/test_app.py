@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import pytest
 from pydantic import SecretStr
 
+from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError, app, livekit, webrtc
 from callready.settings.models import App, HttpCheck, WebSocketCheck
 from callready.settings.uris import stun_uris, turn_uris
@@ -40,8 +42,21 @@ def test_health(endpoint: Endpoint, check: Check) -> None:
     """App is well: {endpoint.wanted.url}"""
     wanted = endpoint.wanted
     assert isinstance(wanted, HttpCheck)
-    got = app.health(wanted.url, wanted.status, wanted.fields, endpoint.server.ca)
-    check.figure(f"{got.status} in {ms(got.rtt)}")
+    with check.probing(partial(_down, endpoint.server)):
+        got = app.health(wanted.url, wanted.status, wanted.fields, endpoint.server.ca)
+        check.figure(f"{got.status} in {ms(got.rtt)}")
+
+
+def _down(server: Server, error: ProbeError) -> Cause:
+    return Cause(
+        "app-down",
+        server.name,
+        Place.APP,
+        f"the app on {server.name} does not answer as it should",
+        "the app's unit and its log there",
+        (error.finding.shown,),
+        checks=("test_websocket", "test_api_is_guarded", "test_call_from_the_app"),
+    )
 
 
 @each(lambda site: [Endpoint(at, item) for at, app in _apps(site) for item in app.websockets])
@@ -49,8 +64,9 @@ def test_websocket(endpoint: Endpoint, check: Check) -> None:
     """App answers: {endpoint.wanted.url}"""
     wanted = endpoint.wanted
     assert isinstance(wanted, WebSocketCheck)
-    got = app.websocket(wanted.url, wanted.send, wanted.expect, endpoint.server.ca)
-    check.figure(f"connected in {ms(got.time_to_connect)}, answered in {ms(got.rtt)}")
+    with check.probing(partial(_down, endpoint.server)):
+        got = app.websocket(wanted.url, wanted.send, wanted.expect, endpoint.server.ca)
+        check.figure(f"connected in {ms(got.time_to_connect)}, answered in {ms(got.rtt)}")
 
 
 @each(lambda site: [at for at, app in _apps(site) if app.url and app.api_token])
@@ -64,9 +80,15 @@ def test_api_is_guarded(server: Server, check: Check) -> None:
         ):
             with check.probing(), suppress(app.Refused):
                 ask(bearer)
-                raise ProbeError(
+                check.found(
                     f"strangers call at your expense: {url} gives them tokens or credentials",
-                    "what the app asks of its callers",
+                    Cause(
+                        "app-open",
+                        server.name,
+                        Place.APP,
+                        f"{url} gives strangers tokens or TURN credentials",
+                        "the app's authentication: its API token in .env, and a restart",
+                    ),
                 )
     check.figure("401")
 
@@ -83,6 +105,7 @@ def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
         at == settings.livekit.url,
         f"the app sends its users to {at} instead of {settings.livekit.url}",
         "LIVEKIT_URL in its .env, and whether it was restarted since",
+        _stale(server),
     )
     status = livekit.validate(settings.livekit.url, first, ca)
     check.expect(
@@ -90,6 +113,7 @@ def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
         f"no call starts: LiveKit refuses the app's token with {status}",
         f"LIVEKIT_API_KEY and LIVEKIT_API_SECRET in {settings.app.env_file}, whether app and "
         "LiveKit were restarted since they changed",
+        _stale(server),
     )
     given = app.turn_credentials(url, bearer, ca)
     pool = settings.livekit.turn_pool
@@ -98,14 +122,31 @@ def test_call_from_the_app(server: Server, site: Site, check: Check) -> None:
         set(given.urls) == wanted,
         f"the app sends its users to {', '.join(sorted(given.urls))}, which is not the pool {pool}",
         f"STUN_URIS and TURN_URIS in {settings.app.env_file}",
+        _stale(server),
     )
     got = webrtc.call(settings.livekit.url, (first, second), [given], True, ca, 0.5)
-    check.figure(f"{ms(max(side.connect_seconds for side in got.participants))} to connect")
+    seconds = max(side.connect_seconds for side in got.participants)
+    check.connected(seconds)
+    check.figure(f"{ms(seconds)} to connect")
     check.figure(f"{len(given.urls)} ICE URIs")
     check.expect(
         {side.local for side in got.participants} == {"relay"},
         "the call did not go through the relay that the app names",
         "the probe (callready.probes.webrtc)",
+    )
+
+
+def _stale(server: Server) -> Cause:
+    assert server.settings.app
+    units = " ".join(server.settings.app.restart) or "it"
+    return Cause(
+        "app-stale",
+        server.name,
+        Place.APP,
+        f"the app on {server.name} gives its users something else than the inventory says",
+        f"{server.settings.app.env_file} there, and systemctl restart {units}: the app reads it "
+        "when it starts",
+        checks=("test_call_from_the_app",),
     )
 
 

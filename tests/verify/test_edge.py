@@ -10,6 +10,7 @@ from callready.probes.app import get
 from callready.probes.tls import served
 from callready.settings import pools
 from callready.settings.android import Android
+from callready.settings.models import Edge
 from callready.settings.pins import is_pinned, mismatch
 from tests.verify.certificates import check_certificate
 from tests.verify.check import Check, each, having
@@ -55,36 +56,42 @@ def test_https(server: Server, check: Check) -> None:
     edge, names = server.settings.edge, server.settings.edge_backends
     assert edge
     for family, address in server.addresses.items():
-        at = address, edge.port
-        for name in names:
-            with check.probing():
-                answer, _ = get(f"https://{name}/", server.ca, at=at)
-                age = answer.headers.get("strict-transport-security", "").partition("max-age=")[2]
-                check.expect(
-                    age.isdigit() and int(age) >= 15_768_000,
-                    f"browsers may be talked into plain HTTP: no HSTS of half a year from {name}",
-                    EDGE,
-                )
-                stranger, _ = get(f"https://{name}/", server.ca, {"Host": STRANGER}, at=at)
-                check.expect(
-                    stranger.status_code == 404,
-                    f"{name} answers to another name ({stranger.status_code})",
-                    EDGE,
-                )
-        for called, server_name in (("another name", STRANGER), ("no name", address)):
+        with check.probing():  # a dead port would keep every question waiting
+            served(address, edge.port, next(iter(names)), verify=False)
+            _expect_https(server, edge, family, address, check)
+
+
+def _expect_https(server: Server, edge: Edge, family: int, address: str, check: Check) -> None:
+    names, at = server.settings.edge_backends, (address, edge.port)
+    for name in names:
+        with check.probing():
+            answer, _ = get(f"https://{name}/", server.ca, at=at)
+            age = answer.headers.get("strict-transport-security", "").partition("max-age=")[2]
             check.expect(
-                _refuses(address, edge.port, server_name),
-                f"{address} port {edge.port} shows a certificate to who asks for {called}",
-                f"strict-sni; {EDGE}",
+                age.isdigit() and int(age) >= 15_768_000,
+                f"browsers may be talked into plain HTTP: no HSTS of half a year from {name}",
+                EDGE,
             )
-        try:
-            plain, _ = get(f"http://{bracketed(address)}:{edge.port}/")
-        except ProbeError:
-            check.figure(f"IPv{family} {len(names)} names, others refused")
-        else:
+            stranger, _ = get(f"https://{name}/", server.ca, {"Host": STRANGER}, at=at)
             check.expect(
-                False, f"{address} port {edge.port} speaks plain HTTP ({plain.status_code})", EDGE
+                stranger.status_code == 404,
+                f"{name} answers to another name ({stranger.status_code})",
+                EDGE,
             )
+    for called, server_name in (("another name", STRANGER), ("no name", address)):
+        check.expect(
+            _refuses(address, edge.port, server_name),
+            f"{address} port {edge.port} shows a certificate to who asks for {called}",
+            f"strict-sni; {EDGE}",
+        )
+    try:
+        plain, _ = get(f"http://{bracketed(address)}:{edge.port}/")
+    except ProbeError:
+        check.figure(f"IPv{family} {len(names)} names, others refused")
+    else:
+        check.expect(
+            False, f"{address} port {edge.port} speaks plain HTTP ({plain.status_code})", EDGE
+        )
 
 
 def _refuses(address: str, port: int, server_name: str) -> bool:

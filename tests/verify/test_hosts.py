@@ -1,21 +1,21 @@
-"""What each host is, against what the inventory says: one survey a host, and testinfra for what
-the survey has not."""
+"""What each host is, against what the inventory says: one survey and one inspection a host, and
+testinfra for the app's .env."""
 
 import re
-from datetime import UTC, datetime
+from datetime import timedelta
 from hashlib import sha256
+from typing import Literal
 
+from callready.diagnosis.model import Cause, Flow, Place
 from callready.release.declaration import ROOT, Environment
 from callready.release.facts import Listener
 from callready.release.refusals import in_the_way, is_version, of_addresses
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
-from tasks.firewall import UNIT as FIREWALL
-from tests.verify.check import Check, each, having
+from tests.verify.check import Check, each, having, unseen
 from tests.verify.targets import Server, Site
 
 NFTABLES = f"{ROOT}/nftables.conf"
-CONNTRACK = "/proc/sys/net/netfilter/nf_conntrack"
 DEPLOY = "whether the last deploy of this host ended well; `pyinfra INVENTORY deploy.py --dry` "
 DEPLOY += "says what it would change"
 
@@ -53,9 +53,30 @@ DHCP_CLIENT = [("udp", 68, 68), ("udp", 546, 546)]
 def test_inventory(site: Site, check: Check) -> None:
     """Every host can be looked at"""
     for server in site.hosts():
-        with check.probing():
+        with check.probing(unseen):
             assert server.facts.os
     check.figure(f"{len(site.servers)} hosts")
+
+
+@each(Site.hosts)
+def test_state(server: Server, check: Check) -> None:
+    """Nothing about the host itself breaks calls"""
+    seen = server.inspection
+    check.figure(f"{len(seen.processes)} processes, {len(seen.routes)} routes")
+    check.figure(f"{len(server.facts.tables)} tables, {sum(seen.sockets.values())} relays")
+    for cause in server.causes:
+        if not cause.latent:
+            check.found(cause.what, cause)
+
+
+@each(Site.hosts)
+def test_later(server: Server, check: Check) -> None:
+    """Nothing fails at the next start, boot or renewal"""
+    least = min((disk.free for disk in server.inspection.disks), default=0)
+    check.figure(f"{len(server.inspection.reads)} files readable, {least / 2**30:.1f} GiB free")
+    for cause in server.causes:
+        if cause.latent:
+            check.found(cause.what, cause)
 
 
 @each(Site.hosts)
@@ -106,7 +127,7 @@ def test_binary(server: Server, check: Check) -> None:
     """livekit-server is the pinned release"""
     archive, unit = server.release.archive, server.facts.units.get("livekit-server.service")
     assert archive
-    said = server.host.run("%s --version", archive.binary).stdout.strip()
+    said = server.inspection.versions.get(archive.binary, "")
     check.figure(said.removeprefix("livekit-server version "))
     check.expect(
         said.endswith(archive.version),
@@ -175,23 +196,21 @@ def test_units(server: Server, check: Check) -> None:
             f"systemctl daemon-reload and a restart; {look_at}",
         )
         _check_credentials(server, unit, check)
-        shown = server.host.check_output(
-            "systemctl show -p NRestarts -p ActiveEnterTimestamp %s", unit
+        state = server.inspection.unit(unit)
+        restarts, entered = (
+            int(state.get(key) or 0) for key in ("NRestarts", "ActiveEnterTimestampMonotonic")
         )
-        state = dict(line.split("=", 1) for line in shown.splitlines())
-        restarts = int(state["NRestarts"])
-        since = " ".join(state["ActiveEnterTimestamp"].split()[1:3])
-        check.figure(f"since {since}" + f", {restarts} restarts by itself" * bool(restarts))
+        age = timedelta(seconds=round(server.inspection.uptime - entered / 1e6))
+        check.figure(f"up for {age}" + f", {restarts} restarts by itself" * bool(restarts))
 
 
 def _check_credentials(server: Server, unit: str, check: Check) -> None:
     """A file edited by hand, a restart, and the file put right again: the process has the edit."""
     rendered = {file.sha256 for file in server.release.files.values()}
-    for line in server.host.run("sha256sum /run/credentials/%s/*", unit).stdout.splitlines():
-        digest, path = line.split(maxsplit=1)
+    for name, digest in ((n, d) for of, n, d in server.inspection.given if of == unit):
         check.expect(
             digest in rendered,
-            f"{unit} was started with another {path.rpartition('/')[2]} than the rendered one",
+            f"{unit} was started with another {name} than the rendered one",
             f"systemctl restart {unit}, which gives it what its file says now",
         )
 
@@ -229,6 +248,14 @@ def test_listeners(server: Server, check: Check) -> None:
         not unplanned,
         f"strangers may talk to {', '.join(sorted(unplanned))}, which no role opened",
         "what that program is for (ss -lntup); stop it, or list the port in host.other_listeners",
+        Cause(
+            "listener-unplanned",
+            server.name,
+            Place.NETWORK,
+            f"a program that no role opened listens: {', '.join(sorted(unplanned))}",
+            "stop it, or list its port in host.other_listeners",
+            latent=True,
+        ),
     )
 
 
@@ -244,33 +271,16 @@ def test_firewall(server: Server, check: Check) -> None:
         "the packet filter is not the rendered one: callers may be shut out, strangers let in",
         f"nft list table inet callready against {NFTABLES}, and who changed it; deploy again",
     )
-    unit = server.host.service(FIREWALL)
-    check.expect(
-        unit.exists and unit.is_running and unit.is_enabled,
-        "after a reboot the host stands open to strangers: its packet filter is not loaded then",
-        f"systemctl status {FIREWALL}",
-    )
-    table, droppers = "", []
-    for line in server.host.check_output("nft list ruleset").splitlines():
-        if line.startswith("table "):
-            table = " ".join(line.split()[1:3])
-        elif re.search(r"hook (prerouting|input|output) .*policy drop", line):
-            droppers.append(table)
-    others = [name for name in droppers if name != "inet callready"]
     check.figure(f"next to {len(server.facts.tables) - 1} other tables")
-    check.expect(
-        not others,
-        f"table {', '.join(others)} drops what callready's own lets in: an accept in one table "
-        "does not override another",
-        "which program made it (nft list ruleset); open the planned ports there or remove it",
-    )
 
 
 @each(having(lambda server: NFTABLES in server.planned.files))
 def test_connections(server: Server, check: Check) -> None:
     """Room for more connections"""
-    shown = server.host.check_output(f"cat {CONNTRACK}_count {CONNTRACK}_max")
-    used, most = (int(number) for number in shown.split())
+    used, most = (
+        int(server.inspection.kernel.get(f"net.netfilter.nf_conntrack_{name}", 1))
+        for name in ("count", "max")
+    )
     check.figure(f"{used} of {most} tracked")
     check.expect(
         used < 0.8 * most,
@@ -302,14 +312,13 @@ def test_kernel(server: Server, check: Check) -> None:
 def test_exposure(server: Server, check: Check) -> None:
     """Services are confined"""
     for unit in server.release.services:
-        said = server.host.run("systemd-analyze security --no-pager %s | tail -n 1", unit).stdout
-        score = re.search(r": ([\d.]+) ", said)
-        check.figure(f"exposure {score[1]}" if score else "no score")
+        score = server.inspection.exposure.get(unit)
+        check.figure(f"exposure {score}" if score is not None else "no score")
         limit = ROOT_EXPOSURE if unit == "haproxy.service" else EXPOSURE
         check.expect(
-            score and float(score[1]) <= limit,
+            score is not None and score <= limit,
             f"a break-in through {unit} reaches the rest of the host: its exposure is "
-            f"{score[1] if score else 'unknown'}, not {limit} or less",
+            f"{'unknown' if score is None else score}, not {limit} or less",
             f"drop-ins of {unit} (systemctl cat), which loosen it",
         )
 
@@ -318,11 +327,7 @@ def test_exposure(server: Server, check: Check) -> None:
 def test_journal(server: Server, check: Check) -> None:
     """No start-up error in the journal"""
     for unit in server.release.services:
-        lines = server.host.check_output(
-            "id=$(systemctl show -P InvocationID %s); journalctl --no-pager -q -o cat "
-            '_SYSTEMD_INVOCATION_ID="$id" + INVOCATION_ID="$id" | head -n 400',
-            unit,
-        ).splitlines()
+        lines = server.inspection.said.get(unit, ())
         ready = next((i for i, line in enumerate(lines) if READY.search(line)), len(lines))
         check.figure(f"{ready} lines")
         named = (found for name, found in STARTUP_ERRORS.items() if unit.startswith(name))
@@ -369,6 +374,10 @@ def test_certificate_file(server: Server, check: Check) -> None:
                 "renewed one",
                 f"systemctl reload {unit}, which reads it again without touching a call",
             )
+            if not served:
+                address, _, port = endpoint.rpartition(":")
+                family: Literal[4, 6] = 6 if ":" in address else 4
+                check.closed.append(Flow(server.name, "tcp", int(port), int(port), family))
 
 
 @each(having(lambda server: server.planned.timers))
@@ -386,11 +395,9 @@ def test_renewal(server: Server, check: Check) -> None:
             f"callers keep the old certificate until it expires: {service} failed",
             f"journalctl -u {service} on {server.name}",
         )
-    for name, pair in server.release.certificates.items():
-        path = pair.path("fullchain.pem")
-        end = server.host.check_output("openssl x509 -noout -enddate -in %s", path)
-        until = datetime.strptime(f"{end.partition('=')[2]}+0000", "%b %d %H:%M:%S %Y GMT%z")
-        check.figure(f"{name} {(until - datetime.now(UTC)).days} days")
+    for name in server.release.certificates:
+        _fits, end = server.inspection.pairs.get(name, (False, 0))
+        check.figure(f"{name} {(end - server.inspection.clock) // 86400} days")
 
 
 @each(having(lambda server: server.planned.manifest))
@@ -451,12 +458,10 @@ def _workers(server: Server) -> list[Workers]:
 def test_workers(server: Server, check: Check) -> None:
     """The app's worker processes"""
     for item in _workers(server):
-        main = server.host.check_output("systemctl show -P MainPID %s", item.unit)
-        children = server.host.run("pgrep -P %s", main).stdout.split() if main != "0" else []
-        check.figure(f"{item.unit} {len(children)}")
+        count = server.inspection.children.get(item.unit, 0)
+        check.figure(f"{item.unit} {count}")
         check.expect(
-            len(children) == item.count,
-            f"the app is slow or down: {item.unit} has {len(children)} workers instead of "
-            f"{item.count}",
+            count == item.count,
+            f"the app is slow or down: {item.unit} has {count} workers instead of {item.count}",
             f"systemctl status {item.unit} and its log",
         )

@@ -1,17 +1,23 @@
 """LiveKit's signalling as clients use it, and the ICE servers that it hands out."""
 
+from typing import Literal, get_args
 from urllib.parse import urlsplit
 
+import pytest
 from pydantic import SecretStr
 
+from callready.diagnosis import exchanges
+from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError, livekit, stun
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
 from tests.verify.targets import Sfu, Site
 
+Proto = Literal["udp", "tcp"]
 KEYS = "keys in livekit.yaml, and whether LiveKit was restarted since they changed"
 
 
+@pytest.mark.lane("waiting")
 @each(Site.sfus)
 def test_health(sfu: Sfu, check: Check) -> None:
     """LiveKit is well, and still after 5 s"""
@@ -29,6 +35,19 @@ def test_tokens(sfu: Sfu, check: Check) -> None:
             status == 200,
             f"no call starts: {sfu.url} refuses a token of key {key} with {status}",
             KEYS,
+            Cause(
+                "key-differs",
+                sfu.name,
+                Place.CREDENTIAL,
+                f"LiveKit refuses tokens of key {key}: its own secret differs, or the clocks do",
+                f"deploy {sfu.name} again, which writes keys and restarts LiveKit",
+                (f"/rtc/validate answers {status}",),
+                (exchanges.signalling(sfu.name, sfu.server.settings).flow,),
+                ("*:test_call_from_the_app",),
+                (f"network and filters: {sfu.url} answers",),
+            )
+            if status == 401
+            else None,
         )
         wrong = SecretStr("not-" + secret.get_secret_value()[::-1])
         tokens = {
@@ -42,6 +61,16 @@ def test_tokens(sfu: Sfu, check: Check) -> None:
                 status == 401,
                 f"strangers join your calls: {sfu.url} takes a token {called} ({status})",
                 KEYS,
+                Cause(
+                    "key-foreign",
+                    sfu.name,
+                    Place.CREDENTIAL,
+                    f"LiveKit takes a token {called}",
+                    f"keys in livekit.yaml of {sfu.name}: deploy it again, and restart "
+                    "livekit-server",
+                )
+                if status == 200
+                else None,
             )
         check.figure(f"{len(tokens)} wrong ones 401")
 
@@ -65,11 +94,38 @@ def test_signalling(sfu: Sfu, site: Site, check: Check) -> None:
         wanted <= given,
         f"callers behind firewalls are not told of {', '.join(sorted(wanted - given))}",
         "rtc.turn_servers and rtc.stun_servers in livekit.yaml",
+        _ice_servers(sfu, f"does not tell callers of {', '.join(sorted(wanted - given))}"),
     )
     check.expect(
         given <= wanted,
         f"callers are sent to {', '.join(sorted(given - wanted))}, which is not in the inventory",
         "rtc.stun_servers in livekit.yaml (empty: LiveKit sends public ones)",
+        _ice_servers(sfu, f"sends callers to {', '.join(sorted(given - wanted))}"),
+    )
+
+
+def _node_ip(sfu: Sfu, offered: list[str]) -> Cause:
+    settings = sfu.server.settings
+    media = (exchanges.media(sfu.name, settings, proto, 0).flow for proto in get_args(Proto))
+    return Cause(
+        "node-ip-wrong",
+        sfu.name,
+        Place.CONFIGURATION,
+        f"LiveKit offers media at {', '.join(offered)}, and is at "
+        f"{' and '.join(sorted(sfu.addresses))}",
+        f"rtc.node_ip and use_external_ip in livekit.yaml of {sfu.name}: deploy it again",
+        breaks=tuple(media),
+    )
+
+
+def _ice_servers(sfu: Sfu, does: str) -> Cause:
+    return Cause(
+        "ice-servers-differ",
+        sfu.name,
+        Place.CONFIGURATION,
+        f"LiveKit {does}, other than the inventory",
+        f"deploy {sfu.name} again, which writes rtc.turn_servers and rtc.stun_servers",
+        checks=("test_candidates",),
     )
 
 
@@ -91,6 +147,12 @@ def test_candidates(sfu: Sfu, check: Check) -> None:
                 raise ProbeError(suffers, why.look_at, why.evidence)
             found["srflx" if isinstance(result, stun.Binding) else "relay"] += 1
     check.figure(", ".join(f"{kind} {count}" for kind, count in found.items()))
+    offered = {each.address for each in reached.candidates}
+    if offered and offered.isdisjoint(sfu.addresses):
+        check.found(
+            f"callers send media to {', '.join(sorted(offered))}, where no SFU is",
+            _node_ip(sfu, sorted(offered)),
+        )
     host = urlsplit(sfu.url).hostname
     check.expect(
         found["srflx"],

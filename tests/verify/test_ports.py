@@ -2,6 +2,7 @@
 
 from ipaddress import ip_address
 
+from callready.diagnosis.model import Cause, Flow, Place
 from callready.probes import local_address, ports
 from callready.settings.host_checks import unreachable
 from callready.settings.ports import Use, parse_port
@@ -35,7 +36,15 @@ def test_sweep(server: Server, site: Site, check: Check) -> None:
             # A connection is given up before its first retransmission: ask again.
             again = ports.sweep(address, missing, timeout=3) if missing else found
             check.figure(f"IPv{family} {', '.join(map(str, sorted(found.open))) or 'none'}")
-            _judge(address, served, found.open - allowed, missing - again.open, again, check)
+            _judge(
+                server.name,
+                address,
+                served,
+                found.open - allowed,
+                missing - again.open,
+                again,
+                check,
+            )
     check.figure(f"of {len(asked)} tried")
 
 
@@ -53,6 +62,7 @@ def _lets_in(server: Server, use: Use, address: str) -> bool | None:
 
 
 def _judge(
+    name: str,
     address: str,
     served: dict[int, Use],
     open_: frozenset[int],
@@ -66,6 +76,14 @@ def _judge(
         f"strangers reach {', '.join(f'{port}/tcp' for port in sorted(open_))} on {address}, "
         "which nobody planned to be open to this machine",
         "ss -lntup for the program, nft list table inet callready for the rule that lets it in",
+        Cause(
+            "port-open",
+            name,
+            Place.FILTER,
+            f"strangers reach {', '.join(f'{port}/tcp' for port in sorted(open_))} of {name}",
+            "ss -lntup there for the program: stop it, or list its port in firewall.extra_ports",
+            checks=("test_listeners",),
+        ),
     )
     for port in sorted(missing):
         use = served[port]
@@ -79,3 +97,5 @@ def _judge(
             f"callers cannot use {use.service}, {use.purpose}: {port}/tcp on {address} is {how}",
             "the unit of that service, nft list table inet callready, the provider's firewall",
         )
+        check.closed.append(Flow(name, "tcp", port, port, 6 if ":" in address else 4))
+        check.fails = "all"

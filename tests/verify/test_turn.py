@@ -1,7 +1,11 @@
 """TURN and STUN as callers use them, from where this runs."""
 
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address, ip_network
 
+from callready.diagnosis.causes import name_wrong, of_refusal, policy_open, refused
+from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError, local_address, names, stun, turn
 from tests.verify.certificates import check_certificate
 from tests.verify.check import Check, each, ms
@@ -51,15 +55,17 @@ def test_name(pool: Turn, check: Check) -> None:
         f"{' and '.join(sorted(own))}",
         "the A and AAAA records of that name, and address and address6 in the inventory; where "
         "callers are told something else than this machine, deploy.resolver",
+        name_wrong(host.name, pool.name, sorted(found), sorted(own)),
     )
 
 
 @each(Site.turns)
-def test_stun(pool: Turn, check: Check) -> None:
+def test_stun(pool: Turn, site: Site, check: Check) -> None:
     """STUN gives callers their address ({pool.pool_name})"""
     for family, server in pool.by_family.items():
         with check.probing():
             found = stun.binding(server.address, server.port)
+            site.mapped.add(found.mapped_address)
             check.figure(f"IPv{family} {found.mapped_address} {ms(found.rtt)}")
             own, mapped = local_address(server.address), ip_address(found.mapped_address)
             is_natted = any(ip_address(own or "0.0.0.0") in net for net in PRIVATE)
@@ -76,7 +82,7 @@ def test_allocation(pool: Turn, check: Check) -> None:
     """TURN over {pool.way.over}: relay in range ({pool.pool_name})"""
     host, first, last = pool.server.settings, pool.pool.min_port, pool.pool.max_port
     for family, server in pool.by_family.items():
-        with check.probing():
+        with check.probing(_refused(pool)):
             got = turn.allocate(server, pool.credentials(), family)
             check.figure(f"IPv{family} {ms(got.time_to_allocate)}")
             own = host.address6 if family == 6 else host.address
@@ -89,6 +95,10 @@ def test_allocation(pool: Turn, check: Check) -> None:
                 f"{pool.name}",
             )
     _note_missing(pool, check)
+
+
+def _refused(pool: Turn) -> Callable[[ProbeError], Cause | None]:
+    return partial(of_refusal, host=pool.name, settings=pool.server.settings, pool=pool.pool_name)
 
 
 def _note_missing(pool: Turn, check: Check) -> None:
@@ -118,9 +128,17 @@ def _expect_refusal(pool: Turn, who: turn.Credentials | None, called: str, check
             if refused.code == 401:
                 return
             raise
-        raise ProbeError(
+        check.found(
             f"strangers relay through {pool.by_name.uri} at your expense: {called} is let in",
-            f"use-auth-secret and the userdb of pool {pool.pool_name} on {pool.name}",
+            Cause(
+                "open-relay",
+                pool.name,
+                Place.CREDENTIAL,
+                f"pool {pool.pool_name} on {pool.name} relays for {called}",
+                f"use-auth-secret in /etc/coturn/{pool.pool_name}.conf and the rows of the pool's "
+                f"database: deploy {pool.name} again",
+                ("it gives a relay where 401 is right",),
+            ),
         )
 
 
@@ -147,17 +165,21 @@ def test_forbidden_peers(pool: Turn, site: Site, check: Check) -> None:
         "it, its provider's metadata, or the host itself",
         f"denied-peer-ip and allowed-peer-ip of pool {pool.pool_name} "
         f"(/etc/coturn/{pool.pool_name}.conf): coturn runs on without a rule it cannot read",
+        policy_open(pool.name, pool.pool_name, granted),
     )
     wanted = ANYWHERE if internet else tuple(sorted(site.sfu_addresses))
     if not pool.server.settings.address6:
         wanted = tuple(peer for peer in wanted if ":" not in peer)
     codes = turn.permissions(pool.by_name, pool.credentials(), wanted)
-    refused = [f"{peer} ({code})" for peer, code in codes.items() if code is not None]
-    check.figure(f"{len(wanted) - len(refused)} of {len(wanted)} peers granted")
+    closed = [f"{peer} ({code})" for peer, code in codes.items() if code is not None]
+    check.figure(f"{len(wanted) - len(closed)} of {len(wanted)} peers granted")
     check.expect(
-        not refused,
-        f"relayed calls have no sound: {pool.name} does not relay to {', '.join(refused)}",
+        not closed,
+        f"relayed calls have no sound: {pool.name} does not relay to {', '.join(closed)}",
         f"allowed-peer-ip of pool {pool.pool_name}, and whether the SFU's addresses changed",
+        refused(
+            next(filter(None, codes.values()), 0), pool.name, pool.server.settings, pool.pool_name
+        ),
     )
 
 
@@ -178,6 +200,15 @@ def test_tcp_relaying(pool: Turn, check: Check) -> None:
             "whoever may call can fetch pages through the relay (TCP allocation "
             f"{'granted' if code is None else code} instead of 442)",
             f"no-tcp-relay in /etc/coturn/{pool.pool_name}.conf on {pool.name}",
+            refused(code or 0, pool.name, pool.server.settings, pool.pool_name)
+            or Cause(
+                "open-relay",
+                pool.name,
+                Place.CONFIGURATION,
+                f"pool {pool.pool_name} on {pool.name} relays over TCP, which the inventory does "
+                "not want",
+                f"deploy {pool.name} again, which restores no-tcp-relay",
+            ),
         )
 
 
