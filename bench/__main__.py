@@ -22,7 +22,7 @@ from bench.contenders import (
     find_commit,
 )
 from bench.report import Case, Table
-from bench.world import HOSTS, ROOT, BenchError, Line, World, borrowed, packages
+from bench.world import HOSTS, BenchError, Line, World, borrowed, packages
 from callready.release.bundle import pack
 from lab import Lab, LabError
 
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     print(text := report.markdown(table))
     if not options.quick and not options.only:
-        (ROOT / "docs" / "bench.md").write_text(text)
+        report.write(text)
         print("written to docs/bench.md")
     return 0
 

@@ -10,6 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
+VERIFICATION = "## How long a verification takes\n"
+"""The heading of the page's last part, which `bench.verification` writes."""
 CONTENDERS = ("empty.py", "floor", "pyinfra's operations", "Ansible")
 TITLES = {"fresh": "bare host", "nothing": "nothing to change", "change": "one file changed"}
 
@@ -111,6 +114,18 @@ def markdown(table: Table) -> str:
     )
     method = METHOD + (OLDER.format(older=table.older) if table.older else "")
     return "\n".join([*parts, "## Where this was measured\n", setting, method])
+
+
+def write(text: str) -> None:
+    """The whole page but for the part that `bench.verification` writes."""
+    _, heading, rest = PAGE.read_text().partition(VERIFICATION)
+    PAGE.write_text(f"{text}\n{heading}{rest}" if heading else text)
+
+
+def write_part(text: str) -> None:
+    """That part, in place of what is there of it."""
+    rest, _, _ = PAGE.read_text().partition(f"\n{VERIFICATION}")
+    PAGE.write_text(f"{rest}\n{text}")
 
 
 def times(table: Table) -> str:

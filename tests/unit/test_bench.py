@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import contenders
+from bench import contenders, report, verification
 from bench.__main__ import main
 from bench.report import Case, Table, markdown
 from bench.world import HOSTS, BenchError
@@ -92,3 +92,26 @@ def test_the_report_leaves_out_who_was_not_measured() -> None:
     table.add(CHANGE, "floor", 2.0)
     head = next(line for line in markdown(table).splitlines() if line.startswith("| "))
     assert head == "|  | hosts | RTT | callready | floor | callready / floor |"
+
+
+def test_the_verification_has_a_part_of_the_page_which_the_rest_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "bench.md")
+    report.PAGE.write_text("old\n")
+    report.write("# Deploys\n")
+    assert report.PAGE.read_text() == "# Deploys\n"
+    seconds = {"floor": [2.0, 4.0], "passing": [9.0, 9.2], "coturn stopped": [30.0, 30.1]}
+    known = {"hosts": 4, "calls": 12, "checks": 100, "media": "1-2"}
+    text = verification.section(seconds, known, "A machine.")
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert rows == [
+        "| floor | 2.0 | 3.0 | 4.0 | 1.0 | - |  |",
+        "| passing | 9.0 | 9.1 | 9.2 | 3.0 | at most 15 | PASS |",
+        "| coturn stopped | 30.0 | 30.1 | 30.1 | 10.0 | at most 30 | MISS |",
+    ]
+    report.write_part(text)
+    report.write("# Deploys again\n")
+    assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
+    report.write_part(text)
+    assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
