@@ -18,7 +18,12 @@ ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
 
-.PHONY: help demo test check lint unit tool-tests lab-tests fault-tests faults rollback remove history verify secrets trust rotate lab-up lab-down bench docs install lab-install
+SABOTAGE_PACKAGES := chromium coturn libnss3-tools
+ifeq ($(shell command -v npm),)
+SABOTAGE_PACKAGES += npm
+endif
+
+.PHONY: help demo test check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history verify secrets trust rotate lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
@@ -32,7 +37,9 @@ help:
 	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make bench [AGAINST=REV] measure against plain pyinfra, Ansible, bare ssh, and another commit"
+	@echo "make bench-verification  how long a verification takes; leaves the lab deployed"
 	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
+	@echo "make sabotage            break a deployed service in every way we know; docs/sabotage.md; ends with lab-down"
 	@echo "make docs                write the generated pages of docs/"
 	@echo "make lab-up, lab-down    the lab alone; lab-down removes every trace but the cache"
 
@@ -58,6 +65,18 @@ lab-install: install .venv/lab-installed
 	@dpkg-query -W $(LAB_PACKAGES) > /dev/null 2>&1 || { apt-get -qq update && \
 		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(LAB_PACKAGES) \
 		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W $(LAB_PACKAGES) > /dev/null; }
+	@touch $@
+
+sabotage-install: lab-install .venv/sabotage-installed
+
+.venv/sabotage-installed: Makefile lab/browser/package-lock.json
+	@echo "--> other clients: $(SABOTAGE_PACKAGES), livekit-client"
+	@# coturn is here for its client.
+	@[ -e /lib/systemd/system/coturn.service ] || ln -sf /dev/null /etc/systemd/system/coturn.service
+	@dpkg-query -W $(SABOTAGE_PACKAGES) > /dev/null 2>&1 || { apt-get -qq update && \
+		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(SABOTAGE_PACKAGES) \
+		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W $(SABOTAGE_PACKAGES) > /dev/null; }
+	@cd lab/browser && npm ci --ignore-scripts --no-audit --no-fund --silent
 	@touch $@
 
 lab-up: lab-install
@@ -89,6 +108,11 @@ verify: install
 
 bench: lab-install
 	$(PYTHON) -m bench $(if $(AGAINST),--against $(AGAINST))
+
+bench-verification: lab-up
+	$(PYTHON) -m callready.secrets inventories/lab
+	PYINFRA_YES=1 $(PYINFRA) inventories/lab deploy.py
+	$(PYTHON) -m bench.verification --write
 
 docs: install
 	$(PYTHON) -m callready.docs
@@ -122,5 +146,11 @@ faults: export FAULTS_RESULTS = $(CURDIR)/.venv/faults.json
 faults: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v tests/faults --long && \
 		$(PYTHON) -m bench.faults $(FAULTS_RESULTS)
+
+# Every sabotage with the whole verification; it takes over an hour.
+sabotage: sabotage-install lab-up
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m callready.secrets inventories/lab && \
+		PYINFRA_YES=1 $(PYINFRA) inventories/lab deploy.py && \
+		$(PYTHON) -m tests.sabotage --clients --clean 30 --results .venv/sabotage.json --write
 
 test: check tool-tests lab-tests fault-tests
