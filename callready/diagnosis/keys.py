@@ -52,7 +52,6 @@ KEYS = {
     "peer-policy-open": "a pool relays to where nobody may get",
     "open-relay": "a pool relays for strangers, or what it must not",
     "listener-unplanned": "a program listens that nobody planned; the packet filter covers it",
-    "edge-differs": "the edge serves callers otherwise than the inventory says",
     "android-file": "Android's network configuration is not what the inventory says",
     # Credentials
     "secret-differs": "a TURN pool does not take the inventory's secret",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from callready.diagnosis.counting import Counted, Size, Watched, read, script
 from callready.diagnosis.diagnose import blind, diagnose, in_words
+from callready.diagnosis.keys import KEYS
 from callready.diagnosis.model import Cause, Exchange, Flow, Place, Symptom
 from callready.diagnosis.narrowing import Counts, watch
 from callready.probes import Finding
@@ -296,6 +298,13 @@ def test_paths_through_a_host_that_cannot_be_looked_at() -> None:
     works = symptom(Exchange(Flow("turn", "tcp", 443, 443, 4)))
     (cause,) = causes(looked, path, passed=[works], counts=counted([path], {}, hosts=["sfu"]))
     assert (cause.key, cause.host, cause.breaks) == ("lost-before-host", "turn", (turn.flow,))
+
+
+def test_every_kind_of_cause_is_found_by_something() -> None:
+    root = Path(__file__).parents[2]
+    files = (*root.glob("callready/diagnosis/*.py"), *root.glob("tests/verify/*.py"))
+    texts = "".join(file.read_text() for file in files if file.name != "keys.py")
+    assert [key for key in KEYS if f'"{key}"' not in texts] == []
 
 
 def test_flows_in_words() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from traceback import extract_tb
 
 import pytest
 
@@ -29,7 +30,16 @@ SECONDS = 6
 
 
 def diagnosis(items: Sequence[pytest.Function], site: Site) -> Diagnosis:
-    """Why what failed of a run did."""
+    """Why what failed of a run did; what the checks found is told whatever becomes of it."""
+    try:
+        return _diagnosis(items, site)
+    except Exception as error:
+        *_, at = extract_tb(error.__traceback__)  # the error's text may quote anything
+        what = f"{type(error).__name__} at {at.filename}:{at.lineno}"
+        return Diagnosis(notes=(f"no diagnosis: {what}; tell callready's authors",))
+
+
+def _diagnosis(items: Sequence[pytest.Function], site: Site) -> Diagnosis:
     symptoms = {item: _symptom(item, site) for item in items}
     failed = [each for each in symptoms.values() if each.findings]
     again = {symptom: item for item, symptom in symptoms.items()}
