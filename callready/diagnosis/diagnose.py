@@ -16,6 +16,7 @@ from callready.diagnosis.model import (
     Place,
     Symptom,
     Tried,
+    in_words,
 )
 from callready.diagnosis.narrowing import NEARLY_ALL, SOME, Counts, Hop, Loss, hops, loss, sent
 
@@ -413,18 +414,6 @@ def _seen_at(hop: Hop) -> str:
     if not hop.host:
         return f"{hop.packets if hop.packets > 1 else 'packets'} were sent from here"
     return f"{hop.packets or 'none'} {_AT[hop.point].format(hop.host)}"
-
-
-def in_words(flows: Iterable[Flow]) -> str:
-    """Flows for people: `50000-60000/udp over IPv4 and IPv6`."""
-    families: dict[str, set[int]] = {}
-    for flow in flows:
-        families.setdefault(str(flow._replace(family=0)), set()).add(flow.family)
-    return ", ".join(
-        ports
-        + ("" if 0 in found else f" over {' and '.join(f'IPv{each}' for each in sorted(found))}")
-        for ports, found in families.items()
-    )
 
 
 def _here(found: Sequence[Cause], passed: Sequence[Symptom]) -> list[Cause]:

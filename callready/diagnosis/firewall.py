@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from callready.diagnosis.filters import OURS, Filters, Obstacle
-from callready.diagnosis.model import Cause, Flow, Place
+from callready.diagnosis.model import Cause, Flow, Place, in_words
 from callready.diagnosis.packets import CALLER
 from callready.diagnosis.seen import FIREWALL, Seen
 from callready.release.plan import RULES
@@ -46,8 +46,13 @@ def causes(seen: Seen) -> Iterator[Cause]:
             breaks=tuple(dict.fromkeys(breaks)),
             checks=("test_firewall",),
         )
+    alike: dict[tuple[object, ...], list[Obstacle]] = {}
     for each in _obstacles(seen, filters, seen.uses):
-        yield _foreign(seen, each)
+        whom = each.remotes if each.is_for_some else ()
+        kind = each.table, each.chain, each.verdict, each.directions, each.sizes, each.rate, whom
+        alike.setdefault(kind, []).append(each)
+    for rules in alike.values():
+        yield _foreign(seen, rules)
 
 
 def _obstacles(
@@ -72,23 +77,30 @@ def _obstacles(
     return [each for each in found if each.answer in ("yes", "likely")]
 
 
-def _foreign(seen: Seen, each: Obstacle) -> Cause:
-    whose = f"{each.program}'s" if each.program else "another program's"
-    does = {"drop": "drops", "reject": "refuses", "mangle": "spoils"}.get(each.verdict, "diverts")
-    flows = ", ".join(dict.fromkeys(str(flow) for flow in each.flows))
-    way = {"in": " from callers", "out": " to callers"}.get("".join(each.directions), "")
-    if each.is_for_some and each.directions == ("in",):
-        way = f" from {', '.join(each.remotes[:4])}"
-    some = "" if each.all_sizes else f", packets of {each.sizes[0]}-{each.sizes[1]} bytes"
-    rate = f", above {each.rate}" if each.rate else ""
-    counter = "" if each.packets is None else f", counted {each.packets} packets"
+def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
+    """The cause that rules of one chain are which do the same."""
+    one = rules[0]
+    whose = f"{one.program}'s" if one.program else "another program's"
+    does = {"drop": "drop", "reject": "refuse", "mangle": "spoil"}.get(one.verdict, "divert")
+    rule = f"rule{'s' * (len(rules) > 1)} in table {one.table}, chain {one.chain}"
+    does += "s" * (len(rules) == 1)
+    flows = tuple(dict.fromkeys(flow for each in rules for flow in each.flows))
+    way = {"in": " from callers", "out": " to callers"}.get("".join(one.directions), "")
+    if one.is_for_some and one.directions == ("in",):
+        way = f" from {', '.join(one.remotes[:4])}"
+    some = "" if one.all_sizes else f", packets of {one.sizes[0]}-{one.sizes[1]} bytes"
+    rate = f", above {one.rate}" if one.rate else ""
     return seen.cause(
         "foreign-filter",
         Place.FILTER,
-        f"{whose} rule in table {each.table}, chain {each.chain}, {does} {flows}{way}{some}{rate}",
-        each.mend,
-        f"{each.hook}: {each.rule}{counter}",
-        f"for {', '.join(each.remotes[:4])}" if each.is_for_some else "",
-        breaks=each.flows,
+        f"{whose} {rule}, {does} {in_words(flows)}{way}{some}{rate}",
+        "; ".join(dict.fromkeys(each.mend for each in rules)),
+        *(f"{each.hook}: {each.rule}{_count(each)}" for each in rules),
+        f"for {', '.join(one.remotes[:4])}" if one.is_for_some else "",
+        breaks=flows,
         checks=("test_firewall", "test_certificate_file", "test_sweep"),
     )
+
+
+def _count(rule: Obstacle) -> str:
+    return "" if rule.packets is None else f", counted {rule.packets} packets"

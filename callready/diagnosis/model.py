@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatch
@@ -55,6 +56,18 @@ class Flow(NamedTuple):
     def __str__(self) -> str:
         ports = str(self.first) if self.first == self.last else f"{self.first}-{self.last}"
         return f"{ports}/{self.proto}" + (f" over IPv{self.family}" if self.family else "")
+
+
+def in_words(flows: Iterable[Flow]) -> str:
+    """Flows for people: `50000-60000/udp over IPv4 and IPv6`."""
+    families: dict[str, set[int]] = {}
+    for flow in flows:
+        families.setdefault(str(flow._replace(family=0)), set()).add(flow.family)
+    return ", ".join(
+        ports
+        + ("" if 0 in found else f" over {' and '.join(f'IPv{each}' for each in sorted(found))}")
+        for ports, found in families.items()
+    )
 
 
 @dataclass(frozen=True)

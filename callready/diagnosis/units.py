@@ -213,9 +213,10 @@ class _Unit:
         if not wanted or not found or seen.is_undeployed:
             return
         is_unread, mend = False, f"{self._again} (a restart ends calls)"
-        if found.fingerprint != wanted.fingerprint:
+        is_edited = bool(seen.edited(name))  # that is said of the file
+        if found.fingerprint != wanted.fingerprint and not is_edited:
             why = "its process was started with another configuration"
-        elif found.given != wanted.given and not seen.edited(name):
+        elif found.given != wanted.given and not is_edited:
             why = "its process was started with an edited file, which is right again"
         elif found.binary.endswith("(deleted)"):
             why = "its binary was replaced since it started"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from callready.diagnosis.counting import Counted, Size, Watched, read, script
-from callready.diagnosis.diagnose import blind, diagnose, in_words
+from callready.diagnosis.diagnose import blind, diagnose
 from callready.diagnosis.keys import KEYS
-from callready.diagnosis.model import Cause, Exchange, Flow, Place, Symptom
+from callready.diagnosis.model import Cause, Exchange, Flow, Place, Symptom, in_words
 from callready.diagnosis.narrowing import Counts, watch
 from callready.probes import Finding
 
