@@ -65,9 +65,11 @@ print_processes() {
 }
 
 # target UNIT: what is booted into / clock UPTIME EPOCH / start UNIT EPOCH: each start of a unit in the last half hour
+# deploy TIME: when a release was confirmed, or returned to
 print_starts() {
     printf 'target\t%s\n' "$(systemctl get-default)"
     printf 'clock\t%s\t%s\n' "$(cut -d ' ' -f 1 /proc/uptime)" "$(date +%s)"
+    tail -n 60 /var/lib/callready/history 2> /dev/null | sed -n "s/^\([0-9T:-]*Z\)$T.*/deploy$T\1/p"
     journalctl -q --no-pager --since -30min -o json --output-fields=UNIT \
         MESSAGE_ID=39f53479d3a045ac8e11786248231fbf 2> /dev/null | sed -n \
         "s/.*\"__REALTIME_TIMESTAMP\"[ ]*:[ ]*\"\([0-9]*\)[0-9]\{6\}\".*\"UNIT\"[ ]*:[ ]*\"\([^\"]*\)\".*/start$T\2$T\1/p

@@ -8,6 +8,7 @@ import shlex
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.resources import files
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -126,6 +127,8 @@ class Inspection:
     clock: int = 0
     starts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Of each unit in the last half hour, in seconds since the epoch."""
+    deploys: tuple[float, ...] = ()
+    """When a release was confirmed, or returned to; the same way."""
     reads: tuple[Read, ...] = ()
     pairs: dict[str, tuple[bool, int]] = field(default_factory=dict)
     """By name: whether key and certificate fit, and when it ends (0: no certificate)."""
@@ -265,6 +268,7 @@ def parse(lines: Iterable[str]) -> Inspection:
         uptime=float(uptime),
         clock=int(clock),
         starts=dict(starts),
+        deploys=tuple(datetime.fromisoformat(at).timestamp() for (at,) in of["deploy"]),
         reads=tuple(Read(*columns) for columns in of["read"]),
         pairs={name: (fits == "yes", int(end)) for name, fits, end in of["pair"]},
         rules=tuple((sign, "\t".join(rule)) for sign, *rule in of["rule"]),

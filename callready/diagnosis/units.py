@@ -266,13 +266,22 @@ def _telling(
             yield path, lines
 
 
+BEFORE, AFTER = 90, 15  # seconds around a confirmation in which a start is the deploy's
+
+
 def _flaps(inspection: Inspection, unit: str, state: dict[str, str]) -> list[str]:
     """How it showed that a unit starts again and again, now: it is not enough that it did once."""
-    starts, restarts = inspection.starts.get(unit, ()), int(state.get("NRestarts") or 0)
+    restarts = int(state.get("NRestarts") or 0)
+    # A deploy restarts units, and is in the history when it is confirmed.
+    starts = [
+        at
+        for at in inspection.starts.get(unit, ())
+        if not any(done - BEFORE < at < done + AFTER for done in inspection.deploys)
+    ]
     gaps = [b - a for a, b in pairwise(starts)][-3:]
     age: float = inspection.clock - max(starts, default=0)
     # By itself when it crashes; else something restarts it, and as regularly as a timer does.
-    is_regular = len(gaps) == 3 and max(gaps) <= 1.3 * min(gaps) + 2
+    is_regular = len(gaps) == 3 and max(gaps) <= 1.1 * min(gaps) + 2
     if not gaps or age > 1.5 * max(gaps) + 2 or not (restarts >= 2 or is_regular):
         return []
     up, crashed = f"up for {age:.0f} s", f"{restarts} restarts by itself"

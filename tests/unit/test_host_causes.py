@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,12 @@ def test_harmless_drop_ins_and_one_restart_are_none(node: Node) -> None:
         HEALTHY
     )
     assert found(node, unit("NRestarts", "1")(text)) == []
+
+
+def test_deploys_do_not_count_as_restarts_again_and_again(node: Node) -> None:
+    ends = (datetime.fromtimestamp(1795982427 - ago, UTC) for ago in (40, 28, 16, 4))
+    deploys = (f"deploy\t{end:%Y-%m-%dT%H:%M:%SZ}" for end in ends)
+    assert found(node, more(*STARTS, *deploys)(HEALTHY)) == []
 
 
 def test_rules_of_vpns_and_of_other_addresses_are_none(node: Node) -> None:
