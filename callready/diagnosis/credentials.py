@@ -152,13 +152,14 @@ def _certificates(seen: Seen) -> Iterator[Cause]:
             continue
         if name in changed:
             what = f"the host's certificate of {name} is not the inventory's"
-            shown = f"serial {facts.serials.get(name, 'none')}"
+            shown = f"serial {facts.serials.get(name, 'none')}" + ", expired" * (end and left < 0)
             yield seen.cause(
                 *("certificate-differs", place, what, "deploy again", shown),
                 breaks=breaks,
                 checks=checks,
             )
-        elif end and left < NEAR_END:
+            continue
+        if end and left < NEAR_END:
             ends = "has ended" if left < 0 else f"ends in {left:.0f} days"
             yield seen.cause(
                 "certificate-near-end",

@@ -391,6 +391,7 @@ def _cause(kind: Kind, losses: Sequence[Loss], is_partial: bool) -> Cause:
         tuple(dict.fromkeys(seen)),
         breaks,
         ruled_out=tuple(ruled_out),
+        only="large" if one.size == "large" else "",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from callready.diagnosis.counting import LARGE
 from callready.diagnosis.filters import OURS, Filters, Obstacle
 from callready.diagnosis.model import Cause, Flow, Place, in_words
 from callready.diagnosis.packets import CALLER
@@ -99,6 +100,7 @@ def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
         f"for {', '.join(one.remotes[:4])}" if one.is_for_some else "",
         breaks=flows,
         checks=("test_firewall", "test_certificate_file", "test_sweep"),
+        only="" if one.all_sizes or one.sizes[0] < LARGE else "large",
     )
 
 

@@ -101,6 +101,7 @@ class Cause:
             any host (`*:test_call*`).
         ruled_out: what was looked at and is well.
         latent: nothing suffers yet: it shows at the next start, renewal or rotation.
+        only: what of these flows suffers, if that is not every packet.
     """
 
     key: str
@@ -113,6 +114,7 @@ class Cause:
     checks: tuple[str, ...] = ()
     ruled_out: tuple[str, ...] = ()
     latent: bool = False
+    only: Fails = ""
 
     def __post_init__(self) -> None:
         assert self.key in KEYS, self.key
@@ -151,7 +153,14 @@ class Symptom:
             host, _, check = pattern.rpartition(":")
             if fnmatch(self.check, check) and (host == "*" or self.host == (host or cause.host)):
                 return True
-        return any(flow.meets(other) for flow in cause.breaks for other in self.flows)
+        # Small packets over UDP pass; over TCP they wait for a large one before them.
+        some = cause.only == "large" and self.fails == "all"
+        return any(
+            flow.meets(other)
+            for flow in cause.breaks
+            for other in self.flows
+            if not (some and other.proto == "udp")
+        )
 
     @property
     def flows(self) -> list[Flow]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal
 
 from callready.diagnosis.inspection import Inspection
-from callready.diagnosis.model import Cause, Flow, Place
+from callready.diagnosis.model import Cause, Fails, Flow, Place
 from callready.release.facts import Facts
 from callready.release.node import Node
 from callready.release.plan import Plan
@@ -54,10 +54,12 @@ class Seen:
         breaks: tuple[Flow, ...] = (),
         checks: tuple[str, ...] = (),
         latent: bool = False,
+        only: Fails = "",
     ) -> Cause:
         """A cause on this host; empty evidence is left out."""
         shown = tuple(filter(None, evidence))
-        return Cause(key, self.node.name, place, what, mend, shown, breaks, checks, latent=latent)
+        where = key, self.node.name, place
+        return Cause(*where, what, mend, shown, breaks, checks, latent=latent, only=only)
 
     def changed(self, *kinds: str) -> list[str]:
         """What differs from what the deploy would put there, without remarks."""

@@ -262,6 +262,21 @@ def test_what_was_seen_explains_before_anything_is_counted() -> None:
     assert [(each.cause, each.symptoms) for each in found.causes] == [(seen, (DIRECT4, unit))]
 
 
+def test_small_packets_are_not_lost_because_of_a_rule_about_large_ones() -> None:
+    rule = Cause(
+        "foreign-filter", "sfu", Place.FILTER, "a", "b", breaks=(MEDIA4, HTTPS), only="large"
+    )
+    seen = Symptom("test_filters", "sfu", "filters", findings=NOTHING, causes=(rule,))
+    counts = counted([DIRECT4], {(MEDIA4, ""): NONE})
+    assert {each.key for each in causes(DIRECT4, seen, counts=counts)} == {
+        "foreign-filter",
+        "lost-before-host",
+    }
+    assert causes(replace(DIRECT4, fails="large"), seen) == [rule]
+    # A large packet, of TLS perhaps, comes before what is small.
+    assert causes(symptom(Exchange(HTTPS)), seen) == [rule]
+
+
 def test_what_follows_from_another_cause_is_folded() -> None:
     root = Cause("file-edited", "sfu", Place.CONFIGURATION, "a", "b", checks=("test_tls",))
     leaf = Cause("certificate-name", "sfu", Place.CERTIFICATE, "c", "d")

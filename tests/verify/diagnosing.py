@@ -57,7 +57,8 @@ def _symptom(item: pytest.Function, site: Site) -> Symptom:
     check = item.stash[CHECK]
     host, title = describe(item, site)
     silent = any("no answer in " in each.shown for each in check.findings)
-    is_one = item.path.stem != "test_calls" and item.originalname != "test_candidates"
+    several = ("test_candidates", "test_call_from_the_app")
+    is_one = item.path.stem != "test_calls" and item.originalname not in several
     fails = check.fails
     if not fails and is_one and any(each.evidence.endswith(EPERM) for each in check.findings):
         fails = "here"
@@ -102,16 +103,21 @@ def _exchanges(item: pytest.Function, site: Site) -> Iterator[Exchange]:
             case Pair(sfu):
                 yield exchanges.signalling(sfu.name, sfu.server.settings)
                 for turn in dict.fromkeys((value.turn, *_used(item, sfu, site))):
-                    relay = exchanges.relay_range(
-                        turn.name, turn.server.settings, turn.pool_name, 0
-                    )
-                    yield exchanges.turn(turn.name, turn.way)
-                    yield exchanges.media(sfu.name, sfu.server.settings, "udp", 0, relay)
+                    yield from _relayed(sfu, turn)
             case Server(settings=settings) | Endpoint(server=Server(settings=settings)):
                 for flow in item.stash[CHECK].closed:
                     yield exchanges.tcp(value.name, settings, flow.first, flow.family)
                 if settings.edge and item.path.stem in ("test_edge", "test_app"):
                     yield exchanges.tcp(value.name, settings, settings.edge.port)
+                if item.originalname == "test_call_from_the_app":
+                    for pair in site.pairs("udp", "tcp", "tls"):
+                        yield from _relayed(pair.sfu, pair.turn)
+
+
+def _relayed(sfu: Sfu, turn: Turn) -> Iterator[Exchange]:
+    relay = exchanges.relay_range(turn.name, turn.server.settings, turn.pool_name, 0)
+    yield exchanges.turn(turn.name, turn.way)
+    yield exchanges.media(sfu.name, sfu.server.settings, "udp", 0, relay)
 
 
 def _used(item: pytest.Function, sfu: Sfu, site: Site) -> list[Turn]:
