@@ -267,12 +267,13 @@ def test_small_packets_are_not_lost_because_of_a_rule_about_large_ones() -> None
         "foreign-filter", "sfu", Place.FILTER, "a", "b", breaks=(MEDIA4, HTTPS), only="large"
     )
     seen = Symptom("test_filters", "sfu", "filters", findings=NOTHING, causes=(rule,))
-    counts = counted([DIRECT4], {(MEDIA4, ""): NONE})
-    assert {each.key for each in causes(DIRECT4, seen, counts=counts)} == {
+    media = symptom(Exchange(MEDIA4))
+    counts = counted([media], {(MEDIA4, ""): NONE})
+    assert {each.key for each in causes(media, seen, counts=counts)} == {
         "foreign-filter",
         "lost-before-host",
     }
-    assert causes(replace(DIRECT4, fails="large"), seen) == [rule]
+    assert causes(replace(media, fails="large"), seen) == [rule]
     # A large packet, of TLS perhaps, comes before what is small.
     assert causes(symptom(Exchange(HTTPS)), seen) == [rule]
 

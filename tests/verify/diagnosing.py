@@ -87,7 +87,9 @@ def _exchanges(item: pytest.Function, site: Site) -> Iterator[Exchange]:
                 check = item.stash[CHECK]
                 if check.findings and not check.step:  # nobody can join
                     found = found[:1]
-                elif check.step and not check.step.startswith(("ICE", LOSS)):  # no relay yet
+                elif check.step and value.sfu:  # the join passed
+                    found = found[1:]
+                if check.step and not check.step.startswith(("ICE", LOSS)):  # no relay yet
                     found = tuple(each for each in found if not each.relay)
                 yield from found
             case Sfu(server):

@@ -42,6 +42,8 @@ def _try(route: Route, site: Site, check: Check) -> Tried:
 def _fails(step: str, why: str) -> Fails:
     if why.endswith(EPERM):
         return "here"
+    if step == "offer":  # nothing was sent
+        return ""
     if step == LOSS:
         return "some"
     return "large" if step.endswith(" B") else "all"
