@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from callready.diagnosis.counting import LARGE
 from callready.diagnosis.filters import OURS, Filters, Obstacle
@@ -10,6 +10,7 @@ from callready.diagnosis.model import Cause, Flow, Place, in_words
 from callready.diagnosis.packets import CALLER
 from callready.diagnosis.seen import FIREWALL, Seen
 from callready.release.plan import RULES
+from callready.settings.pools import ways
 from callready.settings.ports import Use
 
 
@@ -44,7 +45,7 @@ def causes(seen: Seen) -> Iterator[Cause]:
             "somebody changed callready's own packet filter",
             f"systemctl restart {FIREWALL}, which loads it anew",
             *list(lines)[:8],
-            breaks=tuple(dict.fromkeys(breaks)),
+            breaks=_and_redirected(seen, breaks),
             checks=("test_firewall",),
         )
     alike: dict[tuple[object, ...], list[Obstacle]] = {}
@@ -78,6 +79,19 @@ def _obstacles(
     return [each for each in found if each.answer in ("yes", "likely")]
 
 
+def _and_redirected(seen: Seen, flows: Sequence[Flow]) -> tuple[Flow, ...]:
+    """Flows, and those of ports that callready's own filter leads to theirs."""
+    host = seen.node.settings
+    found = dict.fromkeys(flows)
+    for pool in host.turn_pools:
+        for way in ways(host, pool):
+            behind = Flow(seen.node.name, way.proto, way.listens_on, way.listens_on)
+            for flow in flows if way.port != way.listens_on else ():
+                if flow.meets(behind):
+                    found[behind._replace(first=way.port, last=way.port, family=flow.family)] = None
+    return tuple(found)
+
+
 def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
     """The cause that rules of one chain are which do the same."""
     one = rules[0]
@@ -85,7 +99,7 @@ def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
     does = {"drop": "drop", "reject": "refuse", "mangle": "spoil"}.get(one.verdict, "divert")
     rule = f"rule{'s' * (len(rules) > 1)} in table {one.table}, chain {one.chain}"
     does += "s" * (len(rules) == 1)
-    flows = tuple(dict.fromkeys(flow for each in rules for flow in each.flows))
+    flows = _and_redirected(seen, [flow for each in rules for flow in each.flows])
     way = {"in": " from callers", "out": " to callers"}.get("".join(one.directions), "")
     if one.is_for_some and one.directions == ("in",):
         way = f" from {', '.join(one.remotes[:4])}"
