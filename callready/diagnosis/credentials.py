@@ -115,7 +115,9 @@ def _environments(seen: Seen) -> Iterator[Cause]:
             )
     for item in workers(seen.node):
         count = seen.inspection.children.get(item.unit, item.count)
-        if count != item.count and seen.inspection.unit(item.unit).get("ActiveState") == "active":
+        hangs = any(p.state in "Tt" for p in seen.inspection.processes if p.unit == item.unit)
+        is_active = seen.inspection.unit(item.unit).get("ActiveState") == "active"
+        if count != item.count and is_active and not hangs:
             yield seen.cause(
                 "workers-missing",
                 Place.APP,

@@ -18,7 +18,17 @@ from callready.diagnosis.model import (
     Tried,
     in_words,
 )
-from callready.diagnosis.narrowing import NEARLY_ALL, SOME, Counts, Hop, Loss, hops, loss, sent
+from callready.diagnosis.narrowing import (
+    NEARLY_ALL,
+    SOME,
+    Counts,
+    Hop,
+    Loss,
+    connects,
+    hops,
+    loss,
+    sent,
+)
 
 LookAgain = Callable[[Sequence[Symptom]], tuple[Counts, Sequence[Symptom]]]
 """Makes what failed happen once more while packets are counted; what was counted, and what failed
@@ -235,6 +245,14 @@ KINDS = {
         "ip rule there",
         "the network before {host}, and the program there: it answers",
     ),
+    "silent": Kind(
+        "no-answer",
+        Place.UNIT,
+        "{host} takes connections, and what listens there does not answer ({flows})",
+        "systemctl status and the journal of that unit on {host}: it hangs or is overloaded, or "
+        "what is behind it does",
+        "the network and every filter: connections are made",
+    ),
     "program": Kind(
         "no-answer",
         Place.UNIT,
@@ -256,6 +274,8 @@ def _kind(lost: Loss, fails: Fails, counts: Counts) -> str:
     before, after = lost.before, lost.after
     if fails == "here":
         return "here"
+    if after is None and before.point == "let_in":
+        return "silent"
     if after is None:
         return "between" if fails == "some" and not sent(lost.exchange.flow, counts) else "behind"
     if before.host == after.host:
@@ -278,12 +298,14 @@ def _losses(symptoms: Iterable[Symptom], counts: Counts) -> list[tuple[str, Fail
 
 def _inferred(found: Sequence[tuple[str, Fails, Loss]], passed: Sequence[Symptom]) -> list[Cause]:
     """What the counted packets say of symptoms, those of the same kind and place in one."""
-    certain = [at.exchange.flow for _, fails, at in found if not _is_unclear(fails, at)]
+    certain = [at for _, fails, at in found if not _is_unclear(fails, at)]
     lossy = [at.exchange.flow for _, fails, at in found if fails == "some"]
     kinds: dict[tuple[str, object, bool], list[Loss]] = {}
     for kind, fails, at in found:
         flow = at.exchange.flow
-        if _is_unclear(fails, at) and any(flow.meets(other) for other in certain):
+        if _is_unclear(fails, at) and any(
+            flow.meets(other.exchange.flow) and not _leaves(other) for other in certain
+        ):
             continue  # it follows from those
         of_some_ports = fails == "all" and flow.first < flow.last
         if of_some_ports and any(flow.meets(other) for other in lossy):
@@ -292,6 +314,12 @@ def _inferred(found: Sequence[tuple[str, Fails, Loss]], passed: Sequence[Symptom
         kinds.setdefault((kind, (at.before.host, at.host, at.size), some), []).append(at)
     causes = [_cause(KINDS[kind], losses, some) for (kind, _, some), losses in kinds.items()]
     return _here(_at_one_host(causes, passed), passed)
+
+
+def _leaves(lost: Loss) -> bool:
+    """Whether it is lost behind the SFU on its way to a relay, as what is lost on its way here."""
+    is_left = lost.before.point == "left" and lost.before.host == lost.exchange.flow.host
+    return is_left and lost.exchange.relay is not None
 
 
 def _is_unclear(fails: Fails, lost: Loss) -> bool:
@@ -351,6 +379,12 @@ def _loss(symptom: Symptom, counts: Counts) -> Loss | None:
         last = next(each for each in reversed(symptom.exchanges) if not each.relay)
     if last.relay:
         return None
+    if symptom.fails == "all" and connects(last.flow, counts):
+        found = loss(last, counts, "large")
+        if found and found.before.point != "sent":  # nobody knows whether any was
+            return found
+        there = sum(hop.packets for hop in hops(last, counts, "small")[:1])
+        return Loss(last, Hop(last.flow.host, "let_in", there), None, "small")
     size: Size = "large" if symptom.fails == "large" else "small"
     at = hops(last, counts, "small")[-1]
     return Loss(last, at, None, size) if at.packets else None
@@ -405,6 +439,8 @@ _AT = {
 
 
 def _seen_of(lost: Loss, is_partial: bool) -> str:
+    if lost.before.point == "let_in" and lost.after is None:
+        return "connected from here, and nothing came back"
     if not lost.before.packets:
         return "the kernel refuses to send (EPERM)"
     after = "not all got here" if is_partial else "none got here"

@@ -135,6 +135,13 @@ def sent(flow: Flow, counts: Counts) -> int:
     return known if known >= _counted(counts, flow, "", "small").arrived else 0
 
 
+def connects(flow: Flow, counts: Counts) -> bool:
+    """Whether this machine can connect to a flow's port over TCP."""
+    return flow.proto == "tcp" and any(
+        value.answered and each.flow.meets(flow) for (each, _), value in counts.get("", {}).items()
+    )
+
+
 def loss(
     exchange: Exchange, counts: Counts, size: Size = "small", share: float = SOME
 ) -> Loss | None:
@@ -145,6 +152,8 @@ def loss(
     Of large packets, whose answers may be small, each direction is looked at by itself. `share` has
     to get from each hop to the next.
     """
+    if size == "small" and not exchange.relay and connects(exchange.flow, counts):
+        return None
     if {exchange.flow.host, *([exchange.relay.host] if exchange.relay else [])} - counts.keys():
         return None
     found = hops(exchange, counts, size)

@@ -31,7 +31,10 @@ OF_TURN = (
     *("test_media", "test_certificate", "test_peer_to_peer"),
 )
 OF_EDGE = ("test_redirects", "test_tls_versions", "test_certificate*", "test_pins", "test_behind")
-OF_APP = ("test_workers", "test_health", "test_websocket", "test_call_from_the_app")
+OF_APP = (
+    *("test_workers", "test_health", "test_websocket", "test_call_from_the_app"),
+    *("test_api_is_guarded", "test_https"),
+)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,25 @@ def test_some_packets_lost_between_relay_and_sfu() -> None:
     assert "70 left turn, 56 arrived at sfu" in cause.evidence[0]
 
 
+def test_port_that_takes_connections_and_says_nothing() -> None:
+    turn = Flow("turn", "tcp", 5349, 5349, 4)
+    failed = symptom(Exchange(turn))
+    here: Counts = {"": {(Watched(turn), "small"): Counted(answered=1)}}
+    (cause,) = causes(failed, counts={**counted([failed], {}), **here})
+    assert (cause.key, cause.place) == ("no-answer", Place.UNIT)
+    assert cause.what.startswith("turn takes connections")
+    lost = counted([failed], {}, large=Counted(4, 4, 4, 0))
+    (cause,) = causes(failed, counts={**lost, **here})
+    assert (cause.key, cause.place) == ("large-packets-lost", Place.FILTER)
+
+
+def test_what_an_sfu_sends_is_lost_behind_it_for_callers_and_relays() -> None:
+    failed = symptom(Exchange(MEDIA4)), RELAYED
+    seen = {(MEDIA4, ""): FINE, (MEDIA4, "turn"): FINE, (RELAYS, "sfu"): Counted(0, 0, 10, 10)}
+    (cause,) = causes(*failed, counts=counted(failed, seen))
+    assert (cause.key, cause.host) == ("lost-behind-host", "sfu")
+
+
 def test_large_packets() -> None:
     failed = replace(DIRECT4, fails="large")
     (cause,) = causes(failed, counts=counted([failed], {}, large=Counted(5, 0, 0, 0)))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from traceback import extract_tb
 
 import pytest
@@ -15,7 +16,7 @@ from callready.diagnosis.counting import Counted, Size, Watched
 from callready.diagnosis.diagnose import diagnose
 from callready.diagnosis.model import Diagnosis, Exchange, Symptom
 from callready.diagnosis.narrowing import Counts, watch
-from callready.probes import ProbeError, local_address
+from callready.probes import ProbeError, local_address, ports
 from callready.probes.legs import LOSS
 from callready.probes.webrtc import NO_VIDEO
 from callready.settings.host_checks import unreachable
@@ -169,7 +170,20 @@ def _counted(
     counts = threads.map(_end, asked)
     counted = {server.name: found for (server, _), found in zip(asked, counts, strict=True)}
     threads.shutdown(wait=False)  # what goes on has failed
-    return counted | {"": _sent(site)}, again
+    return counted | {"": _sent(site) | _connected(wanted, site)}, again
+
+
+def _connected(wanted: Sequence[Exchange], site: Site) -> dict[tuple[Watched, Size], Counted]:
+    """The ports that take TCP connections from here."""
+    flows = {each.flow for each in wanted if each.flow.proto == "tcp" and not each.relay}
+    found: dict[tuple[Watched, Size], Counted] = {}
+    for flow in flows:
+        for family, address in site.servers[flow.host].addresses.items():
+            one: tuple[Watched, Size] = Watched(flow._replace(family=family)), "small"
+            with suppress(ProbeError):
+                if flow.family in (0, family) and ports.sweep(address, [flow.first]).open:
+                    found[one] = Counted(answered=1)
+    return found
 
 
 def _begin(each: tuple[Server, list[Watched]]) -> bool:
