@@ -100,7 +100,7 @@ def _environments(seen: Seen) -> Iterator[Cause]:
                 Place.APP,
                 f"the app's {path} {what if found else 'is missing: it mints no tokens'}",
                 "deploy again; who edited it",
-                checks=("test_environment", "test_call_from_the_app", "test_tokens"),
+                checks=("test_environment", "test_call_from_the_app", "test_tokens", "test_health"),
             )
         elif (found.mode, found.owner) != (0o600, wanted.owner):
             yield seen.cause(

@@ -94,7 +94,10 @@ def edit(seen: Seen, paths: list[str], unit: str, *evidence: str) -> Cause:
 def _unread(seen: Seen) -> Iterator[Cause]:
     """Of files that the same part of their way keeps from their reader, the first."""
     told = set()
+    missing = seen.node.release.environments.keys() - seen.facts.environments.keys()
     for read in seen.inspection.reads:
+        if read.path in missing:
+            continue
         # Of a unit that does not run it is said there.
         is_for_later = seen.inspection.unit(read.unit).get("ActiveState") == "active"
         key = (read.unit, read.blocked.split(" ")[-1] if read.blocked else read.path)
