@@ -313,7 +313,10 @@ def _inferred(found: Sequence[tuple[str, Fails, Loss]], passed: Sequence[Symptom
         some = fails == "some" or (at.is_partial and not of_some_ports)
         kinds.setdefault((kind, (at.before.host, at.host, at.size), some), []).append(at)
     causes = [_cause(KINDS[kind], losses, some) for (kind, _, some), losses in kinds.items()]
-    return _here(_at_one_host(causes, passed), passed)
+    causes = _here(_at_one_host(causes, passed), passed, "lost-before-host", "this-network")
+    # Large packets are those of paths.
+    paths = [each for each in passed if each.check == "test_path"]
+    return _here(causes, paths, "large-packets-lost")
 
 
 def _leaves(lost: Loss) -> bool:
@@ -453,12 +456,12 @@ def _seen_at(hop: Hop) -> str:
     return f"{hop.packets or 'none'} {_AT[hop.point].format(hop.host)}"
 
 
-def _here(found: Sequence[Cause], passed: Sequence[Symptom]) -> list[Cause]:
-    """One cause at this machine instead of one at each host, where nothing of a protocol and
-    family gets from here to any of several hosts."""
+def _here(found: Sequence[Cause], passed: Sequence[Symptom], *keys: str) -> list[Cause]:
+    """One cause at this machine instead of one of these keys at each host, where nothing of a
+    protocol and family gets from here to any of several hosts."""
     own = (each for symptom in passed for each in symptom.exchanges if not each.relay)
     fine = {(each.flow.proto, each.flow.family) for each in own}
-    before = [each for each in found if each.key in ("lost-before-host", "this-network")]
+    before = [each for each in found if each.key in keys and each.place is not Place.FILTER]
     hosts: dict[tuple[str, int], set[str]] = {}
     for cause in before:
         for flow in cause.breaks:
@@ -486,7 +489,8 @@ def _here(found: Sequence[Cause], passed: Sequence[Symptom]) -> list[Cause]:
         key="this-network",
         host="",
         place=Place.HERE,
-        what=f"{' and '.join(sorted(protos, reverse=True))} over {over} gets from here to no host",
+        what=f"{' and '.join(sorted(protos, reverse=True))} over {over} gets from here to no host"
+        + ", where packets are large" * (same[0].only == "large"),
         mend="a filter on this machine or on its way out; verify from where callers are, or have "
         "deploys probe from another host (deploy.gate_from)",
         evidence=tuple(text for cause in same for text in cause.evidence),

@@ -57,7 +57,9 @@ def causes(seen: Seen) -> Iterator[Cause]:
     yield from _others(seen)
     for name, link in devices.items():
         yield from _link(seen, name, link)
-    yield from _routes(seen, bool(missing) or no6)
+    # What has no address has no way either.
+    gone = {6 if (host.address6 or "-") in why else 4 for why in missing}
+    yield from _routes(seen, gone | {6} if missing or no6 else gone)
     yield from _names(seen)
 
 
@@ -184,7 +186,7 @@ def _is_shaping(text: str) -> bool:
     return bool(is_filter) and "class" not in text
 
 
-def _routes(seen: Seen, is_explained: bool) -> Iterator[Cause]:
+def _routes(seen: Seen, explained: set[int]) -> Iterator[Cause]:
     host, inspection = seen.node.settings, seen.inspection
     own = [a for a in (host.local_address, host.address6) if a]
     fleet = {a for each in seen.node.fleet.hosts.values() for a in (each.address, each.address6)}
@@ -240,7 +242,7 @@ def _routes(seen: Seen, is_explained: bool) -> Iterator[Cause]:
         yield cause(0, f"an IPsec policy blocks {whom}", "ip xfrm policy delete", whom)
     for peer, words in inspection.ways.items():
         family = ip_address(peer).version
-        if family in told or (family == 6 and (not host.address6 or is_explained)):
+        if family in told | explained or (family == 6 and not host.address6):
             continue
         is_refused = "RTNETLINK" in words or words.split(" ", 1)[0] in _REFUSE
         # The host's own, and those of others that it has, which is said there.

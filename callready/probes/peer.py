@@ -22,7 +22,7 @@ from callready.probes.turn import Exchange, Side, TurnServer, client, mint
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = 5.0
+CONNECT_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)

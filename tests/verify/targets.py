@@ -26,6 +26,7 @@ from callready.diagnosis.inspection import Inspection, inspect
 from callready.diagnosis.model import Cause, Path
 from callready.diagnosis.seen import Seen
 from callready.probes import Finding, ProbeError, legs, local_address
+from callready.probes.legs import LOSS
 from callready.probes.turn import Credentials, TurnServer, mint
 from callready.release import android
 from callready.release.declaration import Release
@@ -409,6 +410,7 @@ class Site:
     """This machine's addresses as servers saw them."""
     _tried: dict[str, dict[str, legs.Leg] | ProbeError] = field(default_factory=dict)
     _trying: Lock = field(default_factory=Lock)
+    _again: bool = False
 
     @classmethod
     def load(cls, inventory: str) -> Site:
@@ -512,13 +514,17 @@ class Site:
             key = str(route.sfu)
             if key not in self._tried:
                 try:
-                    self._tried[key] = _legs(route.sfu, [r for r in mine if r.can_be_tried])
+                    found = _legs(route.sfu, [r for r in mine if r.can_be_tried])
+                    lossy = [r for r in mine if r.can_be_tried and found[str(r)].failed == LOSS]
+                    if lossy and not self._again:  # a busy machine loses packets too
+                        found |= _legs(route.sfu, lossy)
+                    self._tried[key] = found
                 except ProbeError as error:
                     self._tried[key] = error
-        found = self._tried[key]
-        if isinstance(found, ProbeError):
-            raise found
-        return found[str(route)]
+        tried = self._tried[key]
+        if isinstance(tried, ProbeError):
+            raise tried
+        return tried[str(route)]
 
     def sent(self) -> Iterator[tuple[Route, int]]:
         """Each path as it was tried last, with the UDP packets that were sent for it."""
@@ -530,6 +536,7 @@ class Site:
     def forget(self) -> None:
         """Try the paths anew when somebody asks for them again."""
         self._tried.clear()
+        self._again = True
 
     def expect_passing(self, sfu: Sfu | None, turn: Turn | None = None) -> None:
         """Rather than have a call wait for a way that is known to be dead.

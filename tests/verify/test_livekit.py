@@ -7,8 +7,9 @@ import pytest
 from pydantic import SecretStr
 
 from callready.diagnosis import exchanges
+from callready.diagnosis.causes import name_wrong
 from callready.diagnosis.model import Cause, Place
-from callready.probes import ProbeError, livekit, stun
+from callready.probes import ProbeError, livekit, names, stun
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
 from tests.verify.targets import Sfu, Site
@@ -21,8 +22,18 @@ KEYS = "keys in livekit.yaml, and whether LiveKit was restarted since they chang
 @each(Site.sfus)
 def test_health(sfu: Sfu, check: Check) -> None:
     """LiveKit is well, and still after 5 s"""
-    got = livekit.health(sfu.url, again_after=5, ca_file=sfu.ca)
-    check.figure(f"{got.status} in {ms(got.rtt)}")
+    with check.probing(lambda _: _elsewhere(sfu)):
+        got = livekit.health(sfu.url, again_after=5, ca_file=sfu.ca)
+        check.figure(f"{got.status} in {ms(got.rtt)}")
+
+
+def _elsewhere(sfu: Sfu) -> Cause | None:
+    """Where nothing answers by name: that the name leads to none of its hosts."""
+    name = urlsplit(sfu.url).hostname or ""
+    found = names.addresses(name, sfu.server.settings.deploy.resolver)
+    if not found & sfu.addresses and name not in sfu.addresses:
+        return name_wrong(name, sfu.name, sorted(found), sorted(sfu.addresses))
+    return None
 
 
 @each(Site.sfus)
