@@ -53,7 +53,7 @@ def diagnose(
         tried: how the paths were found.
         look_again: asked for what no cause explains that was seen.
     """
-    causes = [_silent(each, passed) for each in _seen(failed)]
+    causes = _with_ssh([_silent(each, passed) for each in _seen(failed)])
     lost = [each for each in _left(failed, causes) if each.exchanges and each.fails]
     if lost and look_again:
         inferred, counts = _looked(lost, passed, look_again)
@@ -90,7 +90,11 @@ def _looked(
 
 def _is_of(symptom: Symptom, cause: Cause) -> bool:
     blind = any(is_blind(each) and each.host == cause.host for each in symptom.causes)
-    keeps_out = cause.key == "host-unreachable" or cause.place in (Place.EDGE, Place.FILTER)
+    keeps_out = cause.key == "host-unreachable" or cause.place in (
+        Place.EDGE,
+        Place.FILTER,
+        Place.NAME,
+    )
     return symptom.follows_from(cause) or (blind and keeps_out)
 
 
@@ -113,6 +117,16 @@ def blind(host: str, why: str) -> Cause:
 def is_blind(cause: Cause) -> bool:
     """Whether it is that a host cannot be looked at, and nothing more is known of it."""
     return cause.key == "host-unreachable" and not cause.breaks
+
+
+def _with_ssh(causes: Sequence[Cause]) -> list[Cause]:
+    """Without hosts that cannot be looked at because of another cause, which breaks SSH too."""
+
+    def breaks_ssh(host: str) -> bool:
+        ssh = Flow(host, "tcp", 22, 22)
+        return any(flow.meets(ssh) for each in causes for flow in each.breaks)
+
+    return [each for each in causes if not (is_blind(each) and breaks_ssh(each.host))]
 
 
 def _silent(cause: Cause, passed: Sequence[Symptom]) -> Cause:

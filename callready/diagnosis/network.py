@@ -51,14 +51,14 @@ def causes(seen: Seen) -> Iterator[Cause]:
             Place.NETWORK,
             f"an address that callers are told is not the host's: {why}",
             "ip address add, or the network's configuration; the inventory's addresses",
-            breaks=seen.flows(family=6 if (host.address6 or "-") in why else 4),
+            breaks=seen.flows(family=_family(why)),
             checks=("test_addresses", "test_units", "test_listening"),
         )
     yield from _others(seen)
     for name, link in devices.items():
         yield from _link(seen, name, link)
     # What has no address has no way either.
-    gone = {6 if (host.address6 or "-") in why else 4 for why in missing}
+    gone = set(map(_family, missing))
     yield from _routes(seen, gone | {6} if missing or no6 else gone)
     yield from _names(seen)
 
@@ -184,6 +184,12 @@ def _is_shaping(text: str) -> bool:
         return int(m[1]) * {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}[m[2]] < SLOW
     is_filter = re.search(r"\bpolice\b|action drop|gact action drop|rate \d+", text)
     return bool(is_filter) and "class" not in text
+
+
+def _family(why: str) -> int:
+    """Of the first address that a sentence names; 4 if it names none."""
+    found = re.search(r"[0-9a-f]+:[0-9a-f:]+|\d+\.\d+\.\d+\.\d+", why)
+    return 6 if found and ":" in found[0] else 4
 
 
 def _routes(seen: Seen, explained: set[int]) -> Iterator[Cause]:

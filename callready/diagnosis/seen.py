@@ -19,7 +19,14 @@ FIREWALL = "callready-firewall.service"
 GIB = 2**30
 
 # Checks by what they are about.
-OF_UNIT = ("test_units", "test_listening", "test_exposure", "test_journal", "test_sweep")
+OF_UNIT = (
+    "test_units",
+    "test_listening",
+    "test_listeners",
+    "test_exposure",
+    "test_journal",
+    "test_sweep",
+)
 OF_CALLS = (
     *("test_direct", "test_relayed", "test_attempts", "test_side_by_side"),
     *("test_path", "test_ipv6_relay"),

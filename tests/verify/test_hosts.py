@@ -244,6 +244,8 @@ def test_listeners(server: Server, check: Check) -> None:
         and not any(item.proto == p and a <= item.port <= b for p, a, b in allowed)
     }
     check.figure(f"{len(server.facts.listeners)} sockets")
+    # What our own open at other ports is said of their configuration.
+    ours = all(any(unit in each for unit in server.release.services) for each in unplanned)
     check.expect(
         not unplanned,
         f"strangers may talk to {', '.join(sorted(unplanned))}, which no role opened",
@@ -255,7 +257,9 @@ def test_listeners(server: Server, check: Check) -> None:
             f"a program that no role opened listens: {', '.join(sorted(unplanned))}",
             "stop it, or list its port in host.other_listeners",
             latent=True,
-        ),
+        )
+        if not ours
+        else None,
     )
 
 
