@@ -51,7 +51,8 @@ def causes(seen: Seen) -> Iterator[Cause]:
             Place.NETWORK,
             f"an address that callers are told is not the host's: {why}",
             "ip address add, or the network's configuration; the inventory's addresses",
-            breaks=seen.flows(family=_family(why)),
+            # Relays are of IPv4, whatever family callers come over.
+            breaks=seen.flows(family=6 if _family(why) == 6 else 0),
             checks=("test_addresses", "test_units", "test_listening"),
         )
     yield from _others(seen)
