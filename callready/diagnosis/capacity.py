@@ -90,7 +90,7 @@ def _relays(seen: Seen) -> Iterator[Cause]:
                 f"{use.service} has no ports left in {use.ports}: {sockets} sockets",
                 f"a wider range ({use.setting}); ss -uanp, for whose they are",
                 *sorted(set(others.values()))[:4],
-                breaks=(flow,),
+                breaks=(flow, *seen.flows(use.unit)),
                 checks=seen.checks(use.unit),
             )
     for name, pool in seen.node.settings.turn_pools.items():
