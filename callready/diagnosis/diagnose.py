@@ -57,7 +57,8 @@ def diagnose(
     lost = [each for each in _left(failed, causes) if each.exchanges and each.fails]
     if lost and look_again:
         inferred, counts = _looked(lost, passed, look_again)
-        inferred += _uncounted(_left(lost, [*causes, *inferred]), passed, counts)
+        dark = {each.host for each in causes if is_blind(each)} - counts.keys()
+        inferred += _uncounted(_left(lost, [*causes, *inferred]), dark)
         # A host that cannot be looked at because of what its callers suffer from too.
         hosts = {each.host for each in inferred}
         causes = [each for each in causes if not (is_blind(each) and each.host in hosts)]
@@ -143,11 +144,10 @@ def _silent(cause: Cause, passed: Sequence[Symptom]) -> Cause:
     )
 
 
-def _uncounted(lost: Sequence[Symptom], passed: Sequence[Symptom], counts: Counts) -> list[Cause]:
-    """What can be said where a host could not count: the one that all of these need, by what still
-    gets there."""
+def _uncounted(lost: Sequence[Symptom], dark: set[str]) -> list[Cause]:
+    """What can be said of hosts that cannot be looked at: the one that all of these need, by what
+    still gets there. A host that counts nothing for another reason is blamed for nothing."""
     found = []
-    dark = {flow.host for each in lost for flow in each.flows} - counts.keys()
     for host in sorted(dark):
         there = [[e.flow for e in each.exchanges if e.flow.host == host] for each in lost]
         mine = [each for each, found in zip(lost, there, strict=True) if found]

@@ -342,6 +342,12 @@ def test_every_kind_of_cause_is_found_by_something() -> None:
     assert [key for key in KEYS if f'"{key}"' not in texts] == []
 
 
+def test_host_that_counted_nothing_is_blamed_for_nothing() -> None:
+    """It has a release that waits for its confirmation, or its connection broke off."""
+    found = diagnose([DIRECT4], (), (), lambda lost: ({}, lost))
+    assert (found.causes, found.unexplained) == ((), (DIRECT4,))
+
+
 def test_flows_in_words() -> None:
     assert (
         in_words([MEDIA4, MEDIA6, HTTPS]) == "50000-60000/udp over IPv4 and IPv6, 443/tcp over IPv4"

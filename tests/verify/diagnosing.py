@@ -167,8 +167,8 @@ def _counted(
     wait(runs.values(), SECONDS)
     again = [each for each, run in runs.items() if not run.done() or run.result()]
     asked = [(server, flows) for server, flows in watched.items() if is_on[server]]
-    counts = threads.map(_end, asked)
-    counted = {server.name: found for (server, _), found in zip(asked, counts, strict=True)}
+    ended = zip(asked, threads.map(_end, asked), strict=True)
+    counted = {server.name: found for (server, _), found in ended if found}
     threads.shutdown(wait=False)  # what goes on has failed
     return counted | {"": _sent(site) | _connected(wanted, site)}, again
 
