@@ -8,11 +8,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
+from secrets import token_hex
 from typing import Literal, NamedTuple
 
 from callready.diagnosis.model import Flow
 
-TABLE, TIMER = "callready_diagnosis", "callready-diagnosis"
+TABLE = f"callready_diagnosis_{token_hex(3)}"
+"""Of this run: two people may look at the same hosts. The unit of its timer has the same name."""
 LARGE = 700
 """Bytes of an IP packet from which on it counts as a large one: checks and signalling are smaller,
 video is larger."""
@@ -76,8 +78,8 @@ if [ -e /var/lib/callready/pending ]; then
     echo 'a release waits for its confirmation' >&2
     exit 1
 fi
-systemctl stop {TIMER}.timer 2> /dev/null
-systemd-run -q --unit={TIMER} --on-active={KEPT} --collect nft delete table inet {TABLE} ||
+systemctl stop {TABLE}.timer 2> /dev/null
+systemd-run -q --unit={TABLE} --on-active={KEPT} --collect nft delete table inet {TABLE} ||
     exit 1
 nft -f - <<'END'
 table inet {TABLE}
@@ -90,7 +92,7 @@ END
 END = f"""
 nft -j list counters table inet {TABLE}
 nft delete table inet {TABLE}
-systemctl stop {TIMER}.timer
+systemctl stop {TABLE}.timer
 """
 """The shell script that prints what was counted, for `read`, and removes the table."""
 
@@ -133,9 +135,10 @@ def _table(watched: Sequence[Watched]) -> str:
 
 def _rules(number: int, each: Watched, point: Point) -> Iterator[str]:
     flow = each.flow
-    family, other = ("ip", "saddr") if flow.family == 4 else ("ip6", "saddr")
-    if point.side == "sport":
-        other = "daddr"
+    family, other = (
+        "ip" if flow.family == 4 else "ip6",
+        "saddr" if point.side == "dport" else "daddr",
+    )
     ports = str(flow.first) if flow.first == flow.last else f"{flow.first}-{flow.last}"
     port = f"{flow.proto} {point.side} {ports}"
     if each.behind and point.hook == "input":

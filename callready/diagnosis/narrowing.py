@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 from callready.diagnosis.counting import POINTS, Counted, Size, Watched
 from callready.diagnosis.model import Exchange, Flow, Place
@@ -23,11 +22,11 @@ NEARLY_ALL = 0.97
 
 @dataclass(frozen=True)
 class Hop:
-    """A place on a host that packets of an exchange pass, and how many did: `sent` and `received`
-    are those of this machine, or of a relay."""
+    """A place on a host that packets of an exchange pass, one of POINTS, and how many did; `sent`
+    are those of this machine (whose name is empty), or of a relay."""
 
     host: str
-    point: Literal["sent", "arrived", "let_in", "answered", "left"]
+    point: str
     packets: int
 
 
@@ -108,13 +107,7 @@ def hops(exchange: Exchange, counts: Counts, size: Size) -> list[Hop]:
     return [*sent, *found, *(Hop(relay.host, p, getattr(near, p)) for p in _POINTS[:2])]
 
 
-_POINTS: tuple[Literal["arrived", "let_in", "answered", "left"], ...] = (
-    "arrived",
-    "let_in",
-    "answered",
-    "left",
-)
-assert tuple(point.name for point in POINTS) == _POINTS
+_POINTS = tuple(point.name for point in POINTS)
 
 
 def _counted(counts: Counts, flow: Flow, client: str, size: Size) -> Counted:
