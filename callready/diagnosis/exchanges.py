@@ -63,14 +63,9 @@ def of_path(fleet: Fleet, path: Path, relayed: Literal[4, 6] = 4) -> tuple[Excha
     first = (signalling(path.sfu, sfu),) if sfu else ()
     if not path.turn:
         assert sfu
-        proto: Literal["udp", "tcp"] = "tcp" if path.way == "TCP" else "udp"
-        return *first, media(path.sfu, sfu, proto, path.family)
+        return *first, media(path.sfu, sfu, "tcp" if path.way == "TCP" else "udp", path.family)
     host = fleet[path.turn]
-    way = next(
-        way
-        for way in ways(host, path.pool)
-        if path.way == f"TURN/{way.over.upper().replace(' ON ', ' ')}"
-    )
+    way = next(way for way in ways(host, path.pool) if way.path == path.way)
     found = *first, turn(path.turn, way, path.family)
     relay = relay_range(path.turn, host, path.pool, relayed)
     return *found, media(path.sfu, sfu, "udp", relayed, relay) if sfu else Exchange(relay, relay)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pyinfra.api.host import Host
 
-from callready.release.facts import SurveyError, host_script
+from callready.release.facts import columns, host_script
 from callready.release.node import Node
 from callready.rollout.remote import as_root
 from callready.settings.models import Workers
@@ -222,12 +222,7 @@ def _user(unit: str) -> str:
 
 def parse(lines: Iterable[str]) -> Inspection:
     """Read what `inspect.sh` printed. Raises SurveyError if the end is missing."""
-    of: dict[str, list[list[str]]] = defaultdict(list)
-    for line in lines:
-        kind, *columns = line.split("\t")
-        of[kind].append(columns)
-    if "end" not in of:
-        raise SurveyError("the inspection was cut short")
+    of = columns(lines, "inspection")
     units: dict[str, dict[str, str]] = defaultdict(dict)
     for unit, key, *value in of["unit"]:
         units[unit][key] = " ".join(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, Literal, NamedTuple
 
 from callready.diagnosis.model import Flow
@@ -233,7 +233,8 @@ def equals(value: Any, right: Any) -> bool:
             case {"range": [low, high]} if isinstance(value, int):
                 return isinstance(low, int) and bool(low <= value <= high)
             case {"range": [low, high]}:
-                return bool(ip_address(low) <= ip_address(value) <= ip_address(high))  # type: ignore[operator]
+                ends = ip_address(low), ip_address(high)
+                return any(ip_address(value) in net for net in summarize_address_range(*ends))
             case {"prefix": {"addr": address, "len": length}}:
                 return ip_address(value) in ip_network(f"{address}/{length}", strict=False)
             case str() if isinstance(value, str):

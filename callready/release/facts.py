@@ -139,6 +139,18 @@ def script(variables: Mapping[str, Iterable[str]]) -> str:
     return head + host_script("survey.sh").decode()
 
 
+def columns(lines: Iterable[str], what: str) -> dict[str, list[list[str]]]:
+    """The lines of each kind that a script on a host printed, without their kind; what somebody's
+    login prints is of none. Raises SurveyError if the end of it, called `what`, is missing."""
+    of: dict[str, list[list[str]]] = defaultdict(list)
+    for line in lines:
+        kind, *rest = line.split("\t")
+        of[kind].append(rest)
+    if "end" not in of:
+        raise SurveyError(f"the {what} was cut short")
+    return of
+
+
 def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
     """Read the survey's output, whose columns `host/survey.sh` names.
 
@@ -147,13 +159,7 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
     Raises SurveyError if the end is missing: something cut it short.
     """
     received_at = time.time()
-    # The lines of each kind, without it; what somebody's login prints is of none.
-    of: dict[str, list[list[str]]] = defaultdict(list)
-    for line in lines:
-        kind, *columns = line.split("\t")
-        of[kind].append(columns)
-    if "end" not in of:
-        raise SurveyError("the survey was cut short")
+    of = columns(lines, "survey")
 
     def word(kind: str, column: int = 0) -> str:
         """A column of the only line of a kind; empty if there is none."""

@@ -37,6 +37,11 @@ class Way:
         """The transport as a person says it."""
         return self.transport + " on 443" * (self.setting == "tls_on_443")
 
+    @property
+    def path(self) -> str:
+        """As a path of media is called by it: `TURN/UDP`, `TURN/TLS 443`."""
+        return f"TURN/{self.over.replace(' on', '')}".upper()
+
 
 def ways(host: HostSettings, pool_name: str) -> list[Way]:
     """Every way into a pool that runs on this host, advertised or not."""

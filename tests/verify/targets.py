@@ -351,8 +351,7 @@ class Route:
         sfu = self.sfu.name if self.sfu else ""
         if not self.turn:
             return Path(sfu, self.proto.upper(), self.family)
-        way = f"TURN/{self.turn.way.over.replace(' on', '')}".upper()
-        return Path(sfu, way, self.family, self.turn.pool_name, self.turn.name)
+        return Path(sfu, self.turn.way.path, self.family, self.turn.pool_name, self.turn.name)
 
     @property
     def words(self) -> str:
