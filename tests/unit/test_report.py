@@ -9,6 +9,7 @@ from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from _pytest._io import TerminalWriter
@@ -18,6 +19,7 @@ from callready.diagnosis.model import Cause, Diagnosis, Explained, Place, Sympto
 from callready.diagnosis.model import Path as MediaPath
 from callready.probes import Finding
 from callready.probes.legs import Step
+from callready.settings.fleet import Fleet
 from tests.support import runs
 from tests.support.runs import WHEN
 from tests.verify import history
@@ -310,10 +312,13 @@ def test_a_terminal_without_these_characters_gets_others(monkeypatch: pytest.Mon
 # The plugin
 
 
+def fleet_of(secrets: list[str]) -> Fleet:
+    return Fleet("inventories/prod", {}, secrets=frozenset(secrets))
+
+
 def test_nothing_that_is_written_has_a_secret_or_the_callers_address(tmp_path: Path) -> None:
     caller, secret = "203.0.113.7", "poison-0123456789"
-    fleet = SimpleNamespace(secrets=[secret])
-    site = Site("inventories/prod", fleet, {}, mapped={caller})  # type: ignore[arg-type]
+    site = Site("inventories/prod", fleet_of([secret]), {}, mapped={caller})
     everywhere = f"{secret} {caller}"
     report = Report(site, tmp_path / "verify.html")
     cause = Cause(
@@ -338,7 +343,7 @@ def test_nothing_that_is_written_has_a_secret_or_the_callers_address(tmp_path: P
     option = SimpleNamespace(verbose=0)
     config = SimpleNamespace(option=option, get_terminal_writer=lambda: TerminalWriter(text))
     for _ in range(2):
-        report.pytest_unconfigure(config)  # type: ignore[arg-type]
+        report.pytest_unconfigure(cast(pytest.Config, config))
     assert secret not in text.getvalue() and caller in text.getvalue()
     assert {path.name for path in tmp_path.iterdir()} == {"verify.html", "verify.json"}
     for file in tmp_path.iterdir():
@@ -348,7 +353,7 @@ def test_nothing_that_is_written_has_a_secret_or_the_callers_address(tmp_path: P
 
 def test_only_the_callers_addresses_are_hidden() -> None:
     addresses = {"203.0.113.7", "2001:db8::7"}
-    site = Site("x", SimpleNamespace(secrets=[]), {}, mapped=addresses)  # type: ignore[arg-type]
+    site = Site("x", fleet_of([]), {}, mapped=addresses)
     others = "203.0.113.70, 1203.0.113.7, 203.0.113.7.5, 2001:db8::71, 2001:db8::7:1"
     assert site.hide_caller(others) == others
     for text in ("203.0.113.7", "203.0.113.7:5000", "2001:db8::7"):

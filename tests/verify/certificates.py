@@ -7,7 +7,7 @@ from callready.diagnosis.causes import of_certificate
 from callready.diagnosis.model import Cause, Flow, Place
 from callready.probes import tls
 from tests.verify.check import Check
-from tests.verify.targets import Server
+from tests.verify.servers import Server
 
 MIN_DAYS = 14
 

@@ -11,7 +11,8 @@ import pytest
 from callready.diagnosis.diagnose import blind
 from callready.diagnosis.model import Cause, Fails, Flow, Tried
 from callready.probes import Finding, ProbeError
-from tests.verify.targets import Server, Site, Unseen
+from tests.verify.servers import Server, Unseen
+from tests.verify.targets import Site
 
 CHECK = pytest.StashKey["Check"]()
 

@@ -22,7 +22,8 @@ from callready.probes.webrtc import NO_VIDEO
 from callready.settings.host_checks import unreachable
 from tests.verify.check import CHECK, Check, params_of
 from tests.verify.report import describe
-from tests.verify.targets import Pair, Route, Server, Sfu, Site, Turn
+from tests.verify.servers import Server
+from tests.verify.targets import Pair, Route, Sfu, Site, Turn
 from tests.verify.test_app import Endpoint
 from tests.verify.test_paths import EPERM
 

@@ -13,7 +13,8 @@ from callready.probes import ProbeError, app, livekit, webrtc
 from callready.settings.models import App, HttpCheck, WebSocketCheck
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
-from tests.verify.targets import Server, Site
+from tests.verify.servers import Server
+from tests.verify.targets import Site
 
 
 class Endpoint(NamedTuple):

@@ -14,7 +14,8 @@ from callready.settings.models import Edge
 from callready.settings.pins import is_pinned, mismatch
 from tests.verify.certificates import check_certificate
 from tests.verify.check import Check, each, having
-from tests.verify.targets import Server, Site, bracketed
+from tests.verify.servers import Server
+from tests.verify.targets import Site, bracketed
 
 STRANGER = "stranger.invalid"  # RFC 2606: nobody's
 EDGE = "frontend http and https in /etc/haproxy/haproxy.cfg; journalctl -u haproxy"

@@ -13,7 +13,8 @@ from callready.release.refusals import in_the_way, is_version, of_addresses
 from callready.settings.models import Workers
 from callready.settings.ports import parse_port
 from tests.verify.check import Check, each, having, unseen
-from tests.verify.targets import Server, Site
+from tests.verify.servers import Server
+from tests.verify.targets import Site
 
 NFTABLES = f"{ROOT}/nftables.conf"
 DEPLOY = "whether the last deploy of this host ended well; `pyinfra INVENTORY deploy.py --dry` "

@@ -7,7 +7,8 @@ from callready.probes import local_address, ports
 from callready.settings.host_checks import unreachable
 from callready.settings.ports import Use, parse_port
 from tests.verify.check import Check, each, having
-from tests.verify.targets import Server, Site
+from tests.verify.servers import Server
+from tests.verify.targets import Site
 
 
 @each(having(lambda server: server.planned.packages))
