@@ -24,6 +24,7 @@ class Check:
         self.figures: list[str] = []
         self.connects: list[float] = []
         self.seconds = 0.0
+        self.passed = False
         self.findings: list[Finding] = []
         self.causes: list[Cause] = []
         self.tried: list[Tried] = []
@@ -69,6 +70,7 @@ class Check:
         """Raise CheckFailed if anything was noted."""
         if self.findings:
             raise CheckFailed(*self.findings)
+        self.passed = True
 
 
 def unseen(error: ProbeError) -> Cause | None:
