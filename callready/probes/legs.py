@@ -392,17 +392,13 @@ async def _relayed(
     server = await _resolved(trial, through)
     ways = server, through.credentials, WAIT
     async with contextlib.AsyncExitStack() as stack:
-        near = await stack.enter_async_context(client(*ways, trial.begin))
-        if server.transport == "udp":
-            near.channel.transport = trial.sending(near.channel.transport)
+        near = await stack.enter_async_context(client(*ways, trial.begin, trial.sending))
         trial.begin("allocate")
         relay = await near.allocate(through.relay)
         own = relay.relayed_address, relay.relayed_port
         trial.leg = replace(trial.leg, relay=endpoint(*own))
         if offer is None:
-            far = await stack.enter_async_context(client(*ways))
-            if server.transport == "udp":
-                far.channel.transport = trial.sending(far.channel.transport)
+            far = await stack.enter_async_context(client(*ways, sending=trial.sending))
             other = await far.allocate(through.relay)
             peer = other.relayed_address, other.relayed_port
             await far.bind(own)

@@ -19,7 +19,7 @@ import secrets
 import statistics
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -43,6 +43,10 @@ messages.ATTRIBUTES_BY_NAME[_FAMILY] = (
     messages.pack_unsigned,
     messages.unpack_unsigned,
 )
+
+# The server may still know a port from the caller who had it before: a client tries three before it
+# gives up on a 437 (RFC 8656 section 7.4).
+_PORTS = 3
 
 # What a caller suffers by code, and what to look at (RFC 8656 section 19).
 _REFUSALS = {
@@ -185,16 +189,25 @@ class Client(asyncio.DatagramProtocol):
     """One caller at a TURN server; `client` opens and closes it. Its requests raise TurnRefused,
     and ProbeError where no answer comes."""
 
+    channel: Channel
+
     def __init__(
-        self, server: TurnServer, channel: Channel, started: float, timeout: float = TIMEOUT
+        self, server: TurnServer, open_channel: Callable[[], Awaitable[Channel]], timeout: float
     ) -> None:
         self.server = server
-        self.channel = channel
         self.timeout = timeout
-        self._started = started
+        self._open_channel = open_channel
+        self._started = time.perf_counter()
         self._allocated = False
         self._received: asyncio.Queue[bytes] = asyncio.Queue()
-        channel.receiver = self
+
+    async def connect(self) -> None:
+        """Connect, from a port of its own."""
+        try:
+            self.channel = await self._open_channel()
+        except OSError as error:
+            raise _unreachable(self.server, error) from None
+        self.channel.receiver = self
 
     async def ask(
         self, method: messages.Method, attributes: dict[str, Any], about: str = ""
@@ -214,7 +227,15 @@ class Client(asyncio.DatagramProtocol):
         wanted = {"REQUESTED-TRANSPORT": transport, "LIFETIME": 600}
         if family == 6:  # without the attribute a server relays over IPv4, and browsers send none
             wanted[_FAMILY] = 0x02000000
-        got = await self.ask(messages.Method.ALLOCATE, wanted)
+        for ports_left in reversed(range(_PORTS)):
+            try:
+                got = await self.ask(messages.Method.ALLOCATE, wanted)
+                break
+            except TurnRefused as refused:
+                if refused.code != 437 or self._allocated or not ports_left:
+                    raise
+                self.channel.transport.close()
+                await self.connect()
         self._allocated = True
         took = time.perf_counter() - self._started
         relayed: tuple[str, int] = got["XOR-RELAYED-ADDRESS"]
@@ -268,16 +289,18 @@ async def client(
     credentials: Credentials | None,
     timeout: float = TIMEOUT,
     begin: Callable[[str], object] = str,
+    sending: Callable[[asyncio.BaseTransport], asyncio.DatagramTransport] | None = None,
 ) -> AsyncIterator[Client]:
     """A connected caller, anonymous without credentials; leaves no allocation behind.
 
     Waits `timeout` seconds for the connection and for each answer; `begin` as in `stun.connect`.
+    `sending` gets what UDP is sent with, and returns what it shall be sent with.
 
     Raises:
         ProbeError: no connection, or TLS that a caller would not trust.
     """
-    started = time.perf_counter()
-    try:
+
+    async def open_channel() -> Channel:
         channel = await connect(
             server.connect_to or (server.address, server.port),
             server.protocol,
@@ -286,11 +309,14 @@ async def client(
             timeout,
             begin,
         )
-    except OSError as error:
-        raise _unreachable(server, error) from None
-    if credentials:
-        channel.username, channel.password = credentials.username, credentials.password
-    caller = Client(server, channel, started, timeout)
+        if credentials:
+            channel.username, channel.password = credentials.username, credentials.password
+        if sending and server.protocol == "udp":
+            channel.transport = sending(channel.transport)
+        return channel
+
+    caller = Client(server, open_channel, timeout)
+    await caller.connect()
     try:
         yield caller
     finally:

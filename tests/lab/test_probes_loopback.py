@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,40 @@ def test_a_second_allocation_on_one_connection_gets_437(server: TurnServer) -> N
     with pytest.raises(TurnRefused) as refused:
         asyncio.run(twice())
     assert refused.value.code == 437
+
+
+@pytest.mark.parametrize(("ports", "code"), [(2, None), (3, 437)])
+def test_a_port_of_which_the_server_has_an_allocation_is_left_for_another(
+    server: TurnServer, monkeypatch: pytest.MonkeyPatch, ports: int, code: int | None
+) -> None:
+    async def without_goodbye() -> int:
+        caller = turn.Client(server, partial(stun.connect, (server.address, server.port), "udp"), 5)
+        await caller.connect()
+        minted = turn.mint(SECRET, 60)
+        caller.channel.username, caller.channel.password = minted.username, minted.password
+        await caller.allocate()
+        address = caller.channel.transport.get_extra_info("sockname")
+        caller.channel.transport.abort()
+        return int(address[1])
+
+    taken = [asyncio.run(without_goodbye()) for _ in range(ports)]
+
+    async def connect(address: tuple[str, int], *_: object) -> stun.Channel:
+        local = ("127.0.0.1", taken.pop(0) if taken else 0)
+        loop = asyncio.get_running_loop()
+        return (
+            await loop.create_datagram_endpoint(
+                lambda: stun.UdpChannel(address), local_addr=local, remote_addr=address
+            )
+        )[1]
+
+    monkeypatch.setattr(turn, "connect", connect)
+    try:
+        turn.allocate(server, turn.mint(SECRET, 60))
+        seen = None
+    except TurnRefused as refused:
+        seen = refused.code
+    assert (seen, taken) == (code, [])
 
 
 def test_quota_and_capacity_are_told_apart(start: Start) -> None:
