@@ -10,6 +10,7 @@ from callready.diagnosis.counting import Size
 from callready.diagnosis.model import (
     Cause,
     Diagnosis,
+    Exchange,
     Explained,
     Fails,
     Flow,
@@ -62,7 +63,7 @@ def diagnose(
         # A host that cannot be looked at because of what its callers suffer from too.
         hosts = {each.host for each in inferred}
         causes = [each for each in causes if not (is_blind(each) and each.host in hosts)]
-        causes += inferred
+        causes = _with_ssh([*causes, *inferred])
     explained = [
         Explained(cause, tuple(each for each in failed if _is_of(each, cause))) for cause in causes
     ]
@@ -76,7 +77,7 @@ def _looked(
     """What packets say of symptoms, and what was counted first."""
     first, again = look_again(lost)
     found = _losses(again, first)
-    causes = _inferred(found, passed)
+    causes = _inferred(found, lost, passed)
     failed_again = list(again)
     for _ in range(LOOKS - 1):
         rest = [each for each in _left(lost, causes) if each not in failed_again]
@@ -85,7 +86,7 @@ def _looked(
         counts, again = look_again(rest)
         failed_again += again
         found += _losses(again, counts)
-        causes = _inferred(found, passed)
+        causes = _inferred(found, lost, passed)
     return causes, first
 
 
@@ -310,7 +311,9 @@ def _losses(symptoms: Iterable[Symptom], counts: Counts) -> list[tuple[str, Fail
     return [(_kind(at, fails, counts), fails, at) for fails, at in found]
 
 
-def _inferred(found: Sequence[tuple[str, Fails, Loss]], passed: Sequence[Symptom]) -> list[Cause]:
+def _inferred(
+    found: Sequence[tuple[str, Fails, Loss]], lost: Sequence[Symptom], passed: Sequence[Symptom]
+) -> list[Cause]:
     """What the counted packets say of symptoms, those of the same kind and place in one."""
     certain = [at for _, fails, at in found if not _is_unclear(fails, at)]
     lossy = [at.exchange.flow for _, fails, at in found if fails == "some"]
@@ -328,9 +331,55 @@ def _inferred(found: Sequence[tuple[str, Fails, Loss]], passed: Sequence[Symptom
         kinds.setdefault((kind, (at.before.host, at.host, at.size), some), []).append(at)
     causes = [_cause(KINDS[kind], losses, some) for (kind, _, some), losses in kinds.items()]
     causes = _here(_at_one_host(causes, passed), passed, "lost-before-host", "this-network")
-    # Large packets are those of paths.
+    # Large packets are those of paths; large ones back are those that a relay sends to itself.
     paths = [each for each in passed if each.check == "test_path"]
-    return _here(causes, paths, "large-packets-lost")
+    if any(kind == "behind" and at.size == "large" for kind, _, at in found):
+        paths = [each for each in paths if any(map(_is_echoed, each.exchanges))]
+    causes = _here(causes, paths, "large-packets-lost")
+    return _lossy_here(causes, lost, passed)
+
+
+def _is_echoed(exchange: Exchange) -> bool:
+    return exchange.relay is not None and exchange.relay.host == exchange.flow.host
+
+
+def _lossy_here(
+    found: Sequence[Cause], lost: Sequence[Symptom], passed: Sequence[Symptom]
+) -> list[Cause]:
+    """One cause at this machine instead of one at each of several hosts, where a part of the
+    packets is lost, and none of those that are asked over UDP is without loss."""
+    lossy = [
+        each
+        for each in found
+        if each.key in ("packets-lost", "large-packets-lost", "lost-behind-host")
+        and each.place is Place.EDGE
+        and {flow.host for flow in each.breaks} == {each.host}
+    ]
+    suffer = {flow.host for each in lost for flow in each.flows}
+    asked = {flow for each in (*lost, *passed) for flow in each.flows}
+    if (
+        len({each.host for each in lossy}) < 2
+        or all(each.key != "packets-lost" for each in lossy)
+        or {flow.host for flow in asked if flow.proto == "udp"} - suffer
+    ):
+        return list(found)
+    everything: list[Flow] = []
+    for host in {flow.host for flow in asked}:
+        everything += Flow(host, "tcp", 1, 65535), Flow(host, "udp", 1, 65535)
+    here = replace(
+        lossy[0],
+        key="this-network",
+        host="",
+        place=Place.HERE,
+        what="a part of the packets between here and every host is lost",
+        mend="the link and the limits of this machine (tc qdisc, a full line); verify from where "
+        "callers are",
+        evidence=tuple(text for cause in lossy for text in cause.evidence),
+        breaks=tuple(everything),
+        ruled_out=("a single host or its provider: all of them suffer alike",),
+        only="",
+    )
+    return [here, *(each for each in found if each not in lossy)]
 
 
 def _leaves(lost: Loss) -> bool:

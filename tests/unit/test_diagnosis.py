@@ -37,11 +37,11 @@ def counted(
     symptoms: Sequence[Symptom],
     seen: dict[tuple[Flow, str], Counted],
     large: Counted = NONE,
-    hosts: Sequence[str] = ("sfu", "turn"),
+    hosts: Sequence[str] = ("sfu", "turn", "turn2"),
 ) -> Counts:
     """What hosts counted; all is well with what is not in `seen`."""
     wanted = [each for symptom in symptoms for each in symptom.exchanges]
-    addresses = {"sfu": ["198.51.100.11"], "turn": ["198.51.100.21"]}
+    addresses = {"sfu": ["198.51.100.11"], "turn": ["198.51.100.21"], "turn2": ["198.51.100.22"]}
     found: dict[str, dict[tuple[Watched, Size], Counted]] = {}
     for host, flows in watch(wanted, ["198.51.100.2"], addresses).items():
         if host in hosts:
@@ -253,6 +253,36 @@ def test_nothing_to_any_host_is_this_machine() -> None:
     fine = symptom(Exchange(Flow("app", "udp", 9, 9, 4)))
     found = causes(*failed, passed=[fine], counts=counted(failed, lost))
     assert {cause.key for cause in found} == {"lost-before-host"}
+
+
+def test_some_packets_of_every_host_lost_are_lost_here() -> None:
+    turn = Flow("turn", "udp", 3478, 3478, 4)
+    lossy = [replace(each, fails="some") for each in (DIRECT4, symptom(Exchange(turn)))]
+    failed = [*lossy, symptom(Exchange(HTTPS), check="test_tls")]
+    some = {(MEDIA4, ""): Counted(*[50] * 4), (turn, ""): Counted(*[50] * 4)}
+    counts = {**counted(lossy, some)}
+    counts[""] = {(Watched(each), "small"): Counted(left=70) for each, _ in some}
+    unseen = Symptom("test_state", "turn", "", causes=(blind("turn", "no words"),))
+    reached = symptom(Exchange(Flow("turn", "tcp", 22, 22)), check="test_ssh")
+    (cause,) = causes(*failed, unseen, passed=[reached], counts=counts)
+    assert (cause.key, cause.place, cause.host) == ("this-network", Place.HERE, "")
+    fine = symptom(Exchange(Flow("turn2", "udp", 3478, 3478, 4)))
+    found = causes(*lossy, passed=[fine], counts=counts)
+    assert [cause.key for cause in found] == ["packets-lost", "packets-lost"]
+
+
+def test_large_packets_that_come_back_from_no_relay() -> None:
+    """Direct paths have small answers: that they pass says nothing of what hosts send."""
+    relays = []
+    for host in ("turn", "turn2"):
+        turn = Exchange(Flow(host, "udp", 3478, 3478, 4))
+        echo = Exchange(RELAYS._replace(host=host), RELAYS._replace(host=host))
+        relays.append(symptom(turn, echo, fails="large"))
+    counts = counted(relays, {}, large=FINE)
+    (cause,) = causes(*relays, passed=[DIRECT4], counts=counts)
+    assert cause.key == "this-network"
+    echoed = replace(relays[0], exchanges=(Exchange(MEDIA4), *relays[0].exchanges[1:]))
+    assert len(causes(*relays, passed=[echoed], counts=counts)) == 2
 
 
 def test_nothing_leaves_this_machine() -> None:
