@@ -7,6 +7,7 @@ python -m callready.docs inventories/prod  print ports and edge firewall rules o
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,13 +15,15 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import annotated_types
+import yaml
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from callready.diagnosis.keys import KEYS
+from callready.release.render import render
 from callready.secrets.loading import load_fleet
-from callready.settings import models
+from callready.settings import models, types
 from callready.settings.fields import model_in, origin_of
 from callready.settings.fleet import Fleet
 from callready.settings.host_checks import unreachable
@@ -63,6 +66,7 @@ def pages() -> dict[Path, str]:
         ROOT / "docs/ports.md": ports_page(fleet),
         guide: f"{head}<!-- edge rules -->\n{rules}\n<!-- end of edge rules -->\n{tail}",
         ROOT / "docs/verification.md": verification_page(),
+        ROOT / "docs/watching.md": watching_page(),
     }
 
 
@@ -71,6 +75,60 @@ def verification_page() -> str:
     head, mark, _ = (ROOT / "docs/verification.md").read_text().partition("<!-- causes -->\n")
     rows = ((f"`{key}`", f"{words[:1].upper()}{words[1:]}") for key, words in KEYS.items())
     return f"{head}{mark}\n{_markdown('cause, what is wrong', rows)}"
+
+
+# ---- alerts ----
+
+# From a fault to the message of a page, in seconds at most; the tests hold them against the rules
+# and templates.
+TO_THE_MESSAGE = {
+    "the synthetic caller asks again": 25,
+    "and waits for the answer": 10,
+    "Prometheus asks for what it found": 15,
+    "Prometheus looks at its rules": 15,
+    "`for` of every page": 60,
+    "Alertmanager waits for more of the same host": 10,
+}
+
+
+def rules() -> str:
+    """The rules of Prometheus for the hosts of the example."""
+    return render("alerts.yml.j2", livekit_names=["livekit.example.com"]).decode()
+
+
+def alerts() -> dict[str, dict[str, Any]]:
+    """Every alert by its name, as the rules have it."""
+    (group,) = yaml.safe_load(rules())["groups"]
+    return {rule["alert"]: rule for rule in group["rules"] if "alert" in rule}
+
+
+def watching_page() -> str:
+    """The page of the monitor, with the table of its alerts."""
+    page = (ROOT / "docs/watching.md").read_text()
+    head, mark, rest = page.partition("<!-- alerts -->\n")
+    _, end, tail = rest.partition("<!-- end of alerts -->\n")
+    rows = []
+    for name, rule in alerts().items():
+        told = {key: _without_values(text) for key, text in rule["annotations"].items()}
+        link = told["docs"].removeprefix("docs/")
+        held = f", for {rule['for'].removesuffix('m')} min" if "for" in rule else ""
+        severity = rule["labels"]["severity"]
+        rows.append(
+            [f"[{name}]({link})", severity, told["summary"], told["when"] + held, told["look_at"]]
+        )
+    table = _markdown("alert, severity, what callers suffer, when it is sent, where to look", rows)
+    steps = [[what, f"{seconds} s"] for what, seconds in TO_THE_MESSAGE.items()]
+    total = ["**together**", f"**{sum(TO_THE_MESSAGE.values())} s**"]
+    delay = _markdown("from a fault to the message of a page, at most", [*steps, total])
+    return f"{head}{mark}\n{table}\n{delay}\n{end}{tail}"
+
+
+def _without_values(text: str) -> str:
+    """A text of an alert as it is for any host: HOST for its name."""
+    text = re.sub(r"\{\{ (range|with) .*\{\{ end \}\}", "…", text)
+    text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), text)
+    text = re.sub(r"\{\{ humanizePercentage \$value \}\}", "N %", text)
+    return re.sub(r"\{\{ .*?\$value \}\}", "N", text)
 
 
 # ---- settings ----
@@ -158,29 +216,32 @@ def _markdown(columns: str, rows: Iterable[Iterable[str]]) -> str:
 
 
 _WORDS: dict[Any, str] = {
-    models.Port: "port",
-    models.IPv4: "IPv4 address",
-    models.IPv6: "IPv6 address",
-    models.Listener: "`ADDRESS:PORT`",
-    models.IP: "IP address",
-    models.StunServer: "`HOST:PORT`",
-    models.RedisAddress: "`HOST:PORT` or absolute path",
-    models.LiveKitUrl: "`ws://` or `wss://` URL without a path",
-    models.HttpUrl: "`http://` or `https://` URL without a query",
-    models.HttpUrlWithQuery: "`http://` or `https://` URL",
-    models.WsUrlWithQuery: "`ws://` or `wss://` URL",
-    models.DirectoryUrl: "`https://` URL",
-    models.PeerRange: "address or range",
-    models.SecretByHand: "secret reference, by hand",
-    models.GeneratedSecret: "secret reference, 32 characters or more, generated",
-    models.Username: "name",
-    models.Unit: "systemd unit",
-    models.Path: "absolute path",
-    models.Name: "host name",
-    models.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
-    models.Network: "address or network",
-    models.Source: "address, network or group",
-    models.Protocol: "protocol",
+    types.Port: "port",
+    types.IPv4: "IPv4 address",
+    types.IPv6: "IPv6 address",
+    types.Listener: "`ADDRESS:PORT`",
+    types.IP: "IP address",
+    types.StunServer: "`HOST:PORT`",
+    types.RedisAddress: "`HOST:PORT` or absolute path",
+    types.LiveKitUrl: "`ws://` or `wss://` URL without a path",
+    types.HttpUrl: "`http://` or `https://` URL without a query",
+    types.HttpUrlWithQuery: "`http://` or `https://` URL",
+    types.WsUrlWithQuery: "`ws://` or `wss://` URL",
+    types.DirectoryUrl: "`https://` URL",
+    types.SmtpServer: "`HOST:PORT`",
+    types.Mailbox: "mail address",
+    types.AlertUrl: "`http://` or `https://` URL, or a secret reference to one, by hand",
+    types.PeerRange: "address or range",
+    types.SecretByHand: "secret reference, by hand",
+    types.GeneratedSecret: "secret reference, 32 characters or more, generated",
+    types.Username: "name",
+    types.Unit: "systemd unit",
+    types.Path: "absolute path",
+    types.Name: "host name",
+    types.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
+    types.Network: "address or network",
+    types.Source: "address, network or group",
+    types.Protocol: "protocol",
     Any: "any",
 }
 
@@ -237,20 +298,32 @@ def example() -> Fleet:
         "turn1.example.com": _host("turn1.example.com", {"turn"}, {"calls": {}}),
         "turn2.example.com": _host("turn2.example.com", {"turn"}, {"avatar": {}}),
         "app1.example.com": _host("app1.example.com", {"app"}, {}),
+        "mon1.example.com": _host("mon1.example.com", {"monitor"}, {}, "192.0.2.41"),
     }
     return Fleet("inventories/prod", hosts)
 
 
 def one_host() -> HostSettings:
     """The host of inventories/single as it is shipped, with ports that do not meet."""
-    host = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST)
+    host = _host("one.example.com", {"livekit", "turn", "app"}, ONE_HOST, watched=False)
     if clash := list(overlaps(port_plan(host))):
         raise ValueError(f"ONE_HOST of callready/docs.py: {clash}")
     return host
 
 
-def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]) -> HostSettings:
+def _host(
+    name: str,
+    groups: set[str],
+    pools: Mapping[str, Mapping[str, object]],
+    address: str | None = None,
+    watched: bool = True,
+) -> HostSettings:
     secret = SecretStr("-" * 32)
+    page = {"mail": ["oncall@example.com"]}
+    monitor = {"url": "https://monitor.example.com", "password": secret, "page": page}
+    livekit = {"url": "wss://livekit.example.com", "keys": {"APIexample": secret}}
+    if watched:
+        livekit["prometheus"] = {"password": secret}
     both: dict[str, object] = {"realm": "example.com", "secrets": [secret]}
     same = {"calls": {**both, "tls_on_443": True}, "avatar": both}
     return HostSettings.model_validate(
@@ -258,7 +331,9 @@ def _host(name: str, groups: set[str], pools: Mapping[str, Mapping[str, object]]
             "name": name,
             "groups": groups,
             "pools": list(pools),
-            "livekit": {"url": "wss://livekit.example.com", "keys": {"APIexample": secret}},
+            "address": address,
+            "livekit": livekit,
+            "monitor": monitor if watched else None,
             "turn": {"pools": {pool: {**same[pool], **own} for pool, own in pools.items()}},
             "edge": {},
             "tls": {"acme": {"email": "operator@example.com"}},

@@ -1,9 +1,9 @@
 """Rotate a secret under load, one phase a run: python -m callready.rotate inventories/ENV WHAT
 
 WHAT is `turn` (the secrets that LiveKit and the app mint TURN credentials with), `livekit` (the API
-keys) or the name of one entry of the store, such as `turn/avatar` or the app's `app/token`. Each
-phase is an ordinary deploy of the whole fleet; the store's entry and what stands beside it say
-which phase it is in:
+keys), `fleet-ca` (the authority by which hosts know each other) or the name of one entry of the
+store, such as `turn/avatar` or the app's `app/token`. Each phase is an ordinary deploy of the whole
+fleet; the store's entry and what stands beside it say which phase it is in:
 
     turn/calls                       at rest
     turn/calls + turn/calls.next     1: accepted beside the old one, nothing mints with it yet
@@ -62,7 +62,14 @@ WORDS = {
         2: "the new token is the app's in the store: give it to who calls the app",
         3: "the old token is gone",
     },
+    "fleet-ca": {
+        1: "hosts accept the certificates of the new authority beside those of the old one",
+        2: "every host has a certificate of the new authority",
+        3: "certificates of the old authority are refused",
+    },
 }
+# Those that WHAT may be instead of a name.
+_KINDS = ("turn", "livekit", "fleet-ca")
 
 
 class RotationError(Exception):
@@ -121,6 +128,8 @@ class Rotation:
             ttl = max(item.token_ttl for item in livekits)
         elif self.kind == "turn":
             ttl = max(item.rtc.turn_ttl for item in livekits)
+        elif self.kind == "fleet-ca":
+            ttl = 0  # nothing of the old one is left
         else:  # others' programs use it: a day, as the setting's limit
             ttl = 86_400
         return timedelta(seconds=skew + ttl)
@@ -174,14 +183,14 @@ def chosen(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[st
             kind = "turn" if field.path in minted else "pool"
         if kind:
             kinds |= dict.fromkeys(names, kind)
-        if kind == what and what in ("turn", "livekit"):
+        if kind == what and what in _KINDS:
             ours |= set(names[:1])  # the first key is the app's, others are for other programs
     if ours:
         return what, sorted(ours)
     if what in kinds:
         return kinds[what], [what]
     raise RotationError(
-        f"{what}: nothing to rotate by this name; WHAT is turn, livekit, or one of "
+        f"{what}: nothing to rotate by this name; WHAT is turn, livekit, fleet-ca, or one of "
         + (", ".join(sorted(kinds)) or "the secrets of turn.pools, livekit.keys and app.api_token")
     )
 
@@ -191,7 +200,7 @@ def rotate(inventory: str, what: str, wanted: int | None = None, end_calls: bool
 
     Args:
         inventory: path of the inventory.
-        what: `turn`, `livekit` or a name of the store.
+        what: `turn`, `livekit`, `fleet-ca` or a name of the store.
         wanted: the phase the operator means; another one is refused.
         end_calls: remove an old LiveKit key although calls are running.
 
@@ -274,7 +283,7 @@ def _complete(rotation: Rotation, phase: int) -> str:
 
 def _by_hand(rotation: Rotation, phase: int) -> str:
     """What has to read its environment again in this phase and is not restarted by callready."""
-    if rotation.kind == "pool" or (rotation.kind != "app" and phase != 2):
+    if rotation.kind in ("pool", "fleet-ca") or (rotation.kind != "app" and phase != 2):
         return ""
     apps = [h.app for h in rotation.fleet.group("app").values() if h.app]
     if any(app.restart or app.commands for app in apps):
@@ -332,7 +341,9 @@ def main(arguments: list[str]) -> int:
         "python -m callready.rotate", description="Rotate a secret, one phase a run."
     )
     parser.add_argument("inventory", help="such as inventories/prod")
-    parser.add_argument("what", help="turn, livekit, or an entry of the store such as turn/avatar")
+    parser.add_argument(
+        "what", help="turn, livekit, fleet-ca, or an entry of the store such as turn/avatar"
+    )
     parser.add_argument("--phase", type=int, choices=[1, 2, 3], help="refuse unless it is this one")
     parser.add_argument(
         "--end-calls", action="store_true", help="remove an old LiveKit key although calls run"

@@ -69,6 +69,7 @@ HOSTS = {
         Host("turn1", 21, "bookworm"),
         Host("turn2", 22, "trixie"),
         Host(APP_HOST, 31, "trixie"),
+        Host("mon1", 41, "bookworm"),
         *(Host(name, 101 + i, SUITES[i % 2]) for i, name in enumerate(BENCH_HOSTS)),
     )
 }

@@ -18,8 +18,9 @@ from callready.settings.checks import check
 from callready.settings.fields import model_in
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data, one_machine, require_roles
-from callready.settings.models import INLINE, HostSettings
+from callready.settings.models import HostSettings
 from callready.settings.problem import Findings, Problem, SettingsError
+from callready.settings.types import INLINE
 
 # pyinfra's own host data: connector settings and global arguments.
 SSH, ARGUMENT = "ssh_", "_"

@@ -8,7 +8,7 @@ HIDDEN = "••••••"
 # Values of keys that hold secrets, in YAML, turnserver.conf and environment files; everything in
 # livekit.yaml's `keys:`; passwords in URLs and connection strings; long random words.
 _KEY = re.compile(
-    r"(?im)^(?P<key>[^:=\n]*(?:secret|password|(?<!Load)credential|passwd|pwd|token|api_key|"
+    r"(?im)^(?P<key>[^:=\n]*(?:secret|password|(?<!Load)credential|authorization|passwd|pwd|token|api_key|"
     r"(?-i:user))['\"]?\s*[:=]\s*)(?P<value>\S.*)$"
 )
 _KEYS = re.compile(r"(?m)^keys:\n(?:[ \t]+\S.*\n?)+")

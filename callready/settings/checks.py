@@ -19,7 +19,7 @@ from callready.settings.endpoints import split_endpoint
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import GROUPS, mistyped
-from callready.settings.models import HostSettings, LiveKit
+from callready.settings.models import ROLES, HostSettings, LiveKit
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Findings, Level, Problem
 from callready.settings.uris import place
@@ -62,7 +62,7 @@ def _sources(fleet: Fleet) -> Findings:
     for name, host in fleet.hosts.items():
         for use in port_plan(host):
             for source in use.some:
-                if "/" in source:
+                if "/" in source or (use.role == "monitor" and source in ROLES):
                     continue
                 key = host_checks.sources_key(use.setting)
                 hosts = fleet.group(source)
@@ -143,13 +143,16 @@ def _claims(host: HostSettings) -> Iterator[tuple[str, _Claim]]:
     if (app := host.backend) and app.url:
         at, port = place(app.url)
         yield at, _Claim("app.url", at in host.edge_backends, port)
+    if monitor := host.watches:
+        at, port = place(monitor.url)
+        yield at, _Claim("monitor.url", True, port)
 
 
 def _names(fleet: Fleet) -> Findings:
     """One name for different hosts: DNS leads callers to one of them."""
     claims: dict[str, dict[str, list[_Claim]]] = {}
     for name, host in fleet.hosts.items():
-        for at, claim in _claims(host) if host.groups & {"livekit", "turn", "app"} else ():
+        for at, claim in _claims(host) if host.groups & ROLES else ():
             at = str(android.address(at) or at)
             claims.setdefault(at, {}).setdefault(name, []).append(claim)
     for at, hosts in claims.items():
@@ -176,6 +179,27 @@ def _of_turn(claim: _Claim) -> bool:
 def _contradict(a: _Claim, b: _Claim) -> bool:
     is_one_port = a.port == b.port or None in (a.port, b.port)
     return (a.firm and b.firm) or _of_turn(a) or _of_turn(b) or ((a.firm or b.firm) and is_one_port)
+
+
+def _monitor(fleet: Fleet) -> Findings:
+    """One host watches all of them."""
+    watched = [name for name, host in fleet.hosts.items() if host.watched]
+    watching = list(fleet.group("monitor"))
+    if watched and not watching:
+        why = "is set, and no host is in group monitor: put one into it, or take monitor out"
+        yield watched, Problem("monitor", why)
+    if len(watching) > 1:
+        why = "are in group monitor, and one host watches all: take the others out"
+        yield watching, Problem("", why)
+    dark = [name for name, host in fleet.hosts.items() if host.groups & ROLES and not host.monitor]
+    if watching and dark:
+        why = f"is missing: {', '.join(watching)} watches every host; set it once for all"
+        yield dark, Problem("monitor", why)
+    settings = [host.monitor for host in fleet.hosts.values() if host.watched]
+    authorities = [host.fleet_ca for host in fleet.hosts.values() if host.watched]
+    if not _all_same([*settings]) or not _all_same([*authorities]):
+        why = "differs between hosts: set monitor and fleet_ca once for all"
+        yield watched, Problem("monitor", why)
 
 
 def _clusters(fleet: Fleet) -> Findings:
@@ -218,7 +242,7 @@ def _is_loopback(address: str) -> bool:
 
 _OF_HOSTS = (
     *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
-    *(_names, _clusters),
+    *(_names, _monitor, _clusters),
 )
 
 

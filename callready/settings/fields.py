@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from callready.settings.models import HostSettings, Origin
+from callready.settings.models import HostSettings
+from callready.settings.types import Origin
 
 
 class SecretField(NamedTuple):

@@ -28,6 +28,11 @@ class Fleet:
         """The hosts of an inventory group."""
         return {key: host for key, host in self.hosts.items() if name in host.groups}
 
+    @property
+    def watched(self) -> dict[str, HostSettings]:
+        """The hosts that the monitor measures."""
+        return {key: host for key, host in self.hosts.items() if host.watched}
+
     def pool(self, name: str | None) -> dict[str, HostSettings]:
         """The hosts that run the TURN pool `name`; none if there is no such pool."""
         return {key: host for key, host in self.hosts.items() if name in host.turn_pools}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from callready.settings import android, coturn_keys, livekit_keys, pools
+from callready.settings import android, coturn_keys, endpoints, livekit_keys, pools
 from callready.settings.models import HostSettings
 from callready.settings.ports import port_plan
 from callready.settings.problem import Problem
@@ -238,7 +238,57 @@ def _stun_server(host: HostSettings) -> Problems:
         )
 
 
+def _monitor(host: HostSettings) -> Problems:
+    if "monitor" in host.groups and host.monitor is None:
+        yield Problem(
+            "monitor",
+            "is missing: callready sets up Prometheus on the host of group monitor "
+            "(docs/watching.md); a group of your own needs another name",
+        )
+    if not (monitor := host.watched):
+        return
+    if not host.fleet_ca:
+        yield Problem(
+            "fleet_ca",
+            'is missing: the monitor and the hosts know each other by it; write "secret:fleet/ca"',
+        )
+    if (livekit := host.sfu) and not livekit.prometheus:
+        yield Problem(
+            "livekit.prometheus",
+            "is missing: the monitor reads LiveKit's metrics; write "
+            '{"password": "secret:livekit/prometheus"}',
+        )
+    if monitor.livekit_key and livekit and monitor.livekit_key not in livekit.keys:
+        yield Problem(
+            "monitor.livekit_key",
+            f"is {monitor.livekit_key}, which is not one of livekit.keys: add it there, with a "
+            'secret of its own such as "secret:monitor/livekit"',
+        )
+    if not host.watches:
+        return
+    for key, address in monitor.urls:
+        try:
+            endpoints.url("http", "https", query=True)(address.get_secret_value())
+        except ValueError:  # whose words have the token
+            yield Problem(f"monitor.{key}", "is not an http:// or https:// URL")
+    if host.edge is None:
+        yield Problem("edge", "is missing: it serves monitor.url; write edge = {}")
+    if monitor.page.is_nobody:
+        yield Problem(
+            "monitor.page", "is missing: nobody would be told; name mail addresses or webhooks"
+        )
+    if monitor.mail is None and (monitor.page.mail or monitor.ticket.mail):
+        yield Problem("monitor.mail", "is missing: the server that takes mails of alerts")
+    if monitor.watchdog is None and host.groups & {"livekit", "turn"}:
+        yield Problem(
+            "monitor.watchdog",
+            "is missing: the monitor is on a host that it watches, and nobody says that the host "
+            "is down; name the URL of a dead man's switch elsewhere",
+        )
+
+
 _OF_ROLES = (
+    _monitor,
     _addresses,
     _internal_address,
     _candidates,
@@ -279,6 +329,7 @@ def _urls_of_edge(host: HostSettings) -> Problems:
     livekit, app = host.sfu, host.backend
     urls = [("livekit.url", "wss", livekit.url)] if livekit else []
     urls += [("app.url", "https", app.url)] if app and app.url and app.upstream else []
+    urls += [("monitor.url", "https", host.watches.url)] if host.watches else []
     for key, scheme, url in urls:
         name, port = place(url)
         if not url.startswith(f"{scheme}://"):
@@ -300,6 +351,18 @@ def _app_behind_edge(host: HostSettings) -> Problems:
     livekit, app = host.sfu, host.backend
     if host.edge and livekit and app and app.url and place(app.url)[0] == place(livekit.url)[0]:
         yield Problem("app.url", "is LiveKit's name too (livekit.url): give each a name of its own")
+
+
+def _monitor_behind_edge(host: HostSettings) -> Problems:
+    if not host.edge or not (monitor := host.watches):
+        return
+    others = {
+        "livekit.url": host.sfu and host.sfu.url,
+        "app.url": host.backend and host.backend.url,
+    }
+    for key, url in others.items():
+        if url and place(url)[0] == place(monitor.url)[0]:
+            yield Problem("monitor.url", f"is the name of {key} too: give each a name of its own")
 
 
 def _turn_on_443(host: HostSettings) -> Problems:
@@ -331,7 +394,13 @@ def _turn_on_443(host: HostSettings) -> Problems:
         )
 
 
-_OF_THE_EDGE = (_url_without_edge, _urls_of_edge, _app_behind_edge, _turn_on_443)
+_OF_THE_EDGE = (
+    _url_without_edge,
+    _urls_of_edge,
+    _app_behind_edge,
+    _monitor_behind_edge,
+    _turn_on_443,
+)
 
 
 def _ca_file(host: HostSettings) -> Problems:

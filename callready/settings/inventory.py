@@ -12,10 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from callready.settings.models import ROLES
 from callready.settings.problem import Findings, Problem, SettingsError
 
 # The groups that get something; others are the operator's own.
-GROUPS = frozenset({"livekit", "turn", "app", "android"})
+GROUPS = ROLES | {"android"}
 
 
 # A host and its own data.

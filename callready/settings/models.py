@@ -7,234 +7,60 @@ Rules that need more than one section are in `host_checks.py`, those of the flee
 from __future__ import annotations
 
 import ipaddress
-import re
-from contextlib import suppress
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     model_validator,
 )
 
-from callready.settings import coturn_keys, dns_providers
+from callready.settings import dns_providers
 from callready.settings.android import Android
-from callready.settings.endpoints import endpoint, host_name, url
-
-
-@dataclass(frozen=True)
-class Origin:
-    """How a secret comes about, said at its field: `make secrets` generates it, or it belongs to
-    something that exists and is filled in `by_hand`; `make rotate` gives it a new value in one of
-    these kinds of `rotation`, or not at all."""
-
-    by_hand: bool = False
-    rotation: Literal["turn", "livekit", "app"] | None = None
-
-
-_PATH = r"(?!.*/\.\.(/|$))/[A-Za-z0-9._/@+-]+"
-
-
-class Section(BaseModel):
-    """A section of the settings: unknown keys are errors, values never appear in messages."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-INT_MAX = 2**31 - 1  # of a C int, which the kernel and coturn read numbers into
-
-
-def _port(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
-        raise ValueError(f"{value!r} is not a port (1-65535)")
-    return value
-
-
-def _matching(pattern: str, what: str) -> AfterValidator:
-    """Text that is `what`."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value):
-            raise ValueError(f"{value!r} is not {what}")
-        return value
-
-    return AfterValidator(check)
-
-
-def _ip(*versions: Literal[4, 6]) -> AfterValidator:
-    kinds = " or ".join(f"IPv{version}" for version in versions)
-
-    def check(value: str) -> str:
-        if scope := value.partition("%")[2]:
-            raise ValueError(
-                f"{value!r} has a scope, which is this host's own (RFC 4007): leave out %{scope}"
-            )
-        try:
-            found = ipaddress.ip_address(value)
-        except ValueError:
-            found = None
-        if not found or found.version not in versions:
-            hint = ": write 127.0.0.1" if value == "localhost" else ""
-            raise ValueError(f"{value!r} is not an {kinds} address{hint}")
-        return str(found)
-
-    return AfterValidator(check)
-
-
-def _peer_range(value: str) -> str:
-    if wrong := coturn_keys.wrong_value("peer", value):
-        raise ValueError(wrong)
-    return value
-
-
-def _listener(value: str) -> str:
-    if coturn_keys.wrong_value("endpoint", value):
-        raise ValueError(f"{value!r} is not ADDRESS:PORT such as 127.0.0.1:8000 or [::1]:8000")
-    return value
-
-
-INLINE = (
-    'is written in the inventory; write a reference such as "secret:turn/calls" and keep the value '
-    "in the store (make secrets ENV=…)"
+from callready.settings.monitor import Monitor
+from callready.settings.types import (
+    INLINE,
+    INT_MAX,
+    IP,
+    PROTOCOLS,
+    Command,
+    ControllerFile,
+    DirectoryUrl,
+    FreeKeys,
+    GeneratedSecret,
+    HttpUrl,
+    HttpUrlWithQuery,
+    IPv4,
+    IPv6,
+    Listener,
+    LiveKitUrl,
+    Name,
+    Network,
+    OpenPort,
+    Origin,
+    Path,
+    PeerRange,
+    Port,
+    Protocol,
+    RedisAddress,
+    Resolver,
+    SecretByHand,
+    Section,
+    Source,
+    StunServer,
+    Timeout,
+    Unit,
+    Username,
+    Version,
+    WsUrlWithQuery,
+    listed,
 )
 
-
-def _secret(value: object) -> SecretStr:
-    if not isinstance(value, SecretStr):
-        raise ValueError(INLINE)
-    return value
-
-
-def _strong(value: SecretStr) -> SecretStr:
-    if len(value.get_secret_value()) < 32:
-        raise ValueError("is shorter than 32 characters; generate one with make secrets ENV=…")
-    return value
-
-
-def _resolver(value: str) -> str:
-    with suppress(ValueError):
-        return str(ipaddress.ip_address(value))
-    if coturn_keys.wrong_value("endpoint", value):
-        raise ValueError(f"{value!r} is not ADDRESS or ADDRESS:PORT such as 9.9.9.9 or [::1]:53")
-    return value
-
-
-def _listed(value: object) -> object:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _command(value: str) -> str:
-    if re.search(r"[\n\t]", value) or not value.strip():
-        raise ValueError(
-            "must be one line without tabs, which separate commands in a release's manifest: write "
-            "an item for each command, or a script on the host that it calls"
-        )
-    return value
-
-
-def _controller_file(value: str) -> str:
-    try:
-        value.format(host="", name="")
-    except (KeyError, IndexError, ValueError):
-        raise ValueError(f"{value!r}: only {{host}} and {{name}} may stand in braces") from None
-    return value
-
-
-def _redis_address(value: str) -> str:
-    return value if re.fullmatch(_PATH, value) else endpoint(6379)(value)
-
-
-def _network(value: str) -> str:
-    """A network in CIDR notation; an address is a network of its own."""
-    try:
-        if "%" in value:  # an interface's name (RFC 4007), which Python takes
-            raise ValueError("scope")
-        return str(ipaddress.ip_network(value))
-    except ValueError as error:
-        if "host bits" in str(error):
-            own, whole = value.partition("/")[0], ipaddress.ip_network(value, strict=False)
-            why = f"is an address in a network: write {own} for it alone, {whole} for all of them"
-        else:
-            why = "is not an address or a network such as 10.0.0.0/24"
-    raise ValueError(f"{value!r} {why}")
-
-
-def _source(value: str) -> str:
-    # pyinfra names a group as a variable of Python, or as the inventory's file.
-    return value if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", value) else _network(value)
-
-
-# Protocol numbers as IANA assigns them, of what has no ports or is opened as a whole.
-PROTOCOLS = {
-    **{"igmp": 2, "ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "ah": 51, "ospf": 89},
-    **{"etherip": 97, "pim": 103, "ipcomp": 108, "vrrp": 112, "l2tp": 115, "sctp": 132},
-}
-
-
-def _protocol(value: object) -> str:
-    """An IP protocol by its name in PROTOCOLS, where it has one there, else by its number."""
-    word = str(value).lower()
-    names = {str(number): name for name, number in PROTOCOLS.items()}
-    if word in ("tcp", "udp", "6", "17"):
-        raise ValueError(f"{value!r} has ports: name them in ports, as 9100/tcp")
-    if word in ("icmp", "icmpv6", "ipv6-icmp", "1", "58"):
-        raise ValueError(f"{value!r} is let in already, as far as hosts need it: leave it out")
-    if word in PROTOCOLS or (re.fullmatch(r"[1-9]\d{0,2}", word) and int(word) < 255):
-        return names.get(word, word)
-    known = ", ".join(PROTOCOLS)
-    raise ValueError(f"{value!r} is not an IP protocol: write its number (IANA), or {known}")
-
-
-def _open_port(value: str) -> str:
-    m = re.fullmatch(r"(\d+)(?:-(\d+))?/(tcp|udp)", value)
-    if not m or not 1 <= int(m[1]) <= int(m[2] or m[1]) <= 65535:
-        raise ValueError(f"{value!r} is not PORT/tcp, PORT/udp or FIRST-LAST/udp")
-    return value
-
-
-Port = Annotated[int, BeforeValidator(_port)]
-IPv4 = Annotated[str, _ip(4)]
-IPv6 = Annotated[str, _ip(6)]
-IP = Annotated[str, _ip(4, 6)]
-Listener = Annotated[str, AfterValidator(_listener)]
-HttpUrl = Annotated[str, AfterValidator(url("http", "https"))]
-HttpUrlWithQuery = Annotated[str, AfterValidator(url("http", "https", query=True))]
-WsUrlWithQuery = Annotated[str, AfterValidator(url("ws", "wss", query=True))]
-LiveKitUrl = Annotated[str, AfterValidator(url("ws", "wss", path=False))]
-DirectoryUrl = Annotated[str, AfterValidator(url("https", query=True))]
-StunServer = Annotated[str, AfterValidator(endpoint(3478))]
-RedisAddress = Annotated[str, AfterValidator(_redis_address)]
-Resolver = Annotated[str, AfterValidator(_resolver)]
-PeerRange = Annotated[str, AfterValidator(_peer_range)]
-SecretByHand = Annotated[SecretStr, BeforeValidator(_secret), Origin(by_hand=True)]
-GeneratedSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(_strong), Origin()]
-# What callready does not know may hold secrets anywhere.
-FreeKeys = Annotated[dict[str, Any], Origin(by_hand=True)]
-Username = Annotated[str, _matching(r"[a-z_][a-z0-9_-]{0,31}", "a Unix user or group name")]
-Unit = Annotated[
-    str,
-    _matching(
-        r"[A-Za-z0-9@_.:-]+\.(service|socket|timer|target)",
-        "a systemd unit name such as backend.service",
-    ),
-]
-Path = Annotated[str, _matching(_PATH, "an absolute path without spaces")]
-Version = Annotated[str, _matching(r"\d+\.\d+\.\d+", "a version such as 1.13.5")]
-Command = Annotated[str, AfterValidator(_command)]
-ControllerFile = Annotated[str, AfterValidator(_controller_file)]
-Name = Annotated[str, AfterValidator(host_name)]
-OpenPort = Annotated[str, AfterValidator(_open_port)]
-Network = Annotated[str, AfterValidator(_network)]
-Source = Annotated[str, AfterValidator(_source)]
-Protocol = Annotated[str, BeforeValidator(_protocol)]
-# HAProxy counts milliseconds (its manual, 2.5: time format).
-Timeout = Annotated[int, Field(ge=1, le=INT_MAX // 1000)]
+PROMETHEUS_PORT = 9090  # on loopback
+# The groups whose hosts get something on them that runs.
+ROLES = frozenset({"livekit", "turn", "app", "monitor"})
 
 
 class Host(Section):
@@ -796,13 +622,13 @@ class App(Section):
     url: HttpUrl | None = Field(None, description="URL that callers reach it at.")
     upstream: Listener | None = Field(None, description="Where it listens, for the edge.")
     owner: Username = Field("root", description="User that owns it (mode 0600).")
-    api_token: Annotated[
-        list[GeneratedSecret], BeforeValidator(_listed), Origin(rotation="app")
-    ] = Field(
-        [],
-        description="Written into it as `APP_TOKEN`: what callers of `/token` and "
-        "`/turn-credentials` present (examples/backend); two with a comma while it is rotated. "
-        "With `url`, verification makes a call with what they hand out.",
+    api_token: Annotated[list[GeneratedSecret], BeforeValidator(listed), Origin(rotation="app")] = (
+        Field(
+            [],
+            description="Written into it as `APP_TOKEN`: what callers of `/token` and "
+            "`/turn-credentials` present (examples/backend); two with a comma while it is rotated. "
+            "With `url`, verification makes a call with what they hand out.",
+        )
     )
     restart: list[Unit] = Field([], description="Units to restart when it changed.")
     commands: list[Command] = Field([], description="Shell commands to run when it changed.")
@@ -837,6 +663,14 @@ class HostSettings(Section):
     tls: Tls | None = Field(None, description="Certificates.")
     edge: Edge | None = Field(None, description="HAProxy with TLS in front of LiveKit and app.")
     firewall: Firewall = Field(Firewall(), description="Packet filter.")
+    fleet_ca: Annotated[
+        list[GeneratedSecret], BeforeValidator(listed), Origin(rotation="fleet-ca")
+    ] = Field(
+        [],
+        description="What the key of the fleet's own authority is made from, by whose certificates "
+        "hosts know each other; needed with `monitor`. The first one signs, others are accepted.",
+    )
+    monitor: Monitor | None = Field(None, description="Metrics and alerts.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
     turn: Turn = Field(Turn(), description="coturn.")
     app: App | None = Field(None, description="The application's environment.")
@@ -863,6 +697,16 @@ class HostSettings(Section):
         return self.app if "app" in self.groups else None
 
     @property
+    def watches(self) -> Monitor | None:
+        """The monitor's settings, if this host runs it."""
+        return self.monitor if "monitor" in self.groups else None
+
+    @property
+    def watched(self) -> Monitor | None:
+        """The monitor's settings, if it measures this host."""
+        return self.monitor if self.groups & ROLES else None
+
+    @property
     def turn_pools(self) -> dict[str, Pool]:
         """The pools that run on this host, by name."""
         if "turn" not in self.groups:
@@ -872,13 +716,13 @@ class HostSettings(Section):
     @property
     def serves(self) -> bool:
         """Whether callers reach this host, so that its kernel and firewall are ours to set."""
-        return bool(self.groups & {"livekit", "turn"}) or bool(self.edge_backends)
+        return bool(self.groups & {"livekit", "turn", "monitor"}) or bool(self.edge_backends)
 
     @property
     def has_release(self) -> bool:
         """Whether something of ours is on this host, or may still be after its last role has gone:
         an Android project is only a folder on it."""
-        return "android" not in self.groups or bool(self.groups & {"livekit", "turn", "app"})
+        return "android" not in self.groups or bool(self.groups & ROLES)
 
     @property
     def edge_backends(self) -> dict[str, str]:
@@ -888,6 +732,8 @@ class HostSettings(Section):
             found[urlsplit(livekit.url).hostname or ""] = f"127.0.0.1:{livekit.port}"
         if self.edge and (app := self.backend) and app.url and app.upstream:
             found[urlsplit(app.url).hostname or ""] = app.upstream
+        if self.edge and (monitor := self.watches):
+            found[urlsplit(monitor.url).hostname or ""] = f"127.0.0.1:{PROMETHEUS_PORT}"
         return found
 
     @property

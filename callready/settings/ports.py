@@ -9,12 +9,20 @@ from itertools import combinations
 from typing import Literal, NamedTuple
 
 from callready.settings import pools
-from callready.settings.models import PROTOCOLS, HostSettings
+from callready.settings.models import PROMETHEUS_PORT, ROLES, HostSettings
+from callready.settings.types import PROTOCOLS
 
-Role = Literal["sshd", "livekit", "coturn", "edge", "acme", "extra"]
+Role = Literal["sshd", "livekit", "coturn", "edge", "acme", "monitor", "extra"]
 # Or some: networks and groups of the inventory, as `Fleet.networks` takes them.
 Audience = Literal["anyone", "this host"] | tuple[str, ...]
 LIVEKIT = "livekit-server.service"
+# Debian's units of these programs are masked: they listen on every address.
+NODE_EXPORTER, EXPORTERS = "callready-node-exporter.service", "callready-exporters.service"
+MEASURE = "callready-measure.service"
+PROMETHEUS, ALERTMANAGER = "callready-prometheus.service", "callready-alertmanager.service"
+CALLER = "callready-caller.service"
+LOGS, LOG_RECEIVER = "callready-logs.service", "callready-log-receiver.service"
+NODE_EXPORTER_PORT, EDGE_METRICS_PORT, ALERTMANAGER_PORT, CALLER_PORT = 9100, 8404, 9093, 9436
 
 
 class Use(NamedTuple):
@@ -84,6 +92,7 @@ def port_plan(host: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         *_coturn(host),
         *_edge(host),
         *_acme(host),
+        *_monitor(host),
         *_extra(host),
     ]
 
@@ -160,6 +169,29 @@ def _acme(host: HostSettings) -> Iterator[Use]:
             yield use("challenges behind the edge", "tls.acme", "this host")
         else:
             yield use("HTTP-01 challenges", "tls.acme")
+
+
+def _monitor(host: HostSettings) -> Iterator[Use]:
+    if not (monitor := host.watched):
+        return
+
+    def local(unit: str, port: int, purpose: str) -> Use:
+        return Use("monitor", "monitor", unit, "tcp", port, port, purpose, "monitor", "this host")
+
+    port, setting = monitor.port, "monitor.port"
+    scrapers = ("monitor", *monitor.sources)
+    yield Use("monitor", "monitor", EXPORTERS, "tcp", port, port, "metrics", setting, scrapers)
+    yield local(NODE_EXPORTER, NODE_EXPORTER_PORT, "the host's metrics")
+    if host.has_edge:
+        yield local(pools.EDGE, EDGE_METRICS_PORT, "the edge's metrics")
+    if host.watches:
+        yield local(PROMETHEUS, PROMETHEUS_PORT, "Prometheus")
+        yield local(ALERTMANAGER, ALERTMANAGER_PORT, "Alertmanager")
+        yield local(CALLER, CALLER_PORT, "test calls")
+        if logs := monitor.logs:
+            port, setting = logs.port, "monitor.logs.port"
+            fleet = tuple(sorted(ROLES))
+            yield Use("monitor", "logs", LOG_RECEIVER, "tcp", port, port, "logs", setting, fleet)
 
 
 def _extra(host: HostSettings) -> Iterator[Use]:

@@ -35,3 +35,9 @@ def place(url: str) -> tuple[str, int]:
     """The host and the port that an http(s):// or ws(s):// URL leads to."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme in ("https", "wss") else 80)
+
+
+def signalling_names(fleet: Fleet) -> list[str]:
+    """The names by which callers reach LiveKit."""
+    sfus = (host.livekit for host in fleet.group("livekit").values())
+    return list(dict.fromkeys(place(livekit.url)[0] for livekit in sfus if livekit))

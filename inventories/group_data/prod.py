@@ -13,7 +13,7 @@ livekit = {
     # What clients are told; this name leads to the SFU's host.
     "url": "wss://livekit.example.com",
     "keys": {"APIprod": "secret:livekit/api_secret"},
-    # "prometheus": {"password": "secret:livekit/prometheus"},
+    "prometheus": {"password": "secret:livekit/prometheus"},
     # "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},
     # "config": {"room": {"empty_timeout": 300}},
 }
@@ -45,6 +45,21 @@ tls = {
     "acme": {
         "email": "operator@example.com",
     },
+}
+
+# Metrics of every host, and who is told what calls suffer (docs/watching.md).
+fleet_ca = "secret:fleet/ca"
+monitor = {
+    "url": "https://monitor.example.com",
+    "password": "secret:monitor/password",
+    "mail": {
+        "smarthost": "mail.example.com:587",
+        "sender": "callready@example.com",
+        # "username": "…", "password": "secret:monitor/smtp",  # where it wants them
+    },
+    "page": {"mail": ["oncall@example.com"]},
+    "ticket": {"mail": ["team@example.com"]},
+    # "watchdog": "secret:monitor/watchdog",  # a dead man's switch, elsewhere
 }
 
 # Listeners of other programs that are meant to be there: Debian's systemd-resolved has these.

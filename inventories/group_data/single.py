@@ -66,5 +66,16 @@ android = {
     "domains": [{"host": "app.example.com"}],
 }
 
+# Metrics and alerts from the same host (docs/watching.md): seen from itself, so that the dead man's
+# switch is required. It also needs a fifth name that leads here, and in livekit
+# "prometheus": {"password": "secret:livekit/prometheus"}.
+# fleet_ca = "secret:fleet/ca"
+# monitor = {
+#     "url": "https://monitor.example.com",
+#     "password": "secret:monitor/password",
+#     "page": {"webhooks": ["secret:monitor/webhook"]},
+#     "watchdog": "secret:monitor/watchdog",
+# }
+
 # systemd-resolved's LLMNR: Debian starts it on every address, the firewall covers it.
 host = {"other_listeners": ["5355/tcp", "5355/udp"]}

@@ -13,7 +13,7 @@ livekit = {
     # What clients are told; this name leads to the SFU's host.
     "url": "wss://livekit.staging.example.com",
     "keys": {"APIstaging": "secret:livekit/api_secret"},
-    # "prometheus": {"password": "secret:livekit/prometheus"},
+    "prometheus": {"password": "secret:livekit/prometheus"},
     # "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},
     # "config": {"room": {"empty_timeout": 300}},
 }
@@ -49,6 +49,21 @@ tls = {
         "email": "operator@staging.example.com",
         "server": "https://acme-staging-v02.api.letsencrypt.org/directory",
     },
+}
+
+# Metrics of every host, and who is told what calls suffer (docs/watching.md).
+fleet_ca = "secret:fleet/ca"
+monitor = {
+    "url": "https://monitor.staging.example.com",
+    "password": "secret:monitor/password",
+    "mail": {
+        "smarthost": "mail.staging.example.com:587",
+        "sender": "callready@staging.example.com",
+        # "username": "…", "password": "secret:monitor/smtp",  # where it wants them
+    },
+    "page": {"mail": ["oncall@staging.example.com"]},
+    "ticket": {"mail": ["team@staging.example.com"]},
+    # "watchdog": "secret:monitor/watchdog",  # a dead man's switch, elsewhere
 }
 
 # Listeners of other programs that are meant to be there: Debian's systemd-resolved has these.

@@ -363,12 +363,12 @@ def test_what_is_open_to_some_and_a_rate_for_each_client(
     """A group over both address families and an internal network, a protocol without ports, and a
     relayed call that the rate does not touch, all without connection tracking of media."""
     fleet.groups["livekit"][0][1]["internal_address"] = internal[SFU]
-    fleet.groups["monitor"] = [SFU.fqdn]
+    fleet.groups["scrapers"] = [SFU.fqdn]
     fleet.data["firewall"] = {
         "notrack": True,
         "turn_requests_per_client": 5,
         "open": {
-            "redis": {"ports": ["6379/tcp"], "sources": ["monitor"]},
+            "redis": {"ports": ["6379/tcp"], "sources": ["scrapers"]},
             "keepalived": {
                 "protocols": ["vrrp"],
                 "sources": [plan.CALLER.ipv4, f"{plan.IPV6_PREFIX}/{plan.IPV6_LENGTH}"],

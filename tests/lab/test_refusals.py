@@ -72,10 +72,11 @@ def test_shipped_example_is_refused_unedited() -> None:
     assert first == NOTHING
     assert example == (
         "inventories/prod: still has the example's /CHANGE-ME/path/to/the/flutter/project, "
-        "app1.example.com, avatar.example.com, example.com, https://app.example.com, "
-        "operator@example.com, sfu1.example.com, turn1.example.com, turn2.example.com, "
-        "wss://livekit.example.com: edit inventories/prod and "
-        "inventories/group_data/prod.py to name your own hosts"
+        "app1.example.com, avatar.example.com, callready@example.com, example.com, "
+        "https://app.example.com, https://monitor.example.com, mail.example.com:587, "
+        "mon1.example.com, oncall@example.com, operator@example.com, sfu1.example.com, "
+        "team@example.com, turn1.example.com, turn2.example.com, wss://livekit.example.com: "
+        "edit inventories/prod and inventories/group_data/prod.py to name your own hosts"
     )
 
 

@@ -25,6 +25,7 @@ SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 SHA256 = hashes.SHA256()
 SOURCE = "inventories/test"
 SFU1, TURN1, TURN2 = "sfu1.callready.test", "turn1.callready.test", "turn2.callready.test"
+MON1 = "mon1.callready.test"
 
 Edit = tuple[str, str, Any]  # inventory name or "*", dotted path, value (... takes the key out)
 
@@ -38,6 +39,8 @@ SECRETS = {
     "turn/user": "unit-turn-fixed-user-password-0006",
     "redis/password": "unit-redis",
     "sudo/prod": "unit-sudo",
+    "fleet/ca": "unit-fleet-authority-00000000007",
+    "monitor/password": "unit-monitor-password-0000000008",
     "short": "unit-only-31-characters-long-00",
 }
 
@@ -185,6 +188,32 @@ def box(*edits: Edit) -> Fleet:
         (SFU1, "app", {"env_file": "/srv/app/.env", "owner": "app", "restart": ["app.service"]}),
         *edits,
     )
+
+
+WATCHED: list[Edit] = [
+    (MON1, "groups", ["monitor"]),
+    (MON1, "address", "192.0.2.41"),
+    (MON1, "address6", "2001:db8::41"),
+    (MON1, "internal_address", "10.0.0.41"),
+    (MON1, "edge", {}),
+    (MON1, "tls", GROUP["tls"]),
+    ("*", "fleet_ca", "secret:fleet/ca"),
+    (
+        "*",
+        "monitor",
+        {
+            "url": "https://monitor.callready.test",
+            "password": "secret:monitor/password",
+            "page": {"webhooks": ["https://hooks.callready.test/x"]},
+        },
+    ),
+    (SFU1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+]
+
+
+def watched(*edits: Edit) -> Fleet:
+    """The three hosts, and one that watches them."""
+    return load(*WATCHED, *edits)
 
 
 def bare() -> Facts:

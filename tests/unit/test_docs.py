@@ -147,7 +147,9 @@ def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target, *variables in commands("make"):
         for item in variables:
-            assert re.fullmatch(r"(ENV|INVENTORY|WHAT|HOST)=\S+|RECIPIENTS=.+", item), item
+            assert re.fullmatch(
+                r"(ENV|INVENTORY|WHAT|HOST|UNIT|SINCE|MATCH)=\S+|RECIPIENTS=.+", item
+            ), item
         rule = re.compile(rf"^(\w+ )*{re.escape(target)}( \w+)*:(?!=).*\n?", re.MULTILINE)
         assert rule.search(makefile), f"the Makefile has no rule for {target}"
     for target in {target for target, *_ in commands("make")}:
@@ -181,13 +183,16 @@ def test_python_commands_name_modules_and_options_that_exist(
     assert not [option for option in options(arguments) if not is_told(option, text)]
 
 
-WITHOUT_OPTIONS = ("callready.docs", "callready.secrets", "callready.probes")
+WITHOUT_OPTIONS = (
+    *("callready.docs", "callready.secrets", "callready.probes"),
+    *("callready.alert_test", "callready.export"),
+)
 PYTESTS = ("pytest", "callready.verify")
 VERIFY = ROOT / "tests/verify/conftest.py"
 
 
 # What callready starts by itself and nobody types.
-INTERNAL = {"callready.probes.participants"}
+INTERNAL = {"callready.probes.participants", "callready.release.host.log_receiver"}
 MODULES = {
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__main__")
     for path in ROOT.glob("callready/**/*.py")
@@ -260,7 +265,7 @@ def test_settings_that_are_shown_are_settings(page: Path) -> None:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         }
         assert values, f"{page.name}: {body}"
-        groups = {"livekit", "turn", "app", "android"}
+        groups = {"livekit", "turn", "app", "monitor", "android"}
         if any(isinstance(values.get(name), list) for name in groups):
             hosts = [host for name in groups & values.keys() for host in values[name]]
             wrong = [error for _, data in hosts for error in problems(data)]
@@ -299,13 +304,13 @@ def test_the_edge_firewalls_rules_let_the_plan_through_and_nothing_else() -> Non
         Use("livekit", "c", "", "tcp", 6789, 6789, "", "", "this host"),
         # Not what comes over an internal network or IPv6, which it does not see.
         Use(
-            "extra", "d", "", "tcp", 9100, 9100, "", "", ("monitor", "10.0.0.0/8", "2001:db8::/32")
+            "extra", "d", "", "tcp", 9100, 9100, "", "", ("scrapers", "10.0.0.0/8", "2001:db8::/32")
         ),
         Use("extra", "e", "", "tcp", 6379, 6379, "", "", ("10.0.0.0/8",)),
         Use("extra", "f", "", "gre", 0, 0, "", "", ("198.51.100.0/24",)),
         Use("extra", "g", "", "vrrp", 0, 0, "", ""),
     ]
-    monitor = {"address": "203.0.113.9", "internal_address": "10.0.0.9", "groups": {"monitor"}}
+    monitor = {"address": "203.0.113.9", "internal_address": "10.0.0.9", "groups": {"scrapers"}}
     fleet = Fleet("", {"m": HostSettings.model_validate({"name": "m", **monitor})})
     rules = docs.edge_rules(plan, fleet)
     opened = {(r.protocol, r.source, r.destination_port) for r in rules if r.destination_port}

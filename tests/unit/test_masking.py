@@ -75,6 +75,7 @@ def test_a_known_secret_is_hidden_as_yaml_writes_it() -> None:
     [
         ("url: https://ann:pl'nted@x.test/a", f"url: https://ann:{HIDDEN}@x.test/a"),
         ('statsdb="ip=10.0.0.5 password=x"', f'statsdb="ip=10.0.0.5 password={HIDDEN}"'),
+        ("Authorization: Basic aGVsbG86/w==", f"Authorization: {HIDDEN}"),
         ("url: https://x.test/a?b=1&token=x&c=2", f"url: https://x.test/a?b=1&token={HIDDEN}&c=2"),
     ],
 )

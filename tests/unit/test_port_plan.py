@@ -9,7 +9,7 @@ from callready.settings.pools import Way, ways
 from callready.settings.ports import Use, listeners, overlaps, parse_port, port_plan
 from callready.settings.problem import SettingsError
 from tasks.host import reserved
-from tests.support.inventories import SFU1, TURN1, Edit, load
+from tests.support.inventories import MON1, SFU1, TURN1, WATCHED, Edit, load
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -221,6 +221,38 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
         vpn           esp              another program
         vpn           6in4             another program
         vpn           99               another program
+        """,
+    ),
+    "measured": (
+        SFU1,
+        [*WATCHED, (SFU1, "edge", {}), ("*", "monitor.port", 9997)],
+        """
+        sshd          tcp 22           administration
+        LiveKit       tcp 7880         signalling          local
+        LiveKit       tcp 7881         ICE over TCP
+        LiveKit       udp 50000-60000  media
+        LiveKit       tcp 6789         metrics             local
+        edge          tcp 443          HTTPS and wss
+        edge          tcp 80           redirects and ACME
+        monitor       tcp 9997         metrics             to monitor
+        monitor       tcp 9100         the host's metrics  local
+        monitor       tcp 8404         the edge's metrics  local
+        """,
+    ),
+    "the monitor": (
+        MON1,
+        WATCHED,
+        """
+        sshd          tcp 22    administration
+        edge          tcp 443   HTTPS and wss
+        edge          tcp 80    redirects and ACME
+        monitor       tcp 9998  metrics             to monitor
+        monitor       tcp 9100  the host's metrics  local
+        monitor       tcp 8404  the edge's metrics  local
+        monitor       tcp 9090  Prometheus          local
+        monitor       tcp 9093  Alertmanager        local
+        monitor       tcp 9436  test calls          local
+        logs          tcp 9999  logs                to app, livekit, monitor, turn
         """,
     ),
     "the packet filter has 443": (

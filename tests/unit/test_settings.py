@@ -19,11 +19,13 @@ from callready.settings.models import HostSettings
 from callready.settings.problem import SettingsError
 from callready.settings.uris import turn_uris
 from tests.support.inventories import (
+    MON1,
     SECRETS,
     SFU1,
     SOURCE,
     TURN1,
     TURN2,
+    WATCHED,
     Authority,
     Edit,
     load,
@@ -872,6 +874,13 @@ METRICS = {"password": "secret:livekit/prometheus", "sources": ["turn"]}
                 "group spare",
             ],
         ),
+        (
+            [*WATCHED, ("*", "monitor.sources", ["monitors"])],
+            [
+                f"{SFU1}, {TURN1}, {TURN2}, {MON1}: monitor.sources: 'monitors' is no group of the "
+                "inventory (livekit, monitor, turn)"
+            ],
+        ),
         ([(SFU1, "livekit", ...)], [f"{SFU1}: livekit: is missing: the host is in group livekit"]),
         (
             [(TURN1, "pools", ...)],
@@ -1515,3 +1524,56 @@ def test_an_inventory_that_is_not_there_or_not_python_is_named(project: Path) ->
         match=rf"^{SOURCE}: {SOURCE}, line 1: SyntaxError: '\[' was never closed$",
     ):
         inventory_data(SOURCE)
+
+
+MONITOR = next(value for host, key, value in WATCHED if (host, key) == ("*", "monitor"))
+SAID_OF_MONITORS: list[tuple[list[Edit], str]] = [
+    (
+        [(MON1, "groups", ["app"]), (MON1, "app", None)],
+        "monitor: is set, and no host is in group monitor: put one into it, or take monitor out",
+    ),
+    ([(SFU1, "monitor", ...)], f"{SFU1}: monitor: is missing: {MON1} watches every host"),
+    (
+        [(MON1, "monitor", ...)],
+        f"{MON1}: monitor: is missing: callready sets up Prometheus on the host of group monitor",
+    ),
+    ([("*", "fleet_ca", ...)], "fleet_ca: is missing: the monitor and the hosts know each other"),
+    ([(MON1, "edge", ...)], f"{MON1}: edge: is missing: it serves monitor.url; write edge = {{}}"),
+    (
+        [(SFU1, "livekit.prometheus", ...)],
+        f"{SFU1}: livekit.prometheus: is missing: the monitor reads LiveKit's metrics",
+    ),
+    ([("*", "monitor", {**MONITOR, "page": {}})], f"{MON1}: monitor.page: is missing: nobody"),
+    (
+        [("*", "monitor", {**MONITOR, "ticket": {"mail": ["a@b.test"]}})],
+        f"{MON1}: monitor.mail: is missing: the server that takes mails of alerts",
+    ),
+    (
+        [("*", "monitor", {**MONITOR, "ticket": {"webhooks": ["hooks.b.test/token"]}})],
+        f"{MON1}: monitor.ticket.webhooks.0: is not an http:// or https:// URL",
+    ),
+    (
+        [("*", "monitor", {**MONITOR, "url": "http://monitor.callready.test"})],
+        f"{MON1}: monitor.url: must be https:// with an edge, which takes TLS only",
+    ),
+    (
+        [(TURN1, "groups", ["turn", "monitor"]), (TURN1, "edge", {})],
+        f"{TURN1}: monitor.watchdog: is missing: the monitor is on a host that it watches",
+    ),
+    ([(TURN1, "groups", ["turn", "monitor"])], "are in group monitor, and one host watches all"),
+    (
+        [("*", "monitor", {**MONITOR, "mail": {"smarthost": "mail.b.test", "sender": "a@b.test"}})],
+        "monitor.mail.smarthost: 'mail.b.test' is not HOST:PORT",
+    ),
+    (
+        [(SFU1, "monitor", {**MONITOR, "port": 9999})],
+        "monitor: differs between hosts: set monitor and fleet_ca once for all",
+    ),
+]
+
+
+@pytest.mark.parametrize(("edits", "line"), SAID_OF_MONITORS)
+def test_a_monitor_that_would_not_work_is_refused(edits: list[Edit], line: str) -> None:
+    told = said(*WATCHED, *edits)
+    assert any(line in each for each in told), told
+    assert "hooks.b.test" not in "".join(told)
