@@ -21,7 +21,7 @@ from callready.release.node import Node
 from callready.release.plan import content_name
 from callready.rollout.deployment import Deployment
 from callready.rollout.remote import as_root
-from callready.rollout.run import Declare, Refused, Run, command, prepare
+from callready.rollout.run import LOGS, Declare, Refused, Run, command, prepare
 
 _lock = Lock()
 _runs: WeakKeyDictionary[State, Run] = WeakKeyDictionary()
@@ -78,6 +78,20 @@ def history(inventory: Inventory, host: Host) -> None:
     _, output = as_root(host, node, "cat /var/lib/callready/history 2>/dev/null")
     for line in output.stdout_lines:
         logger.info(f"{host.print_prefix}{line}")
+
+
+def logs(inventory: Inventory, host: Host) -> None:
+    """Print the last lines of the monitor's logs that are what `--data log_…=…` says; raises
+    Refused if the inventory is wrong."""
+    node = Node(host.name, command(inventory).fleet)
+    if not node.settings.watches:
+        return
+    choices = inventory.state.inventory.get_override_data()
+    wanted = [f"{what}={choices[key]}" for key, what in LOGS.items() if choices.get(key)]
+    show = ["/usr/local/lib/callready/log-receiver", "show", "/var/log/callready", "1000"]
+    _, output = as_root(host, node, shlex.join([*show, *wanted]))
+    for line in output.stdout_lines:
+        logger.info(line)
 
 
 class Checkout(NamedTuple):

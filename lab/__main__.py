@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import archive, ca, hosts, plan
+from lab import archive, ca, hosts, plan, wheels
 from lab.lab import Lab
 from lab.run import LabError, locked, say
 
@@ -60,6 +60,9 @@ def _run(options: argparse.Namespace) -> int:
         case "archive":
             with locked():
                 say(f"published {archive.publish(options.version)}")
+        case "wheels":
+            with locked():
+                say(f"published {wheels.publish()}")
         case "cert":
             print(_issue(options))
     return 0
@@ -145,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     add("archive", "build and publish the LiveKit archive").add_argument(
         "--version", default=archive.VERSION
     )
+    add("wheels", "download the packages of the synthetic caller")
     cert = add("cert", "sign a certificate with the lab's authority")
     cert.add_argument("name")
     cert.add_argument("--days", type=int, default=90, help="negative: expired that long ago")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import SecretStr
 
+from callready.release.authority import Authority, Identity
 from callready.release.facts import HOST, Facts
 from callready.release.manifest import (
     EnvironmentLine,
@@ -20,9 +21,11 @@ from callready.release.manifest import (
     UnitLine,
     words,
 )
+from callready.release.programs import Programs
 from callready.release.render import digest, render
 
 ROOT = "/etc/callready"
+FLEET_CA = f"{ROOT}/fleet-ca.pem"
 
 Row = tuple[str, str, SecretStr]
 """A row of coturn's user database: table, realm, and the secret or `name:hmackey`."""
@@ -136,16 +139,20 @@ class Release:
     files: dict[str, File] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     masks: list[str] = field(default_factory=list)
+    new_masks: list[str] = field(default_factory=list)
     packages: dict[str, str] = field(default_factory=dict)
     users: list[str] = field(default_factory=list)
     services: dict[str, Service] = field(default_factory=dict)
     sysctls: dict[str, str] = field(default_factory=dict)
     databases: dict[str, tuple[Row, ...]] = field(default_factory=dict)
     certificates: dict[str, Certificate] = field(default_factory=dict)
+    identities: dict[str, Identity] = field(default_factory=dict)
+    authority: Authority | None = None
     environments: dict[str, Environment] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)  # and the services they start
     promises: list[Promise] = field(default_factory=list)
     archive: Archive | None = None
+    programs: Programs | None = None
     confirm_timeout: int = 60  # seconds
     drain: int = 0  # seconds
 
@@ -177,6 +184,11 @@ class Release:
     def mask(self, unit: str) -> None:
         """A unit that must never start by itself, masked before any package is installed."""
         self.masks.append(unit)
+
+    def mask_new(self, unit: str) -> None:
+        """A unit that its package, of the same name, must not start when callready installs it; on
+        a host that has the package it is the operator's."""
+        self.new_masks.append(unit)
 
     def sysctl(self, key: str, value: str | int) -> None:
         """A kernel setting; where a host cannot set it, the plan says so."""
@@ -234,6 +246,27 @@ class Release:
     def secret_rows(self, path: str, rows: Iterable[Row]) -> None:
         """The rows of a coturn user database; coturn reads them live (no restart)."""
         self.databases[path] = tuple(rows)
+
+    def identity(
+        self, kind: str, secrets: Sequence[SecretStr], identity: Identity
+    ) -> tuple[str, ...]:
+        """A certificate of the fleet's authority, whose own is FLEET_CA.
+
+        Args:
+            kind: what the host has it for, such as `host`.
+            secrets: what the authority's key is made from; those of others that are accepted
+                come after the one that signs.
+            identity: what it says.
+
+        Returns:
+            What a unit loads as credentials to have it: it restarts when they change.
+        """
+        authorities = [Authority(secret) for secret in secrets]
+        self.authority = authorities[0]
+        self.file(FLEET_CA, content=b"".join(each.certificate for each in authorities))
+        self.identities[kind] = identity
+        folder = f"{ROOT}/fleet/{kind}"
+        return (f"fleet.cert:{folder}/cert.pem", f"fleet.key:{folder}/key.pem")
 
     def environment(
         self,
@@ -316,7 +349,10 @@ class Release:
                 f"{path}:{','.join(e.values)}" for path, e in self.environments.items()
             ],
             "PLACES": [*self.files, *self.links, *self.databases, *self.environments],
-            "BINARIES": [self.archive.binary] if self.archive else [],
+            "BINARIES": [
+                *([self.archive.binary] if self.archive else []),
+                *([self.programs.python] if self.programs else []),
+            ],
         }
 
     def unissued(self, facts: Facts) -> list[Certificate]:

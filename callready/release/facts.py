@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shlex
 import time
 from collections import defaultdict
@@ -73,6 +74,14 @@ class EnvironmentFact:
     applied: str
 
 
+@dataclass(frozen=True)
+class IdentityFact:
+    """A certificate of the fleet's authority (DER), and whether the key beside it is its own."""
+
+    certificate: bytes
+    has_key: bool
+
+
 @dataclass
 class Facts:
     """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
@@ -80,7 +89,8 @@ class Facts:
     confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
     whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
     older callready); `elsewhere`, what kernel settings are without callready, and the file that
-    says so (`-` for none); `obstacles`, what stands where it puts files: kind and words."""
+    says so (`-` for none); `outdated`, units that have a certificate of the fleet from before;
+    `obstacles`, what stands where it puts files: kind and words."""
 
     os: str = ""
     os_version: str = ""
@@ -114,6 +124,8 @@ class Facts:
     serials: dict[str, str] = field(default_factory=dict)
     asked: dict[str, str] = field(default_factory=dict)
     served: dict[tuple[str, str], str] = field(default_factory=dict)
+    identities: dict[str, IdentityFact] = field(default_factory=dict)
+    outdated: set[str] = field(default_factory=set)
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
     obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
@@ -227,6 +239,11 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         serials={name: serial for name, _, serial, _ in of["pair"]},
         asked={name: asked for name, _, _, asked in of["pair"]},
         served={(endpoint, name): serial for endpoint, name, serial in of["served"]},
+        identities={
+            kind: IdentityFact(base64.b64decode(der), has_key == "yes")
+            for kind, has_key, der in of["identity"]
+        },
+        outdated=words("outdated"),
         environments={
             path: EnvironmentFact(int(mode, 8), owner, sha256, applied)
             for path, mode, owner, sha256, applied in of["environment"]

@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from callready.probes import catalogue
 from callready.probes.probe import LiveKit
+from callready.release.authority import Identity
 from callready.release.declaration import Release
 from callready.release.facts import Facts
 from callready.release.manifest import Promise
@@ -41,6 +42,13 @@ class Node:
     def ports(self) -> list[Use]:
         """The port plan of this host."""
         return port_plan(self.settings, self.ssh_ports)
+
+    @property
+    def identity(self) -> Identity:
+        """As which the fleet knows this host: who asks it, and who gets its logs."""
+        # The monitor asks itself by the address of its interface.
+        addresses = dict.fromkeys((*self.settings.addresses, self.settings.local_address))
+        return Identity(self.name, tuple(filter(None, addresses)), ("server", "client"))
 
     def learn(self, facts: Facts) -> None:
         """Take over what the survey found sshd to listen on, and what others have set."""

@@ -17,6 +17,7 @@ from callready.release import sysctls
 from callready.release.declaration import ROOT, Release, Row, Service
 from callready.release.facts import Facts, FileFact, UnitFact
 from callready.release.manifest import FORMAT, Manifest, UnitLine
+from callready.release.programs import PACKAGES
 
 NONE = "none"  # the release that a host has before its first one
 # By which the history tells what was deployed together.
@@ -128,6 +129,7 @@ def plan(release: Release, facts: Facts) -> Plan:
     _programs(made, release, facts)
     _rows(made, release, facts)
     _certificates(made, release, facts)
+    _identities(made, release, facts)
     _files(made, release, facts)
     _kernel(made, release, facts)
     _environments(made, release, facts)
@@ -169,7 +171,7 @@ def plan_return(
         ]
     if verb == "remove" and facts.has_state:
         made.add("-", "callready", "and the packages and users it added")
-        made.after.append(step("uninstall", *release.masks))
+        made.after.append(step("uninstall", *release.masks, *release.new_masks))
     return made
 
 
@@ -199,7 +201,8 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
     if missing:
         wanted = (f"{n}={v}" if v else n for n, v in missing.items())
         made.install.append(step("check_candidates", *wanted))
-    for unit in release.masks:
+    new = [unit for unit in release.new_masks if unit.removesuffix(".service") in missing]
+    for unit in [*release.masks, *new]:
         is_masked = unit in facts.units and facts.units[unit].load == "masked"
         if not is_masked:
             made.add("+", "mask", unit)
@@ -221,6 +224,15 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
         made.install.append(
             step("install_livekit", archive.base_url, archive.version, name, sha256)
         )
+    programs = release.programs
+    if programs and programs.python not in facts.binaries:
+        made.add("+", "binary", programs.python)
+        contents = [PACKAGES.read_bytes(), programs.archive]
+        arguments: list[Argument] = [SecretBytes(each) for each in contents]
+        for wheel in programs.files():
+            arguments += [wheel.name, SecretBytes(wheel.read_bytes())]
+        name = programs.python.split("/")[3]
+        made.install.append(step("install_programs", name, programs.index, *arguments))
 
 
 def _rows(made: Plan, release: Release, facts: Facts) -> None:
@@ -249,6 +261,22 @@ def _certificates(made: Plan, release: Release, facts: Facts) -> None:
             )
             chain, key = SecretBytes(c.chain), SecretBytes(c.key)
             made.prepare.append(step("install_pair", name, chain, key, c.group))
+
+
+def _identities(made: Plan, release: Release, facts: Facts) -> None:
+    for kind, identity in release.identities.items():
+        assert release.authority
+        found, why = facts.identities.get(kind), "there is none"
+        if found:
+            why = release.authority.refuses(identity, found.certificate)
+            why = why or ("" if found.has_key else "the key is another one's")
+        if why:
+            made.add("~" if found else "+", "certificate", f"of the fleet for {kind}: {why}")
+            certificate, key = map(SecretBytes, release.authority.issue(identity))
+            made.prepare.append(step("install_identity", kind, certificate, key))
+    for kind in facts.identities.keys() - release.identities.keys():
+        made.add("-", "certificate", f"of the fleet for {kind}")
+        made.after.append(step("drop_identity", kind))
 
 
 def _files(made: Plan, release: Release, facts: Facts) -> None:
@@ -359,7 +387,10 @@ def _firewall(made: Plan, release: Release, facts: Facts) -> None:
 
 def _units(made: Plan, release: Release, facts: Facts) -> None:
     for unit, service in release.services.items():
-        if needs := _needs(service, facts.units.get(unit)):
+        needs = _needs(service, facts.units.get(unit))
+        if not needs and unit in facts.outdated:
+            needs = "!", "restart, its certificate of the fleet was replaced", "restart"
+        if needs:
             mark, words, function = needs
             made.add(mark, "unit", f"{unit}: {words}")
             made.switch.append(step(function, unit))

@@ -173,7 +173,7 @@ def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
     for item in facts.listeners:
         is_ssh = item.proto == "tcp" and item.port in facts.ssh_ports  # systemd may hold it
         is_known = any(p == item.proto and a <= item.port <= b for p, a, b in others)
-        if item.is_loopback or item.unit in ours or is_ssh or is_known:
+        if item.unit in ours or is_ssh or is_known:
             continue
         if why := _conflict(node, item):
             taken.setdefault((item.proto, item.port), why)
@@ -183,6 +183,10 @@ def _taken_ports(node: Node, facts: Facts) -> Iterator[str]:
 def _conflict(node: Node, item: Listener) -> str | None:
     """Why what listens cannot stay, or None."""
     for use in node.ports:
+        # What is for this host alone listens on this one address.
+        meets = use.audience == "this host" and item.address == "127.0.0.1"
+        if item.is_loopback and not meets:
+            continue
         if use.proto == item.proto and item.port in use and use.role != "extra":
             who = item.process if item.unit == "-" else f"{item.process} ({item.unit})"
             what = "program (a container?)"
@@ -192,16 +196,20 @@ def _conflict(node: Node, item: Listener) -> str | None:
                 f"port {item.port}/{item.proto} is taken by {who}, {use.service} needs it for "
                 f"{use.purpose}: stop that {what} or change {use.setting}"
             )
-    if item.unit in node.release.services:
+    if item.unit in node.release.services and not item.is_loopback:
         return (
             f"{item.unit} is in use for port {item.port}/{item.proto}, and its configuration would "
             "be replaced: move that elsewhere, or leave edge out"
         )
     if item.unit in node.release.masks:
+        why = "it runs its own: have what asks it ask the monitor (docs/watching.md)"
+        if item.unit == "coturn.service":
+            why = (
+                "Debian's package starts an open relay: make a pool of what it serves (turn.pools)"
+            )
         return (
             f"{item.unit} is in use for port {item.port}/{item.proto}, and callready masks it, "
-            "because Debian's package starts an open relay: make a pool of what it serves "
-            f"(turn.pools), then stop it (systemctl disable --now {item.unit})"
+            f"because {why}, then stop it (systemctl disable --now {item.unit})"
         )
     return None
 

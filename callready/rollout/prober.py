@@ -13,12 +13,9 @@ from queue import Empty, SimpleQueue
 from threading import Lock, Thread
 from typing import IO, Any
 
-from pydantic import SecretStr
-
 from callready.probes import Finding
 from callready.probes.__main__ import VERSION
-from callready.probes.probe import Probe, as_json
-from callready.secrets.masking import HIDDEN
+from callready.probes.probe import Probe, as_json, hidden
 
 WITHIN = 10.0
 """Seconds in which each probe must have passed once; a service that just started may need some."""
@@ -67,8 +64,7 @@ class Prober:
                 "evidence": error,
             }
             answer = {"findings": [broken, *[None] * (len(probes) - 1)]}
-        known = [secret for probe in probes for secret in _secrets(probe)]
-        return [found and _hidden(Finding(**found), known) for found in answer["findings"]]
+        return [found and hidden(Finding(**found), probes) for found in answer["findings"]]
 
     def _send(
         self, kinds: set[str], probes: Sequence[Probe], within: float
@@ -121,18 +117,3 @@ def _read(process: subprocess.Popen[str], words: IO[str], waiting: Waiting) -> N
         last = (words.read().strip().splitlines() or [f"exit status {status}"])[-1]
     for each in list(waiting.values()):
         each.put({"error": last})
-
-
-def _secrets(probe: Probe) -> Iterable[str]:
-    for value in vars(probe).values():
-        for each in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(each, SecretStr):
-                yield each.get_secret_value()
-
-
-def _hidden(finding: Finding, secrets: Iterable[str]) -> Finding:
-    texts = [finding.suffers, finding.look_at, finding.evidence]
-    for secret in secrets:
-        texts = [text.replace(secret, HIDDEN) for text in texts]
-    suffers, look_at, evidence = texts
-    return Finding(suffers, look_at, evidence, finding.warning)

@@ -25,7 +25,7 @@ from callready.rollout.remote import as_root
 from callready.rollout.tunnel import tunnel
 
 # Relays are there before LiveKit tells callers of them, and LiveKit before the app does.
-ROLES = ("turn", "livekit", "app")
+ROLES = ("turn", "livekit", "app", "monitor")
 UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
     " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"

@@ -34,6 +34,8 @@ from callready.settings.problem import SettingsError
 Declare = Callable[[Fleet, str], Node]
 
 KEEP_DRIFT, UNPROVED = "keep_drift", "unproved"
+LOGS = {f"log_{what}": what for what in ("host", "unit", "since", "match")}
+CHOICES = (KEEP_DRIFT, UNPROVED, *LOGS)
 """Choices of one run, as `--data keep_drift=yes`; no host data."""
 
 _commands: WeakKeyDictionary[State, Command] = WeakKeyDictionary()
@@ -72,7 +74,7 @@ def command(inventory: Inventory) -> Command:
     given = click.get_current_context().params
     data = {host.name: {**host.data.dict(), "groups": list(host.groups)} for host in inventory}
     for values in data.values():
-        for choice in (KEEP_DRIFT, UNPROVED):
+        for choice in CHOICES:
             values.pop(choice, None)
     try:
         fleet = validate(str(given["inventory"]), data)

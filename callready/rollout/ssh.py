@@ -13,8 +13,11 @@ import gevent
 from paramiko import BadHostKeyException, SSHException, Transport
 from paramiko.ssh_exception import NoValidConnectionsError
 from pydantic import SecretStr
+from pyinfra.api.config import Config
 from pyinfra.api.exceptions import ConnectError, PyinfraError
 from pyinfra.api.host import Host
+from pyinfra.api.inventory import Inventory
+from pyinfra.api.state import State
 from pyinfra.connectors.ssh import SSHConnector
 from pyinfra.connectors.sshuserclient.client import SSHClient, get_ssh_config
 
@@ -54,6 +57,21 @@ class Hidden(str):
 
     def __repr__(self) -> str:
         return HIDDEN
+
+
+def hosts_of(
+    data: Mapping[str, Mapping[str, Any]], names: list[str], fleet: Fleet
+) -> dict[str, Host]:
+    """Hosts of an inventory's `data` as a deploy would connect to them, for commands that pyinfra
+    does not run; unknown host keys are refused."""
+    options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), TIMEOUT)
+    kwargs = {"ssh_paramiko_connect_kwargs": {"transport_factory": transport, **options}}
+    strict = {"ssh_strict_host_key_checking": "yes", **kwargs}
+    inventory = Inventory(([(name, {**strict, **data[name]}) for name in names], {}))
+    State(inventory, Config())
+    for host in inventory:
+        log_in(host, fleet)
+    return {host.name: host for host in inventory}
 
 
 def log_in(host: Host, fleet: Fleet) -> None:

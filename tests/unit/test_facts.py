@@ -13,12 +13,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.x509 import DNSName
+from pydantic import SecretStr
 
 from callready.release import facts
+from callready.release.authority import Authority as FleetAuthority
+from callready.release.authority import Identity
 from callready.release.bundle import bundle
 from callready.release.declaration import ROOT, Release
 from callready.release.facts import Facts, FileFact, Listener, SurveyError, UnitFact
@@ -41,6 +45,8 @@ FILE_STEPS = {
     "withdraw",
     "write_rows",
     "install_pair",
+    "install_identity",
+    "drop_identity",
     "write_environment",
     "confirm",
 }
@@ -610,3 +616,29 @@ def test_neither_the_way_nor_the_survey_is_taken_for_skew(
 def test_what_the_shell_is_given_is_quoted() -> None:
     script = facts.script({"FILES": ["/a b", "$(reboot)"]})
     assert script.startswith("FILES='/a b $(reboot)'\n")
+
+
+@pytest.mark.tools
+def test_certificates_of_the_fleet_are_installed_found_kept_and_dropped(host: Sandbox) -> None:
+    secret = SecretStr("a" * 32)
+    release, identity = Release(), Identity("turn1", ("192.0.2.21",), ("server",))
+    given = release.identity("host", [secret], identity)
+    assert given[0] == f"fleet.cert:{ROOT}/fleet/host/cert.pem"
+    host.apply(release, host.survey(NOTHING))
+    found = host.survey(NOTHING)
+    assert found.identities["host"].has_key
+    assert not FleetAuthority(secret).refuses(identity, found.identities["host"].certificate)
+    assert host.run(f"stat -L -c %a {ROOT}/fleet/host/key.pem").strip() == "600"
+    # A unit that was given the one before is seen.
+    unit = "/run/credentials/a.service"
+    copies = [f"mkdir -p {unit}", f"cp {ROOT}/fleet/host/cert.pem {unit}/fleet.cert"]
+    assert host.survey(NOTHING, *copies).outdated == set()
+    assert host.survey(NOTHING, *copies, f"echo >> {unit}/fleet.cert").outdated == {"a.service"}
+    moved = Release()
+    moved.identity("host", [secret], replace(identity, addresses=("192.0.2.99",)))
+    host.apply(moved, found)
+    renewed = host.survey(NOTHING).identities["host"].certificate
+    assert renewed != found.identities["host"].certificate
+    assert len(host.run(f"ls -A {ROOT}/fleet").split()) == 2
+    host.apply(Release(), host.survey(NOTHING))
+    assert host.survey(NOTHING).identities == {}

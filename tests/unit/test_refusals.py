@@ -8,7 +8,7 @@ from callready.release import refusals
 from callready.release.facts import Facts, Listener, UnitFact
 from callready.release.manifest import UnitLine
 from tasks import declare
-from tests.support.inventories import SFU1, Edit, bare, box, deployed, load
+from tests.support.inventories import SFU1, TURN1, Edit, bare, box, deployed, load, watched
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -235,6 +235,33 @@ def test_an_haproxy_that_serves_something_else_is_not_taken_over(port: int, why:
         )
 
     assert refused(after_a_deploy, (SFU1, "edge", {}), (SFU1, "name", "turn.callready.test")) == []
+
+
+@pytest.mark.parametrize(
+    ("listener", "message"),
+    [
+        (
+            Listener("tcp", "*", 9101, "prometheus-node", "prometheus-node-exporter.service"),
+            "prometheus-node-exporter.service is in use for port 9101/tcp, and callready masks it, "
+            "because it runs its own: have what asks it ask the monitor (docs/watching.md), then "
+            "stop it (systemctl disable --now prometheus-node-exporter.service)",
+        ),
+        (
+            Listener("tcp", "127.0.0.1", 9100, "node_exporter", "node_exporter.service"),
+            "port 9100/tcp is taken by node_exporter (node_exporter.service), monitor needs it for "
+            "the host's metrics: stop that program (a container?) or change monitor",
+        ),
+        (Listener("tcp", "127.0.0.2", 9100, "other", "other.service"), ""),
+    ],
+)
+def test_what_a_host_was_measured_by_before_is_not_taken_away(
+    listener: Listener, message: str
+) -> None:
+    facts = bare()
+    facts.listeners.append(listener)
+    here = declare(watched(), TURN1)
+    here.learn(facts)
+    assert list(refusals.of(here, facts)) == ([message] if message else [])
 
 
 ENV, CALLS = "/srv/app/.env", "/etc/coturn/calls.conf"

@@ -156,6 +156,44 @@ install_livekit() {
     mv "$unpacked" "$target"
 }
 
+# install_programs NAME INDEX PACKAGES SOURCES [FILE WHEEL]...: callready's own programs, and what they
+# need by the hashes in PACKAGES: from an index, or these wheels; else from where pip would take it.
+install_programs() {
+    local target="$OWN/$1" index="$2" packages="$here/files/$3" sources="$here/files/$4" version
+    local made="$here/programs" log="$here/pip.log" wheels="$here/wheels"
+    shift 4
+    say "installing callready's own programs"
+    mkdir "$wheels"
+    if [ $# -gt 0 ]; then
+        while [ $# -gt 0 ]; do
+            ln "$here/files/$2" "$wheels/$1"
+            shift 2
+        done
+        set -- --no-index --find-links "$wheels"
+    elif [ -n "$index" ]; then
+        set -- --index-url "$index"
+    fi
+    python3 -m venv "$made" > "$log" 2>&1 || fail "python3 -m venv failed: $(tail -n 3 "$log")"
+    "$made/bin/python3" -m pip --quiet --disable-pip-version-check --no-cache-dir --no-input install \
+        --require-hashes --no-deps --only-binary :all: "$@" -r "$packages" > "$log" 2>&1 < /dev/null ||
+        fail "packages of callready's own programs cannot be installed: $(grep -i error "$log" | tail -n 3); monitor.wheels says where they come from"
+    version=$("$made/bin/python3" -c 'import sys; print("python%d.%d" % sys.version_info[:2])')
+    "$made/bin/python3" -m zipfile -e "$sources" "$made/lib/$version/site-packages"
+    "$made/bin/python3" -m compileall -q "$made/lib/$version/site-packages/callready"
+    "$made/bin/python3" -P -m callready.probes.caller --help > "$log" 2>&1 ||
+        fail "callready's own programs do not run here: $(tail -n 3 "$log")"
+    chmod -R go+rX "$made"
+    # When the system has another Python, this one is not there any more and all is installed anew.
+    ln -sfn "/usr/bin/$version" "$made/bin/python3"
+    make_own_folder "$OWN"
+    [ ! -e "$target" ] || grep -qsxF "$target" "$STATE/binaries" ||
+        fail "$target is not callready's: move it out of the way"
+    remove_entry "$OWN" "$target"
+    printf '%s\n' "$target" >> "$STATE/binaries"
+    sync -f "$made"
+    mv "$made" "$target"
+}
+
 # stage RELEASE: write the release beside the others, whole or not at all, and let the programs read
 # their files. One that somebody edited stays as it is; the new one gets another name.
 stage() {
@@ -312,6 +350,30 @@ write_rows() {
     } | sqlite3 -bail "$database" > /dev/null
 }
 
+# install_identity KIND CERTIFICATE KEY: one rename of a link makes both current together, and who has
+# the old ones starts anew.
+install_identity() {
+    local new=".$1-$2" unit old
+    mkdir -p "$ROOT/fleet/$new"
+    {
+        install -m 0644 "$here/files/$2" "$ROOT/fleet/$new/cert.pem" &&
+            install -m 0600 "$here/files/$3" "$ROOT/fleet/$new/key.pem" &&
+            sync "$ROOT/fleet/$new"/* &&
+            ln -sfn "$new" "$ROOT/fleet/.next" &&
+            mv -T "$ROOT/fleet/.next" "$ROOT/fleet/$1"
+    } || fail "$ROOT/fleet/$1: cannot be replaced"
+    for old in "$ROOT/fleet/.$1"-*; do
+        [ "${old##*/}" = "$new" ] || rm -rf "$old"
+    done
+    say "installed the certificate of the fleet for $1"
+    for unit in $(list_outdated); do
+        systemctl try-restart "$unit" || fail "$unit does not restart: $(last_words "$unit")"
+    done
+}
+
+# drop_identity KIND
+drop_identity() { rm -rf "$ROOT/fleet/$1" "$ROOT/fleet/.$1"-*; }
+
 # install_pair NAME CHAIN KEY GROUP: a certificate and its key become current together.
 install_pair() { sh "$here/certificates" install "$1" "$here/files/$2" "$here/files/$3" "$4"; }
 
@@ -431,8 +493,9 @@ uninstall() {
     for unit; do unmask "$unit"; done
     sort -u "$STATE/users" 2> /dev/null | while read -r user; do remove_user "$user"; done
     systemctl disable --quiet callready-boot.service 2> /dev/null || :
-    sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do remove_entry "$LIVEKIT" "$version"; done
+    sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do remove_program "$version"; done
     remove_own_folder "$LIVEKIT"
+    remove_own_folder "$OWN"
     rm -rf "$PROGRAMS" "$ROOT" "$STATE" "$UNIT_FILES"/callready-boot.service \
         "$UNIT_FILES"/callready-revert.service "$RUN"/callready*
     systemctl daemon-reload

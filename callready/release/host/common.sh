@@ -27,11 +27,14 @@ eventually() {
 # read_serial: the serial of the certificate on standard input, in hex as Python prints it.
 read_serial() { openssl x509 -noout -serial 2> /dev/null | sed 's/.*=0*//; y/ABCDEF/abcdef/'; }
 
-# ask_serial ENDPOINT NAME: that of the certificate that callers get now, whatever lies in the file.
-ask_serial() {
+# ask_certificate ENDPOINT NAME: the one that callers get now, whatever lies in the file.
+ask_certificate() {
     timeout 3 openssl s_client -no-CAfile -no-CApath -no-CAstore -connect "$1" -servername "$2" \
-        < /dev/null 2> /dev/null | read_serial
+        < /dev/null 2> /dev/null
 }
+
+# ask_serial ENDPOINT NAME: its serial.
+ask_serial() { ask_certificate "$@" | read_serial; }
 
 # fingerprint_of UNIT PID: what its process was started with, or has loaded since (note-inputs.sh).
 fingerprint_of() {
@@ -45,13 +48,26 @@ fingerprint_of() {
 } 2> /dev/null
 
 # credentials_of UNIT: the SHA-256 of each one that systemd gave its process, sorted, with a comma
-# after each; `-` for none.
+# after each; `-` for none. Those of the fleet's authority are state, not release.
 credentials_of() {
     local given=
     [ ! -d "/run/credentials/$1" ] ||
-        given=$(sha256sum "/run/credentials/$1"/* | cut -c 1-64 | sort | tr '\n' ,)
+        given=$(sha256sum "/run/credentials/$1"/* | sed '/\/fleet\.[a-z]*$/d' | cut -c 1-64 | sort | tr '\n' ,)
     printf '%s\n' "${given:--}"
 } 2> /dev/null
+
+# list_outdated: the units that were given a certificate of the fleet that is none of this host's now.
+list_outdated() {
+    local given own unit
+    for given in "$CALLREADY_ROOT"/run/credentials/*/fleet.cert; do
+        [ -e "$given" ] || continue
+        for own in "$ROOT"/fleet/*/cert.pem; do
+            ! cmp -s "$given" "$own" || continue 2
+        done
+        unit=${given%/fleet.cert}
+        printf '%s\n' "${unit##*/}"
+    done
+}
 
 # lineage_of NAME: certbot's name of the certificate that callready has asked for, or would take up.
 lineage_of() { cat "$STATE/lineages/$1" 2> /dev/null || printf '%s\n' "$1"; }

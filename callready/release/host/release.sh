@@ -23,6 +23,7 @@
 PENDING=$STATE/pending # the release that waits, PROCESS@BOOT that switches to it, who, since when
 UNIT_FILES=$CALLREADY_ROOT/etc/systemd/system
 LIVEKIT=$CALLREADY_ROOT/opt/livekit # a folder for each version
+OWN=$CALLREADY_ROOT/opt/callready   # the same for callready's own programs
 SYSCTLS_FILE=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
 
 say() { printf '%s\n' "$*"; }
@@ -55,6 +56,14 @@ remove_entry() {
     case ${2#"$1"/} in
         "$2" | "" | . | .. | */*) complain "'$2' stays: it is not in $1, where callready put it" ;;
         *) rm -rf "$2" ;;
+    esac
+}
+
+# remove_program PATH: a version of livekit-server, or of callready's own programs.
+remove_program() {
+    case $1 in
+        "$OWN"/*) remove_entry "$OWN" "$1" ;;
+        *) remove_entry "$LIVEKIT" "$1" ;;
     esac
 }
 
@@ -536,8 +545,8 @@ tidy() {
         case $kept in *" ${folder##*/} "*) ;; *) rm -rf "$folder" ;; esac
     done
     sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do
-        grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files"$UNIT_FILES"/livekit-server.service ||
-            remove_entry "$LIVEKIT" "$version"
+        grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files"$UNIT_FILES"/*.service ||
+            remove_program "$version"
     done
     # Secrets, too, go with the last release that has them.
     sort -u "$STATE/databases" 2> /dev/null | while read -r database; do

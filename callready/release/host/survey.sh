@@ -228,6 +228,20 @@ print_pairs() {
     done
 }
 
+# identity KIND HAS_KEY DER: a certificate of the fleet's authority / outdated UNIT
+print_identities() {
+    local folder has_key
+    for folder in "$ROOT"/fleet/*; do
+        [ -L "$folder" ] || continue
+        has_key=no
+        [ "$(openssl x509 -noout -pubkey -in "$folder/cert.pem" 2> /dev/null)" != "$(openssl pkey -pubout -in "$folder/key.pem" 2> /dev/null)" ] ||
+            has_key=yes
+        printf 'identity\t%s\t%s\t%s\n' "${folder##*/}" "$has_key" \
+            "$(openssl x509 -outform DER -in "$folder/cert.pem" 2> /dev/null | base64 -w 0)"
+    done
+    list_outdated | sed 's/^/outdated\t/'
+}
+
 # environment PATH MODE OWNER SHA256 APPLIED: of the lines by which its readers have our keys, and of
 # what they have / obstacle PATH KIND WORDS: also of the way that it is written
 print_environments() {
@@ -289,6 +303,7 @@ print_all() {
     print_sysctls
     print_databases
     print_pairs
+    print_identities
     print_environments
     print_obstacles
     print_binaries
