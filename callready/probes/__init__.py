@@ -9,20 +9,25 @@ raises `ProbeError`. Secrets are `SecretStr`, because a failing test prints its 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import dataclasses
+import functools
 import json
 import os
 import re
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from pydantic import SecretStr
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 TIMEOUT = 5.0
 """Seconds a probe waits for one answer. libwebrtc gives a TURN or STUN server about 10 s before
@@ -88,6 +93,16 @@ def reason(error: BaseException) -> str:
 def endpoint(address: str, port: int) -> str:
     """``address:port``, with brackets around an IPv6 address."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def waited_for(probe: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, _T]:
+    """An asynchronous probe, for who does nothing else meanwhile."""
+
+    @functools.wraps(probe)
+    def ask(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        return asyncio.run(probe(*arguments, **options))
+
+    return ask
 
 
 def local_address(peer: str) -> str | None:

@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
 
-from callready.probes import Finding, ProbeError, as_data, reason
-from callready.probes.probe import KINDS, Probe, from_json
+from callready.probes import Finding, ProbeError, as_data
+from callready.probes.probe import KINDS, Probe, broken, from_json
 
 VERSION = 1
 AT_ONCE = 128
@@ -38,11 +38,7 @@ def found(probe: Probe, end: float) -> Finding | None:
         except ProbeError as error:
             finding = error.finding
         except Exception as error:
-            finding = Finding(
-                "the probe itself broke",
-                "callready's issues, with this line",
-                f"{type(error).__name__}: {reason(error)}",
-            )
+            finding = broken(error)
         if time.monotonic() + pause > end:
             return finding
         time.sleep(pause)

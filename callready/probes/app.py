@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 
 from callready.probes import TIMEOUT, ProbeError, command, reason, run
-from callready.probes.tls import client_context
+from callready.probes.tls import shared_context
 from callready.probes.turn import IceServer
 
 Scheme = Literal["http", "ws"]
@@ -78,7 +78,7 @@ def get(
     headers = {"Host": target.netloc.decode(), **(headers or {})}
     place = target.copy_with(host=at[0], port=at[1]) if at else target
     extensions = {"sni_hostname": target.host}
-    context = client_context(ca_file, verify)
+    context = shared_context("http", ca_file, verify)
     try:
         with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
             start = time.perf_counter()
@@ -226,7 +226,7 @@ async def connected(
         InvalidStatus: the HTTP status was another one.
         OSError, WebSocketException: no connection.
     """
-    context = client_context(ca_file, verify) if url.startswith("wss:") else None
+    context = shared_context("ws", ca_file, verify) if url.startswith("wss:") else None
     options = {"open_timeout": TIMEOUT, "close_timeout": TIMEOUT, **options}
     if at:
         options |= {"host": at[0], "port": at[1]}

@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle, islice, product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import SecretStr
 
 from callready.probes import endpoint
-from callready.probes.probe import Certificate, Health, Https, Join, LiveKit, Probe, Stun, Turn
+from callready.probes.probe import (
+    Call,
+    Certificate,
+    Health,
+    Https,
+    Join,
+    LiveKit,
+    Measured,
+    Probe,
+    Stun,
+    Turn,
+)
 from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
-from callready.settings.pools import Way, ways
+from callready.settings.models import LiveKit as LiveKitSettings
+from callready.settings.pools import Transport, Way, ways
 from callready.settings.uris import place, stun_uri, turn_uri
+
+MOST_PAIRS = 64
+"""SFUs and TURN hosts that calls connect each with each: a round of twice as many paths takes too
+long."""
 
 
 def trust(settings: HostSettings, verify: bool = True) -> dict[str, Any]:
@@ -47,6 +67,101 @@ def probes(
         common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
         found.append(Health(url=check.url, status=check.status, fields=check.fields, **common))
     return found
+
+
+def watched(
+    fleet: Fleet, watcher: str, key: str | None = None, secret: SecretStr | None = None
+) -> list[Measured]:
+    """What the synthetic caller asks all the time: STUN, TURN and a join of every host, and a call
+    on every path.
+
+    Args:
+        fleet: all hosts.
+        watcher: the host that asks, over the address families that it has.
+        key: which of LiveKit's it uses; default the first one.
+        secret: that the pools accept beside their own, instead of the first of these.
+    """
+    families = {4, 6 if fleet[watcher].address6 else 4}
+    found = [
+        probe
+        for node, host in fleet.hosts.items()
+        for probe in probes(node, host, _public(host))
+        if isinstance(probe, Measured)
+    ]
+    return [
+        replace(probe, **_credentials(probe, key, secret))
+        for probe in (*found, *_calls(fleet))
+        if probe.family in families
+    ]
+
+
+def _credentials(probe: Measured, key: str | None, secret: SecretStr | None) -> dict[str, Any]:
+    """Those fields of it, and no more than it needs."""
+    if isinstance(probe, Join | Call) and probe.keys:
+        key = key or next(iter(probe.keys))
+        keys = {"keys": {key: probe.keys[key]}}
+    else:
+        keys = {}
+    is_minted = isinstance(probe, Turn) and probe.secret and secret
+    return keys | ({"secret": secret} if is_minted else {})
+
+
+def _calls(fleet: Fleet) -> Iterator[Call]:
+    """One for each path to an SFU, and between two relays of a pool that no SFU hands out."""
+    sfus: dict[str, tuple[str, HostSettings, LiveKitSettings]] = {}
+    for node, host in fleet.hosts.items():
+        if livekit := host.sfu:
+            sfus.setdefault(livekit.url, (node, host, livekit))
+    for node, host, livekit in sfus.values():
+        rtc = livekit.rtc
+        ports: dict[Transport, int] = {"udp": rtc.port_range_start, "tcp": rtc.tcp_port}
+        for address, transport in product(_public(host), ports):
+            common = {"node": node, "address": address, **trust(host)}
+            port = ports[transport]
+            direct = Turn(pool="", server_name="", transport=transport, port=port, **common)
+            yield _call(direct, node, livekit, host)
+    for name in dict.fromkeys(name for host in fleet.hosts.values() for name in host.turn_pools):
+        hosts = fleet.pool(name)
+        using = [each for each in sfus.values() if each[2].turn_pool == name]
+        to = using or [each for each in sfus.values() if _is_for_sfus(hosts, name)]
+        for (sfu, other, livekit), (node, host) in _pairs(to, [*hosts.items()]):
+            yield from (_call(turn, sfu, livekit, other) for turn in _turns(node, host, name))
+        if not to:
+            for node, host in hosts.items():
+                yield from (_call(turn, node, None, host) for turn in _turns(node, host, name))
+
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def _pairs(some: Sequence[A], others: Sequence[B]) -> Iterable[tuple[A, B]]:
+    """All, or of very many so many that each of both is in one."""
+    if len(some) * len(others) <= MOST_PAIRS:
+        return product(some, others)
+    most = max(len(some), len(others))
+    return islice(zip(cycle(some), cycle(others), strict=False), most)
+
+
+def _public(host: HostSettings) -> list[str]:
+    return [each for each in (host.address, host.address6) if each]
+
+
+def _is_for_sfus(hosts: Mapping[str, HostSettings], pool: str) -> bool:
+    return all(host.turn_pools[pool].peers == "sfu" for host in hosts.values())
+
+
+def _turns(node: str, host: HostSettings, pool: str) -> Iterator[Turn]:
+    for address in _public(host):
+        common = {"node": node, "address": address, **trust(host)}
+        yield from (turn for _, turn in _ways(host, pool, common))
+
+
+def _call(turn: Turn, node: str, livekit: LiveKitSettings | None, host: HostSettings) -> Call:
+    """The call through it, to an SFU if one is given; `node` and `host` are the SFU's."""
+    to = {"url": livekit.url, "keys": livekit.keys} if livekit else {}
+    name = turn.node if turn.pool else ""
+    return Call(**{**vars(turn), **to, "node": node, "turn": name}, max_loss=host.verify.max_loss)
 
 
 def ice_servers(fleet: Fleet, node: str) -> dict[str, Probe]:

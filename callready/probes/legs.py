@@ -32,6 +32,7 @@ from callready.probes import (
     reason,
     run,
     secret_from,
+    waited_for,
 )
 from callready.probes.livekit import Joined, add_url, keys_from, offered
 from callready.probes.turn import Client, Credentials, Family, TurnServer, client, mint
@@ -89,8 +90,7 @@ class Through:
     @property
     def way(self) -> str:
         """As in `Leg`."""
-        on_443 = " 443" * (self.server.transport == "tls" and self.server.port == 443)
-        return f"TURN/{self.server.transport.upper()}{on_443}"
+        return f"TURN/{self.server.way}"
 
 
 @dataclass(frozen=True)
@@ -442,7 +442,7 @@ async def _resolved(trial: _Trial, through: Through) -> TurnServer:
     return replace(server, address=str(found[0][4][0]), server_name=name)
 
 
-def try_all(
+async def all_tried(
     url: str,
     key: str,
     secret: SecretStr,
@@ -450,6 +450,7 @@ def try_all(
     ca_file: str | None = None,
     verify: bool = True,
     max_loss: float = MAX_LOSS,
+    directly: Callable[[ice.Candidate], bool] = bool,
 ) -> Legs:
     """Try every path of a call at LiveKit, all at the same time.
 
@@ -458,30 +459,30 @@ def try_all(
         through: ways into TURN servers, each for one leg, in this order; default those that the
             join hands out, over each address family that leads there from here.
         max_loss: share of lost packets above which a path has failed.
+        directly: which of LiveKit's candidates, of those that a route leads to; default all.
 
     Raises:
         ProbeError: it cannot join.
     """
-
-    async def attempt() -> Legs:
-        start = time.perf_counter()
-        async with offered(url, key, secret, ca_file, verify=verify) as (told, offer):
-            took = time.perf_counter() - start
-            ways = await _handed_out(told, ca_file, verify) if through is None else through
-            candidates = [each for each in offer.candidates if local_address(each.address)]
-            direct, relayed = await asyncio.gather(
-                _each(candidates, partial(_direct, offer), max_loss),
-                _each(ways, partial(_relayed, offer), max_loss),
-            )
-            return Legs(told.node_id, told.time_to_join, took, direct, relayed)
-
-    return asyncio.run(attempt())
+    start = time.perf_counter()
+    async with offered(url, key, secret, ca_file, verify=verify) as (told, offer):
+        took = time.perf_counter() - start
+        ways = await _handed_out(told, ca_file, verify) if through is None else through
+        candidates = [c for c in offer.candidates if directly(c) and local_address(c.address)]
+        direct, relayed = await asyncio.gather(
+            _each(candidates, partial(_direct, offer), max_loss),
+            _each(ways, partial(_relayed, offer), max_loss),
+        )
+        return Legs(told.node_id, told.time_to_join, took, direct, relayed)
 
 
-def try_relays(through: Sequence[Through], max_loss: float = MAX_LOSS) -> tuple[Leg, ...]:
+async def relays_tried(through: Sequence[Through], max_loss: float = MAX_LOSS) -> tuple[Leg, ...]:
     """Try ways into TURN servers without an SFU, from one relay to another of the same server;
-    arguments as `try_all`."""
-    return asyncio.run(_each(through, partial(_relayed, None), max_loss))
+    arguments as `all_tried`."""
+    return await _each(through, partial(_relayed, None), max_loss)
+
+
+try_all, try_relays = waited_for(all_tried), waited_for(relays_tried)
 
 
 async def _each(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import secrets
 import time
@@ -188,8 +189,14 @@ async def joined(
                 IceServer(tuple(each.urls), each.username, each.credential)
                 for each in told.ice_servers
             )
-            yield Joined(told.server_info.version, told.server_info.node_id, servers, took), socket
-            await socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
+            try:
+                yield (
+                    Joined(told.server_info.version, told.server_info.node_id, servers, took),
+                    socket,
+                )
+            finally:
+                with contextlib.suppress(OSError, WebSocketException):
+                    await socket.send(SignalRequest(leave=LeaveRequest()).SerializeToString())
     except InvalidStatus as error:
         status = error.response.status_code
         raise ProbeError(

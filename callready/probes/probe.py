@@ -3,21 +3,29 @@ its words change: by that a release promises what it has for callers. Words are 
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import socket
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from callready.probes import Finding, ProbeError, endpoint
+from callready.probes import Finding, ProbeError, endpoint, reason
+from callready.secrets.masking import HIDDEN
 from callready.settings.android import address
 from callready.settings.pools import Transport
 from callready.settings.uris import place
 
 if TYPE_CHECKING:
     from callready.probes.ice import Candidate
+    from callready.probes.legs import Leg
+    from callready.probes.turn import Credentials, TurnServer
+    from callready.probes.webrtc import Call as WebRtcCall
 
 
 class Key(NamedTuple):
@@ -87,6 +95,11 @@ class Probe(ABC):
         warning if they would get it less well."""
 
     @property
+    def way(self) -> str:
+        """How its packets get there, as a path of media is called by it."""
+        return self.proto.upper()
+
+    @property
     def _at(self) -> tuple[str, int]:
         at = self.address
         if self.resolver and not self.connect_to and not address(at):
@@ -101,8 +114,38 @@ class Probe(ABC):
         return {"ca_file": self.ca, "at": self._at, "verify": self.verify}
 
 
+class Measurement:
+    """What a probe measures of itself.
+
+    Args:
+        phases: seconds of each part that it came through, by its name.
+        rtt: a round trip (s). loss: share of the packets without an answer.
+    """
+
+    def __init__(self) -> None:
+        self.phases: dict[str, float] = {}
+        self.rtt: float | None = None
+        self.loss: float | None = None
+        self._at: tuple[str, float] | None = None
+
+    def begin(self, phase: str) -> None:
+        """The phase before has passed, and another begins, if it has a name."""
+        now = time.perf_counter()
+        if self._at:
+            self.phases[self._at[0]] = now - self._at[1]
+        self._at = (phase.lower(), now) if phase else None
+
+
+class Measured(Probe):
+    """One that can be asked all the time, beside many others, and measures itself."""
+
+    @abstractmethod
+    async def measure(self, into: Measurement) -> None:
+        """Ask once; raises ProbeError if callers would not get what they need."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Stun(Probe):
+class Stun(Measured):
     """A STUN server answers over UDP."""
 
     kind, module, words, names = "stun", "stun", "STUN of pool {pool} {where}", "{pool}"
@@ -110,9 +153,12 @@ class Stun(Probe):
     pool: str
 
     def ask(self) -> None:
+        asyncio.run(self.measure(Measurement()))
+
+    async def measure(self, into: Measurement) -> None:
         from callready.probes import stun
 
-        stun.binding(self.address, self.port, connect_to=self.connect_to)
+        into.rtt = (await stun.bound(self.address, self.port, connect_to=self.connect_to)).rtt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +182,7 @@ class UdpPath(Probe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Turn(Probe):
+class Turn(Measured):
     """A TURN server allocates a relay of the address's family. With `secret`, credentials are
     minted; without it and without `user` it is asked as nobody, which it must refuse with 401."""
 
@@ -148,24 +194,47 @@ class Turn(Probe):
     user: str = ""
     password: SecretStr | None = None
 
-    def ask(self) -> None:
-        from callready.probes import turn
+    @property
+    def way(self) -> str:
+        return f"TURN/{self._server.way}"
+
+    @property
+    def _server(self) -> TurnServer:
+        from callready.probes.turn import TurnServer
 
         way = self.address, self.port, self.transport
-        trust = self.server_name, self.ca, self.verify
-        server = turn.TurnServer(*way, *trust, self.connect_to)
-        credentials = None
+        return TurnServer(*way, self.server_name, self.ca, self.verify, self.connect_to)
+
+    @property
+    def _credentials(self) -> Credentials | None:
+        from callready.probes import turn
+
         if self.secret:
-            credentials = turn.mint(self.secret, 60)
-        elif self.password:
-            credentials = turn.Credentials(self.user, self.password.get_secret_value())
-        # 486 is said after the password was checked: callers have used the quota up.
-        well = 486 if credentials else 401
+            return turn.mint(self.secret, 60)
+        if self.password:
+            return turn.Credentials(self.user, self.password.get_secret_value())
+        return None
+
+    def ask(self) -> None:
+        from callready.probes.turn import TurnRefused
+
         try:
-            turn.allocate(server, credentials, self.family)
-        except turn.TurnRefused as refused:
-            if refused.code != well:
+            asyncio.run(self.measure(Measurement()))
+        except TurnRefused as refused:
+            # Said after the password was checked: callers have used the quota up.
+            if refused.code != 486 or not (self.secret or self.password):
                 raise
+
+    async def measure(self, into: Measurement) -> None:
+        from callready.probes import turn
+
+        credentials = self._credentials
+        try:
+            await turn.allocated(self._server, credentials, self.family, into.begin)
+        except turn.TurnRefused as refused:
+            if credentials or refused.code != 401:
+                raise
+        into.begin("")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +268,7 @@ class LiveKit(Probe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Join(LiveKit):
+class Join(LiveKit, Measured):
     """A join as a browser makes it: every ICE server that it is told of answers, and LiveKit's own
     candidates do over UDP and TCP. A server on another host is that host's affair: if it does not
     answer, this is a warning, unless it is one of `answering`. Without a key nothing is asked.
@@ -264,6 +333,16 @@ class Join(LiveKit):
             raise ProbeError(*_joined(wrong))
         return Finding(*_joined(doubtful), warning=True) if doubtful else None
 
+    async def measure(self, into: Measurement) -> None:
+        """Join, take LiveKit's offer and leave; what that leads to is for other probes to say."""
+        from callready.probes import livekit
+
+        key, secret = next(iter(self.keys.items()))
+        at = await asyncio.to_thread(lambda: self._at)
+        into.begin("signalling")
+        async with livekit.offered(self.url, key, secret, self.ca, at, self.verify, self.node_id):
+            into.begin("")
+
     def _media(
         self, candidates: Mapping[Candidate, float | ProbeError]
     ) -> Iterator[tuple[bool, Finding]]:
@@ -304,6 +383,116 @@ class Join(LiveKit):
                 "deploy.gate_from, which has to pass it on",
             )
         return "127.0.0.1", int(near)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Turn):
+    """Media passes on exactly one path: packets of several sizes there and back, of which few are
+    lost, and then a call of two participants over it. ICE/TCP has the packets alone, because no
+    setting holds LiveKit's SDK to it, and a path from one relay of a pool to another has no SFU
+    that would join a call. A path without `pool` is direct.
+
+    Args:
+        node: the SFU's host, or the TURN server's where no SFU is at the other end.
+        url: of LiveKit; empty where no SFU is at the other end.
+        keys: of LiveKit; the first one is used.
+        turn: the TURN server's host, for people.
+        max_loss: share of lost packets above which it has failed.
+    """
+
+    kind, module, words, names = "call", "webrtc", "", "{pool}@{turn}"
+    url: str = ""
+    keys: Mapping[str, SecretStr] = field(default_factory=dict)
+    turn: str = ""
+    max_loss: float
+
+    @property
+    def way(self) -> str:
+        return super().way if self.pool else self.proto.upper()
+
+    @property
+    def title(self) -> str:
+        through = f" through {self.turn}" * bool(self.pool)
+        return f"call over {self.way}{through} on {self.node} (IPv{self.family})"
+
+    def ask(self) -> None:
+        asyncio.run(self.measure(Measurement()))
+
+    async def measure(self, into: Measurement) -> None:
+        await self._resolve(into)
+        leg = await self._leg(into)
+        into.rtt, into.loss = leg.rtt, leg.loss
+        into.phases |= {s.name.lower(): s.seconds for s in leg.steps if not s.name.endswith(" B")}
+        if leg.error:
+            raise ProbeError(leg.error.suffers, leg.error.look_at, leg.error.evidence)
+        if self.url and self.way != "TCP":
+            call = await asyncio.to_thread(self._call)
+            sides = call.participants
+            into.phases["connect"] = max(each.connect_seconds for each in sides)
+            into.phases["media"] = max(each.audio_seconds for each in sides)
+            if self.pool and any(each.local != "relay" for each in sides):
+                raise ProbeError(
+                    f"a call that shall be relayed over {self.way} is not",
+                    "the probe (callready.probes.webrtc)",
+                )
+
+    async def _resolve(self, into: Measurement) -> None:
+        """As callers are led: the names are not what the packets are sent to."""
+        into.begin("dns")
+        for name in filter(None, (self.url and urlsplit(self.url).hostname, self.server_name)):
+            try:
+                await asyncio.get_running_loop().getaddrinfo(name, None)
+            except OSError as error:
+                raise ProbeError(
+                    f"callers are not led to {name}", "the name's A and AAAA records", reason(error)
+                ) from None
+        into.begin("")
+
+    async def _leg(self, into: Measurement) -> Leg:
+        from callready.probes import legs
+
+        credentials = self._credentials
+        through = []
+        if self.pool and credentials:
+            through.append(legs.Through(self._server, credentials, self.family))
+        if not self.url:
+            (leg,) = await legs.relays_tried(through, self.max_loss)
+            return leg
+        way = self.proto, self.family
+        found = await legs.all_tried(
+            self.url,
+            *next(iter(self.keys.items())),
+            through,
+            self.ca,
+            self.verify,
+            self.max_loss,
+            lambda each: not through and (each.proto, each.family) == way,
+        )
+        into.phases["signalling"] = found.time_to_offer
+        # LiveKit may offer addresses of networks that callers are not in.
+        tried = sorted((*found.direct, *found.relayed), key=lambda each: each.error is not None)
+        if not tried:
+            raise ProbeError(
+                f"{self.url} offers no {self.way} candidate of IPv{self.family}",
+                "rtc.node_ip, rtc.tcp_port and the interfaces that LiveKit may use",
+            )
+        return tried[0]
+
+    def _call(self) -> WebRtcCall:
+        from callready.probes import livekit, turn, webrtc
+
+        key, secret = next(iter(self.keys.items()))
+        room = livekit.new_room()
+        maker = livekit.token(key, secret, room, ttl=60, create=True)
+        livekit.create_room(self.url, maker, room, ca_file=self.ca, verify=self.verify)
+        servers = []
+        if self.pool and (who := self._credentials):
+            server = self._server
+            if self.transport == "tls":  # libwebrtc looks for the URI's name in the certificate
+                server = replace(server, address=self.server_name)
+            servers.append(turn.IceServer((server.uri,), who.username, who.password))
+        pair = webrtc.tokens(key, secret, room)
+        return webrtc.call(self.url, pair, servers, bool(servers), self.ca, 0.3)
 
 
 def _joined(findings: list[Finding]) -> tuple[str, str]:
@@ -364,7 +553,8 @@ class Health(Probe):
 
 
 KINDS: dict[str, type[Probe]] = {
-    kind.kind: kind for kind in (Stun, UdpPath, Turn, LiveKit, Join, Https, Certificate, Health)
+    kind.kind: kind
+    for kind in (Stun, UdpPath, Turn, LiveKit, Join, Call, Https, Certificate, Health)
 }
 
 
@@ -389,6 +579,31 @@ def without_credentials(key: Key, **common: Any) -> Probe | None:
         case "app":
             return Health(url=name, **{**common, "address": place(name)[0]})
     return None
+
+
+def broken(error: Exception) -> Finding:
+    """What is said where a probe raises anything but ProbeError."""
+    return Finding(
+        "the probe itself broke",
+        "callready's issues, with this line",
+        f"{type(error).__name__}: {reason(error)}",
+    )
+
+
+def hidden(finding: Finding, probes: Iterable[Probe]) -> Finding:
+    """A finding without the secrets of these probes."""
+    texts = [finding.suffers, finding.look_at, finding.evidence]
+    for secret in itertools.chain.from_iterable(map(_secrets, probes)):
+        texts = [text.replace(secret, HIDDEN) for text in texts]
+    suffers, look_at, evidence = texts
+    return Finding(suffers, look_at, evidence, finding.warning)
+
+
+def _secrets(probe: Probe) -> Iterable[str]:
+    for value in vars(probe).values():
+        for each in value.values() if isinstance(value, dict) else (value,):
+            if isinstance(each, SecretStr):
+                yield each.get_secret_value()
 
 
 def as_json(probe: Probe) -> dict[str, Any]:

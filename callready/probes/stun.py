@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 from aioice import stun as messages
 from aioice import turn as clients
 
-from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run
+from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run, waited_for
 
 UDP_SILENCE = 1.0
 """Seconds without an answer after which UDP counts as blocked: two transmissions, 0.5 s apart
@@ -145,7 +145,7 @@ async def _binding(
     return Binding(mapped[0], mapped[1], rtt)
 
 
-def binding(
+async def bound(
     address: str,
     port: int = 3478,
     transport: Literal["udp", "tcp"] = "udp",
@@ -166,7 +166,7 @@ def binding(
     """
     where = f"stun:{endpoint(address, port)} over {transport}"
     try:
-        return asyncio.run(_binding(*(connect_to or (address, port)), transport, timeout))
+        return await _binding(*(connect_to or (address, port)), transport, timeout)
     except OSError as error:
         raise ProbeError(
             f"callers learn no public address (no srflx candidate) from {where}",
@@ -179,6 +179,9 @@ def binding(
             f"callers learn no public address from {where}, it answered {error}",
             "whether that port is the STUN server's",
         ) from None
+
+
+binding = waited_for(bound)
 
 
 def comes_back(address: str, port: int) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import socket
 import ssl
+import time
 import warnings
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +72,17 @@ def client_context(ca_file: str | None = None, verify: bool = True) -> ssl.SSLCo
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def shared_context(user: str, ca_file: str | None = None, verify: bool = True) -> ssl.SSLContext:
+    """`client_context`, the same for up to a minute: to read the system's authorities takes longer
+    than a handshake. `user` keeps apart those who set more in it (httpx sets ALPN)."""
+    return _shared(user, ca_file, verify, time.monotonic() // 60)
+
+
+@functools.lru_cache(maxsize=16)
+def _shared(_user: str, ca_file: str | None, verify: bool, _minute: float) -> ssl.SSLContext:
+    return client_context(ca_file, verify)
 
 
 def served(

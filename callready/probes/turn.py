@@ -28,9 +28,18 @@ from aioice import stun as messages
 from aioice.turn import TCP_TRANSPORT, UDP_TRANSPORT
 from pydantic import SecretStr
 
-from callready.probes import TIMEOUT, ProbeError, command, endpoint, reason, run, secret_from
+from callready.probes import (
+    TIMEOUT,
+    ProbeError,
+    command,
+    endpoint,
+    reason,
+    run,
+    secret_from,
+    waited_for,
+)
 from callready.probes.stun import Channel, connect, request
-from callready.probes.tls import client_context
+from callready.probes.tls import shared_context
 
 Family = Literal[4, 6]
 Way = Literal["udp", "tcp", "tls"]
@@ -126,6 +135,11 @@ class TurnServer:
     def protocol(self) -> Literal["udp", "tcp"]:
         """The protocol of its packets."""
         return "udp" if self.transport == "udp" else "tcp"
+
+    @property
+    def way(self) -> str:
+        """How callers say it: ``UDP``, ``TCP``, ``TLS``, ``TLS 443``."""
+        return self.transport.upper() + " 443" * ((self.transport, self.port) == ("tls", 443))
 
     @property
     def uri(self) -> str:
@@ -304,7 +318,9 @@ async def client(
         channel = await connect(
             server.connect_to or (server.address, server.port),
             server.protocol,
-            client_context(server.ca_file, server.verify) if server.transport == "tls" else None,
+            shared_context("turn", server.ca_file, server.verify)
+            if server.transport == "tls"
+            else None,
             server.server_name or server.address,
             timeout,
             begin,
@@ -352,24 +368,30 @@ def mint(secret: SecretStr, ttl: int, name: str | None = None) -> Credentials:
     return Credentials(username, base64.b64encode(digest).decode())
 
 
-def allocate(server: TurnServer, credentials: Credentials | None, family: Family = 4) -> Allocation:
+async def allocated(
+    server: TurnServer,
+    credentials: Credentials | None,
+    family: Family = 4,
+    begin: Callable[[str], object] = str,
+) -> Allocation:
     """Allocate a relayed address, and give it back.
 
     Args:
         server: where and how.
         credentials: None asks anonymously, which must be refused with 401.
         family: address family of the relayed address, 4 or 6.
+        begin: is told what begins: ``TCP``, ``TLS``, ``allocate``.
 
     Raises:
         TurnRefused: the server answered with an error code.
         ProbeError: it did not answer, or its certificate is not to be trusted.
     """
+    async with client(server, credentials, begin=begin) as caller:
+        begin("allocate")
+        return await caller.allocate(family)
 
-    async def attempt() -> Allocation:
-        async with client(server, credentials) as caller:
-            return await caller.allocate(family)
 
-    return asyncio.run(attempt())
+allocate = waited_for(allocated)
 
 
 def permissions(

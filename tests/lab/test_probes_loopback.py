@@ -7,7 +7,6 @@ Debian starts it when installed, as an open relay.
 import asyncio
 import contextlib
 import os
-import platform
 import secrets
 import shutil
 import socket
@@ -16,13 +15,17 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aioice.turn import UDP_TRANSPORT
 from pydantic import SecretStr
 
 from callready.probes import SILENCE, ProbeError, ice, peer, stun, turn
+from callready.probes.caller import Caller
+from callready.probes.probe import Call, Stun, Turn
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer, client
+from tests.support.packages import environment, unpack
 
 SECRET = SecretStr(secrets.token_hex(24))
 Start = Callable[..., TurnServer]
@@ -32,27 +35,7 @@ Start = Callable[..., TurnServer]
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """coturn and the libraries this machine lacks, unpacked."""
     folder = tmp_path_factory.mktemp("coturn")
-    archives = folder / "archives"
-    (archives / "partial").mkdir(parents=True)
-    subprocess.run(
-        [
-            "apt-get",
-            "install",
-            "--download-only",
-            "--reinstall",
-            "--yes",
-            "--quiet",
-            "--no-install-recommends",
-            f"-oDir::Cache::archives={archives}",
-            "-oAPT::Sandbox::User=root",
-            "coturn",
-        ],
-        check=True,
-        capture_output=True,
-    )
-    for archive in archives.glob("*.deb"):
-        subprocess.run(["dpkg", "-x", archive, folder / "root"], check=True)
-    yield folder / "root"
+    yield unpack(folder, "coturn")
     shutil.rmtree(folder)
 
 
@@ -66,7 +49,6 @@ def free_port() -> int:
 def start(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start a coturn with these lines in its configuration; ended with the module."""
     running: list[subprocess.Popen[bytes]] = []
-    library = unpacked / f"usr/lib/{platform.machine()}-linux-gnu"
 
     def started(*lines: str) -> TurnServer:
         folder = tmp_path_factory.mktemp("pool")
@@ -102,7 +84,7 @@ def start(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         running.append(
             subprocess.Popen(
                 [unpacked / "usr/bin/turnserver", "-c", folder / "turnserver.conf"],
-                env={**os.environ, "LD_LIBRARY_PATH": str(library)},
+                env=environment(unpacked),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
@@ -133,6 +115,12 @@ def server(start: Start) -> TurnServer:
 
 def over(server: TurnServer, transport: str, address: str = "127.0.0.1") -> TurnServer:
     return TurnServer(address, server.port, transport)  # type: ignore[arg-type]
+
+
+def pid_of(server: TurnServer) -> int:
+    command = ["ss", "-Hlunp", f"sport = :{server.port}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(found.partition("pid=")[2].partition(",")[0])
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
@@ -289,13 +277,7 @@ def test_peers_that_may_not_reach_each_other_say_403(start: Start) -> None:
 def test_a_pool_that_dies_ends_the_peers_call(start: Start) -> None:
     dying = start("allow-loopback-peers")
     side = dying, turn.mint(SECRET, 60)
-    pid = int(
-        subprocess.run(
-            ["ss", "-Hlunp", f"sport = :{dying.port}"], capture_output=True, text=True, check=True
-        )
-        .stdout.partition("pid=")[2]
-        .partition(",")[0]
-    )
+    pid = pid_of(dying)
 
     def kill() -> None:
         time.sleep(0.5)
@@ -304,6 +286,69 @@ def test_a_pool_that_dies_ends_the_peers_call(start: Start) -> None:
 
     with pytest.raises(ProbeError, match=r"did not stay up: [1-9]\d* of \d+ packets came back"):
         peer.peer_to_peer_while(side, side, kill)
+
+
+def test_a_pool_that_dies_is_seen_by_the_synthetic_caller(start: Start) -> None:
+    dying = start("allow-loopback-peers")
+    common: dict[str, Any] = {"node": "turn1", "address": "127.0.0.1", "port": dying.port}
+    common["pool"] = "calls"
+    turns = {"server_name": "127.0.0.1", "secret": SECRET, **common}
+    asking = Caller(
+        [
+            Stun(**common),
+            Turn(transport="udp", **turns),
+            Turn(transport="tcp", **turns),
+            Call(transport="udp", max_loss=0.05, turn="turn1", **turns),
+        ]
+    )
+
+    def passing() -> str:
+        for key in asking.probes:
+            asyncio.run(asking.ask(key))
+        lines = asking.metrics().splitlines()
+        return "".join(line[-1] for line in lines if line.startswith("callready_probe_success{"))
+
+    assert passing() == "1111"
+    os.kill(pid_of(dying), 9)
+    assert passing() == "0000"
+
+
+def test_a_probe_that_is_ended_leaves_no_allocation_behind(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only = start("total-quota=1")
+    allocate = turn.Client.allocate
+
+    async def ended_once_it_is_granted() -> None:
+        granted = asyncio.Event()
+
+        async def and_wait(caller: turn.Client, *arguments: Any) -> turn.Allocation:
+            await allocate(caller, *arguments)
+            granted.set()
+            await asyncio.Event().wait()
+            raise AssertionError("it is ended here")
+
+        monkeypatch.setattr(turn.Client, "allocate", and_wait)
+        where = {"address": "127.0.0.1", "port": only.port, "pool": "calls", "node": "turn1"}
+        probe = Turn(transport="udp", server_name="", secret=SECRET, **where)  # type: ignore[arg-type]
+        asking = asyncio.create_task(Caller([probe]).ask_all())
+        await granted.wait()
+        with pytest.raises(TurnRefused):
+            await turn.allocated(only, turn.mint(SECRET, 60))
+        asking.cancel()
+        await asyncio.wait([asking])
+
+    asyncio.run(ended_once_it_is_granted())
+    monkeypatch.undo()
+    end = time.monotonic() + 30  # coturn takes a second or two, one left behind ten minutes
+    while True:
+        try:
+            turn.allocate(only, turn.mint(SECRET, 60))
+            return
+        except TurnRefused as refused:
+            assert refused.code == 486
+            assert time.monotonic() < end, "an allocation was left behind"
+            time.sleep(1)
 
 
 def test_ice_servers_are_each_asked(server: TurnServer) -> None:
