@@ -3,12 +3,16 @@
 from callready.release.node import Node
 from callready.settings.fleet import Fleet
 from tasks.app_env import app_env
+from tasks.caller import caller
 from tasks.coturn import coturn
 from tasks.edge import edge
 from tasks.firewall import firewall
 from tasks.host import base
 from tasks.livekit import livekit
+from tasks.logs import logs
+from tasks.monitor import monitor
 from tasks.tls import tls
+from tasks.watched import watched
 
 
 def declare(fleet: Fleet, name: str) -> Node:
@@ -22,6 +26,10 @@ def declare(fleet: Fleet, name: str) -> Node:
     livekit(node)
     edge(node)
     app_env(node)
+    monitor(node)
+    caller(node)
+    watched(node)
+    logs(node)
     firewall(node)
     node.release.promises = node.promises
     return node

@@ -10,6 +10,7 @@ from callready.release.node import Node
 from callready.settings import coturn_keys, pools
 from callready.settings.host_checks import unreachable
 from callready.settings.models import HostSettings, Pool
+from callready.settings.monitor import Monitor
 from callready.settings.ports import has_low_port, listeners
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
@@ -44,7 +45,7 @@ def coturn(node: Node) -> None:
             denied=denied_peers(node, pool),
             knows=lambda key: coturn_keys.knows(version, key),
         )
-        node.release.secret_rows(userdb, rows(pool))
+        node.release.secret_rows(userdb, rows(pool, node.settings.watched))
         node.release.enable(unit, UNIT_FILE)
         node.release.service(
             unit,
@@ -84,9 +85,12 @@ def denied_peers(node: Node, pool: Pool) -> list[str]:
     return [*DENIED[pool.peers], *more]
 
 
-def rows(pool: Pool) -> list[Row]:
-    """The pool's credentials as rows of coturn's user database (its schema.sql)."""
+def rows(pool: Pool, monitor: Monitor | None = None) -> list[Row]:
+    """The pool's credentials as rows of coturn's user database (its schema.sql), and what the
+    monitor's test calls mint with."""
     secrets = [("turn_secret", pool.realm, secret) for secret in pool.secrets]
+    if monitor and monitor.turn_secret and secrets:
+        secrets.append(("turn_secret", pool.realm, monitor.turn_secret))
     users = [
         ("turnusers_lt", pool.realm, _long_term_key(name, pool.realm, password))
         for name, password in pool.users.items()

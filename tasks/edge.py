@@ -5,7 +5,7 @@ from functools import partial
 
 from callready.release.node import Node
 from callready.settings.pools import EDGE, behind_edge, ways
-from callready.settings.ports import listeners
+from callready.settings.ports import EDGE_METRICS_PORT, listeners
 from callready.settings.uris import place
 
 CONFIG = "/etc/haproxy/haproxy.cfg"
@@ -31,6 +31,8 @@ def edge(node: Node) -> None:
         addresses=[a for a in (host.local_address, host.address6) if a],
         backends=host.edge_backends,
         livekit=place(host.sfu.url)[0] if host.sfu else "",
+        watched=EDGE_METRICS_PORT if host.watched else None,
+        monitor=place(host.watches.url)[0] if host.watches else "",
         # For scrapers on other hosts, whom the packet filter lets in.
         metrics=host.sfu and host.sfu.prometheus if scraped else None,
         internal=[host.internal_address] if host.internal_address else [],

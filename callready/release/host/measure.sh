@@ -1,0 +1,118 @@
+# shellcheck shell=dash
+# What no exporter knows of this host, as metrics for node_exporter (prometheus.io, "text-based
+# format"): allocations, the packet filter's counters, releases, the certificates that callers get.
+#   measure        every 15 seconds; a service runs this
+#   measure once
+# Lines `pool NAME QUOTA FIRST LAST`, `certificate NAME ADDRESS:PORT` and, of certificates of the fleet's
+# authority, `fleet KIND`.
+CONFIG=$ROOT/measure.conf
+METRICS=$RUN/callready-measure/callready.prom
+certificates='' rounds=0
+
+# Each UDP socket in a pool's relay range is an allocation's; coturn itself tells nobody.
+print_pools() {
+    set -- "$CONFIG" "$CALLREADY_ROOT/proc/net/udp" "$CALLREADY_ROOT/proc/net/udp6"
+    [ -e "$3" ] || set -- "$1" "$2"
+    awk '
+        function number(hex,  n, value) {
+            for (n = 1; n <= 4; n++) value = 16 * value + index("123456789ABCDEF", substr(hex, n, 1))
+            return value
+        }
+        NR == FNR && $1 == "pool" { name[++pools] = $2; quota[pools] = $3; first[pools] = $4; last[pools] = $5 }
+        NR == FNR { next }
+        !pools { exit }
+        FNR > 1 {
+            port = number(substr($2, length($2) - 3))
+            for (n = 1; n <= pools; n++) if (first[n] <= port && port <= last[n]) used[n]++
+        }
+        END {
+            if (!pools) exit
+            print "# TYPE callready_turn_allocations gauge"
+            for (n = 1; n <= pools; n++) printf "callready_turn_allocations{pool=\"%s\"} %d\n", name[n], used[n]
+            print "# TYPE callready_turn_quota gauge"
+            for (n = 1; n <= pools; n++) printf "callready_turn_quota{pool=\"%s\"} %s\n", name[n], quota[n]
+        }' "$@"
+}
+
+# The counters of our table: what each use of the port plan let in, and what was dropped.
+print_filter() {
+    nft -t list table inet callready 2> /dev/null | awk '
+        $1 == "counter" && $3 == "{" {
+            use = $2
+            gsub(/"/, "", use)
+            if (!uses++) print "# TYPE callready_filter_packets_total counter"
+        }
+        $1 == "packets" {
+            printf "callready_filter_packets_total{use=\"%s\"} %s\n", use, $2
+            if (use ~ /\/limited$/) dropped += $2
+        }
+        / drop$/ && match($0, /counter packets [0-9]+/) { dropped += substr($0, RSTART + 16, RLENGTH - 16) }
+        END {
+            if (!NR) exit
+            print "# TYPE callready_filter_dropped_packets_total counter"
+            printf "callready_filter_dropped_packets_total %.0f\n", dropped
+        }'
+}
+
+print_releases() {
+    local release reverts pending=0
+    release=$(readlink "$ROOT/current") || release=none
+    reverts=$(grep -sc "${T}reverted from " "$STATE/history")
+    [ ! -e "$STATE/pending" ] || pending=1
+    printf '# TYPE callready_release_info gauge\ncallready_release_info{release="%s"} 1\n' "${release##*/}"
+    printf '# TYPE callready_reverts_total counter\ncallready_reverts_total %s\n' "${reverts:-0}"
+    printf '# TYPE callready_release_pending gauge\ncallready_release_pending %s\n' $pending
+    [ $pending = 0 ] ||
+        printf '# TYPE callready_release_pending_since_seconds gauge\ncallready_release_pending_since_seconds %s\n' \
+            "$(stat -c %Y "$STATE/pending")"
+}
+
+# print_certificates: until when callers, and hosts of the fleet, can go on with what they get; fails
+# where they get none.
+print_certificates() {
+    local kind name endpoint until failed=0
+    printf '# TYPE callready_certificate_not_after_seconds gauge\n'
+    while read -r kind name endpoint _; do
+        case $kind in
+            # Who asks for it without one of his own is refused, and that is logged.
+            fleet) until=$(read_end < "$ROOT/fleet/$name/cert.pem") endpoint=$name name=fleet ;;
+            certificate) until=$(ask_certificate "$endpoint" "$name" | read_end) ;;
+            *) continue ;;
+        esac
+        if [ -n "$until" ]; then
+            printf 'callready_certificate_not_after_seconds{name="%s",endpoint="%s"} %s\n' \
+                "$name" "$endpoint" "$(date +%s -d "${until#*=}")"
+        else
+            failed=1
+        fi
+    done < "$CONFIG"
+    return $failed
+}
+
+read_end() { openssl x509 -noout -enddate 2> /dev/null; }
+
+# Handshakes cost both ends more than all the rest: one in five minutes, in one where some failed.
+measure() {
+    if [ $rounds = 0 ]; then
+        rounds=20
+        certificates=$(print_certificates) || rounds=4
+    fi
+    rounds=$((rounds - 1))
+    {
+        print_pools
+        print_filter
+        print_releases
+        printf '%s\n' "$certificates"
+        printf '# TYPE callready_measured_seconds gauge\ncallready_measured_seconds %s\n' "$(date +%s)"
+    } > "$METRICS.new" && mv "$METRICS.new" "$METRICS"
+}
+
+umask 022
+if [ "${1:-}" = once ]; then
+    measure
+else
+    while :; do
+        measure
+        sleep 15
+    done
+fi

@@ -1,0 +1,625 @@
+"""The alerts, by the real promtool: each comes on its fault, in the words that operators get, and
+stays away from the near miss; of a broken layer and those above it only the lowest pages."""
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+import yaml
+
+from callready import docs
+from callready.release.render import render
+from lab.run import wait_until
+
+Series = dict[str, str]
+INTERVAL, END, DAY = 15, 20 * 60, 86400  # seconds
+TWENTY_MINUTES = END // INTERVAL  # scrapes
+
+
+def always(value: float) -> str:
+    """A value all the time."""
+    return f"{value}x{TWENTY_MINUTES}"
+
+
+def rising(step: float, start: float = 0) -> str:
+    """More at each scrape."""
+    return f"{start}+{step}x{TWENTY_MINUTES}"
+
+
+def series(metric: str, values: str, /, **labels: str) -> Series:
+    """One series; the values as promtool writes them."""
+    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    return {f"{metric}{{{inside}}}": values}
+
+
+def succeeded(kind: str, values: str, host: str, **labels: str) -> Series:
+    """The results of a probe of the synthetic caller."""
+    labels = {"probe": kind, "host": host, "family": "4", **labels}
+    return series("callready_probe_success", values, **labels)
+
+
+def ran(kind: str, values: str, host: str, **labels: str) -> Series:
+    """When it did."""
+    labels = {"probe": kind, "host": host, "family": "4", **labels}
+    return series("callready_probe_last_run_seconds", values, **labels)
+
+
+def probed(kind: str, ok: int, host: str, **labels: str) -> Series:
+    """A probe that goes on with this result."""
+    return succeeded(kind, always(ok), host, **labels) | ran(kind, rising(INTERVAL), host, **labels)
+
+
+def up(host: str, **jobs: int) -> Series:
+    """Whether each exporter of a host answers."""
+    return {f'up{{job="{job}",host="{host}"}}': always(ok) for job, ok in jobs.items()}
+
+
+def answers(code: str, values: str, host: str = "app1", proxy: str = "to_app") -> Series:
+    """What a backend of HAProxy answers."""
+    name = "haproxy_backend_http_responses_total"
+    return series(name, values, host=host, proxy=proxy, code=code)
+
+
+def share(part: str, whole: str, used: float, limit: float, **labels: str) -> Series:
+    """So much of a limit."""
+    return series(part, always(used), **labels) | series(whole, always(limit), **labels)
+
+
+def refused(values: str, host: str = "sfu1") -> Series:
+    """What LiveKit's backend refuses."""
+    return answers("4xx", values, host, "to_livekit_example_com")
+
+
+def joins(failed: float, tried: float, host: str = "sfu1") -> Series:
+    """What LiveKit counts of those who join, a scrape."""
+    name = "livekit_participant_join_total"
+    return series(name, rising(failed), host=host, state="rtc_failure") | series(
+        name, rising(tried), host=host, state="rtc_init"
+    )
+
+
+def loss(above: float) -> Series:
+    """One stream a scrape, and that share of them loses more than 5 %."""
+    name = 'livekit_packet_loss_percent_bucket{host="sfu1",direction="incoming",le='
+    return {
+        f'{name}"5"}}': rising(100 - 100 * above),
+        f'{name}"15"}}': rising(100),
+        f'{name}"+Inf"}}': rising(100),
+    }
+
+
+class Case(NamedTuple):
+    """A fault, the labels and the summary of the alert that it brings, and what nearly is one."""
+
+    fault: Series
+    labels: dict[str, str]
+    summary: str
+    near: Series
+
+
+TURN1 = {"host": "turn1", "pool": "calls", "way": "UDP"}
+ALLOCATED = {**TURN1, "way": "TURN/TLS 443"}
+RELAYED = {"turn": "turn1", "pool": "calls", "way": "TURN/UDP"}
+FAILED = "alertmanager_notifications_failed_total"
+STATE, NOT_AFTER = "node_systemd_unit_state", "callready_certificate_not_after_seconds"
+SERVED = {"host": "sfu1", "name": "sfu.example", "endpoint": "443/tcp"}
+CONNTRACK = ("node_nf_conntrack_entries", "node_nf_conntrack_entries_limit")
+QUOTA = ("callready_turn_allocations", "callready_turn_quota")
+SESSIONS = ("haproxy_frontend_current_sessions", "haproxy_frontend_limit_sessions")
+DISK = ("node_filesystem_avail_bytes", "node_filesystem_size_bytes")
+SFU1 = up("sfu1", node=1, livekit=1, haproxy=1)
+CASES: dict[str, Case] = {
+    "HostDown": Case(
+        up("turn1", node=0) | probed("stun", 0, **TURN1),
+        {"host": "turn1"},
+        "turn1 does not answer: no call goes through it, and calls that did have broken off",
+        # It answers callers; the monitor itself shows no metrics.
+        up("turn1", node=0)
+        | probed("stun", 1, **TURN1)
+        | up("mon1", node=0, prometheus=1)
+        | up("sfu1", node=0, livekit=1),
+    ),
+    "LiveKitDown": Case(
+        up("sfu1", node=1, livekit=0, haproxy=1) | probed("join", 0, "sfu1"),
+        {"host": "sfu1", "job": "livekit"},
+        "LiveKit on sfu1 does not answer: nobody can start or join a call there",
+        up("sfu1", node=1, livekit=0) | probed("join", 1, "sfu1"),
+    ),
+    "EdgeDown": Case(
+        up("app1", node=1, haproxy=0),
+        {"host": "app1", "job": "haproxy"},
+        "HAProxy on app1 does not answer: callers reach nothing behind it",
+        # The monitor's edge, and one that callers get through.
+        up("mon1", node=1, haproxy=0, prometheus=1)
+        | up("sfu1", node=1, livekit=1, haproxy=0)
+        | probed("join", 1, "sfu1"),
+    ),
+    "EdgeBackendDown": Case(
+        answers("5xx", rising(0.5)) | answers("2xx", rising(0.4)),
+        {"host": "app1", "proxy": "to_app"},
+        "What is behind the edge of app1 (to_app) fails: callers get errors (5xx) instead of answers",
+        # More is answered; another backend; too few to tell.
+        answers("5xx", rising(1))
+        | answers("2xx", rising(2))
+        | answers("5xx", rising(1), proxy="acme")
+        | answers("5xx", rising(0.25), host="app2"),
+    ),
+    "SignallingFails": Case(
+        SFU1 | probed("join", 0, "sfu1", family="6") | probed("join", 1, "sfu1"),
+        {"host": "sfu1"},
+        "Nobody can join a call on sfu1 (IPv6)",
+        # It failed for as long as a restart takes.
+        SFU1 | succeeded("join", f"1x70 0x3 1x{TWENTY_MINUTES}", "sfu1"),
+    ),
+    "TurnDown": Case(
+        up("turn1", node=1)
+        | probed("stun", 0, **TURN1)
+        | probed("stun", 0, **TURN1 | {"way": "TCP", "family": "6"}),
+        {"host": "turn1", "pool": "calls"},
+        "TURN on turn1 (pool calls) does not answer: callers who need a relay do not connect "
+        "(TCP over IPv6, UDP over IPv4)",
+        up("turn1", node=1) | succeeded("stun", f"1x70 0x3 1x{TWENTY_MINUTES}", **TURN1),
+    ),
+    "TurnDown, without a synthetic caller": Case(
+        up("turn1", node=1)
+        | series(STATE, always(0), host="turn1", name="turnserver@calls.service", state="active"),
+        {"host": "turn1", "pool": "calls"},
+        "TURN on turn1 (pool calls) does not answer: callers who need a relay do not connect "
+        "(its unit does not run)",
+        up("turn1", node=1)
+        | series(
+            STATE,
+            f"1x70 0x3 1x{TWENTY_MINUTES}",
+            host="turn1",
+            name="turnserver@calls.service",
+            state="active",
+        ),
+    ),
+    "TurnFails": Case(
+        up("turn1", node=1) | probed("stun", 1, **TURN1) | probed("turn", 0, **ALLOCATED),
+        {"host": "turn1", "pool": "calls"},
+        "TURN on turn1 (pool calls) answers and relays nothing: callers who need a relay do not "
+        "connect (TURN/TLS 443 over IPv4)",
+        # The pool beside it is well, and the one that is not says so itself.
+        up("turn1", node=1)
+        | probed("turn", 1, **ALLOCATED | {"pool": "avatar"})
+        | probed("stun", 0, **TURN1)
+        | probed("turn", 0, **ALLOCATED),
+    ),
+    "CallsFail": Case(
+        SFU1
+        | probed("join", 1, "sfu1")
+        | probed("call", 0, "sfu1", way="UDP", family="6")
+        | probed("call", 1, "sfu1", way="UDP")
+        | probed("call", 0, "sfu1", **RELAYED),
+        {"host": "sfu1"},
+        "Calls through sfu1 do not connect on 2 of their paths: TURN/UDP over IPv4 to turn1 "
+        "(pool calls), UDP over IPv6",
+        # The relay that they go through is told already.
+        SFU1
+        | up("turn1", node=1)
+        | probed("turn", 0, **ALLOCATED)
+        | probed("call", 0, "sfu1", **RELAYED)
+        | probed("call", 1, "sfu1", way="UDP"),
+    ),
+    "CallersCannotConnect": Case(
+        up("sfu1", livekit=1) | joins(0.036, 0.6),
+        {"host": "sfu1"},
+        "6% of those who joined a call on sfu1 in the last 10 minutes got no connection for media",
+        # Fewer of them; and fewer than 20 callers, without callready's own joins.
+        up("sfu1", livekit=1)
+        | joins(0.024, 0.6)
+        | up("sfu2", livekit=1)
+        | joins(0.3, 5.4, "sfu2")
+        | probed("join", 1, "sfu2")
+        | probed("call", 1, "sfu2", way="UDP")
+        | probed("call", 1, "sfu2", way="TCP"),
+    ),
+    "TokensRefused": Case(
+        # Two of three who are let in are callready's own.
+        up("sfu1", livekit=1) | refused(rising(0.6)) | joins(0, 1.5) | probed("join", 1, "sfu1"),
+        {"host": "sfu1"},
+        "LiveKit on sfu1 refuses more callers (4xx) than it lets in: the application's tokens are "
+        "not valid there",
+        # More are let in; where nobody calls, a stranger tries names for two minutes, or now and
+        # then.
+        up("sfu1", livekit=1)
+        | refused(rising(0.6))
+        | joins(0, 1.5)
+        | up("sfu2", livekit=1)
+        | refused(f"0x60 0+20x8 160x{TWENTY_MINUTES}", "sfu2")
+        | up("sfu3", livekit=1)
+        | refused(rising(0.4), "sfu3"),
+    ),
+    "MetricsMissing": Case(
+        up("turn1", node=0, haproxy=0) | probed("stun", 1, **TURN1),
+        {"host": "turn1"},
+        "turn1 shows no metrics (haproxy, node): callers notice nothing, and alerts about it may "
+        "not come",
+        up("turn1", node=0) | up("sfu1", node=1, livekit=0) | up("mon1", caller=0),
+    ),
+    "MeasurementStale": Case(
+        series("node_time_seconds", rising(INTERVAL), host="turn1")
+        | series("callready_measured_seconds", always(END - 700), host="turn1"),
+        {"host": "turn1"},
+        "turn1 no longer measures itself: callers notice nothing, and alerts about quotas, "
+        "certificates and releases do not come",
+        # By the host's own clock, which is an hour off.
+        up("turn1", node=1)
+        | series("node_time_seconds", rising(INTERVAL, 3600), host="turn1")
+        | series("callready_measured_seconds", rising(INTERVAL, 3400), host="turn1"),
+    ),
+    "MeasurementStale, from the beginning": Case(
+        up("turn1", node=1),
+        {"host": "turn1", "job": "node"},
+        "turn1 no longer measures itself: callers notice nothing, and alerts about quotas, "
+        "certificates and releases do not come",
+        up("turn1", node=0),
+    ),
+    "ProbesStopped": Case(
+        up("mon1", caller=1)
+        | ran("call", always(END - 500), "sfu1")
+        | ran("join", rising(INTERVAL), "sfu1"),
+        {"probe": "call"},
+        "The monitor makes no test calls (probe: call): callers notice nothing, and nobody would "
+        "be told that calls fail",
+        # One path of many waits for its turn; and joins were late.
+        up("mon1", caller=1)
+        | ran("call", always(0), "sfu1")
+        | ran("call", rising(INTERVAL), "sfu2")
+        | ran("join", always(END - 330), "sfu2"),
+    ),
+    "ProbesStopped, with the caller": Case(
+        up("mon1", caller=0),
+        {"host": "mon1", "job": "caller", "probe": "all"},
+        "The monitor makes no test calls (probe: all): callers notice nothing, and nobody would "
+        "be told that calls fail",
+        up("mon1", caller=1) | ran("join", rising(INTERVAL), "sfu1"),
+    ),
+    "ProbesStopped, before the first": Case(
+        up("mon1", caller=1),
+        {"host": "mon1", "job": "caller", "probe": "all"},
+        "The monitor makes no test calls (probe: all): callers notice nothing, and nobody would "
+        "be told that calls fail",
+        {},
+    ),
+    "MessagesFail": Case(
+        series(FAILED, rising(1), host="mon1", integration="email"),
+        {"host": "mon1", "integration": "email"},
+        "Alerts do not arrive by email: nobody would be told that calls fail",
+        series(FAILED, always(3), host="mon1", integration="email"),
+    ),
+    "PacketLoss": Case(
+        loss(0.2),
+        {"host": "sfu1", "direction": "incoming"},
+        "One stream in ten on sfu1 (incoming) loses more than 10 % of its packets: callers hear "
+        "gaps and see frozen pictures",
+        loss(0.09),
+    ),
+    "UdpReceiveBufferFull": Case(
+        series("node_netstat_Udp6_RcvbufErrors", rising(11 * INTERVAL), host="turn1"),
+        {"host": "turn1"},
+        "turn1 drops 11 UDP packets a second before a program reads them: callers hear gaps and "
+        "see frozen pictures",
+        series("node_netstat_Udp_RcvbufErrors", rising(9 * INTERVAL), host="turn1"),
+    ),
+    "UdpReceiveBufferFull, over IPv4": Case(
+        series("node_netstat_Udp_RcvbufErrors", rising(11 * INTERVAL), host="turn1"),
+        {"host": "turn1"},
+        "turn1 drops 11 UDP packets a second before a program reads them: callers hear gaps and "
+        "see frozen pictures",
+        series("node_netstat_Udp6_RcvbufErrors", rising(9 * INTERVAL), host="turn1"),
+    ),
+    "ConntrackFilling": Case(
+        share(*CONNTRACK, 81, 100, host="turn1"),
+        {"host": "turn1"},
+        "The table of connections on turn1 is 81% full: when it is full, new callers do not "
+        "connect",
+        share(*CONNTRACK, 80, 100, host="turn1"),
+    ),
+    "TurnNearQuota": Case(
+        share(*QUOTA, 90, 100, host="turn1", pool="calls"),
+        {"host": "turn1", "pool": "calls"},
+        "Pool calls on turn1 holds 90% of the allocations that it may: when it holds all, new "
+        "callers who need a relay do not connect (486)",
+        # 0 is any number.
+        share(*QUOTA, 80, 100, host="turn1", pool="calls")
+        | share(*QUOTA, 90, 0, host="turn1", pool="avatar"),
+    ),
+    "EdgeNearlyFull": Case(
+        share(*SESSIONS, 900, 1000, host="sfu1", proxy="https"),
+        {"host": "sfu1", "proxy": "https"},
+        "The edge of sfu1 (https) holds 90% of the connections that it may: when it holds all, "
+        "new callers wait",
+        share(*SESSIONS, 800, 1000, host="sfu1", proxy="https"),
+    ),
+    "CpuHigh": Case(
+        series("node_cpu_seconds_total", rising(0), host="sfu1", cpu="0", mode="idle")
+        | series("node_cpu_seconds_total", rising(4.5), host="sfu1", cpu="1", mode="idle"),
+        {"host": "sfu1"},
+        "The processors of sfu1 are 85% busy: callers hear gaps next, and LiveKit sends new rooms "
+        "to others",
+        series("node_cpu_seconds_total", rising(0), host="sfu1", cpu="0", mode="idle")
+        | series("node_cpu_seconds_total", rising(6.5), host="sfu1", cpu="1", mode="idle"),
+    ),
+    "DiskFilling": Case(
+        share(*DISK, 9, 100, host="sfu1", mountpoint="/", fstype="ext4"),
+        {"host": "sfu1", "mountpoint": "/"},
+        "/ of sfu1 has 9% left: when it is full, deploys and renewals of certificates fail",
+        share(*DISK, 11, 100, host="sfu1", mountpoint="/", fstype="ext4"),
+    ),
+    "UnitFailed": Case(
+        series(STATE, always(1), host="sfu1", name="certbot.service", state="failed"),
+        {"host": "sfu1", "name": "certbot.service", "state": "failed"},
+        "certbot.service on sfu1 has failed and is not started again: what depends on it stops",
+        series(STATE, always(0), host="sfu1", name="certbot.service", state="failed")
+        | series(STATE, always(1), host="sfu1", name="certbot.service", state="active"),
+    ),
+    "CertificateExpires": Case(
+        series(NOT_AFTER, always(14 * DAY + END - 3600), **SERVED),
+        SERVED,
+        "The certificate of sfu.example on sfu1 (443/tcp) ends in 13d 23h 0m 0s: then nothing "
+        "connects to it",
+        series(NOT_AFTER, always(14 * DAY + END + 60), **SERVED),
+    ),
+    "ClockOff": Case(
+        series("node_time_seconds", rising(INTERVAL, -11), host="turn1"),
+        {"host": "turn1"},
+        "The clock of turn1 and the monitor's differ by 11 s: tokens and TURN credentials are "
+        "refused when it is more",
+        series("node_time_seconds", rising(INTERVAL, 9), host="turn1"),
+    ),
+    "ReleasePending": Case(
+        series("callready_release_pending_since_seconds", always(END - 660), host="sfu1"),
+        {"host": "sfu1"},
+        "A release on sfu1 has waited 11m 0s for its confirmation: callers notice nothing, and it "
+        "should have returned by itself",
+        series("callready_release_pending_since_seconds", always(END - 540), host="sfu1"),
+    ),
+    "ReleaseReverted": Case(
+        series("callready_reverts_total", f"0x40 1x{TWENTY_MINUTES}", host="sfu1"),
+        {"host": "sfu1"},
+        "sfu1 returned to the release before: callers notice nothing, and the last deploy is not "
+        "in effect there",
+        series("callready_reverts_total", always(3), host="sfu1"),
+    ),
+}
+
+
+@cache
+def alerts() -> dict[str, Any]:
+    """Every alert of the template by its name."""
+    return docs.alerts()
+
+
+def annotations(name: str, case: Case) -> dict[str, str]:
+    """What goes with an alert: the summary as it is told above, the rest as the rule has it."""
+    fill = {f"{{{{ $labels.{key} }}}}": value for key, value in case.labels.items()}
+    told = {**alerts()[name]["annotations"], "summary": case.summary}
+    for place, value in fill.items():
+        told = {key: text.replace(place, value) for key, text in told.items()}
+    return told
+
+
+def test_every_alert_has_its_fault_and_its_near_miss() -> None:
+    assert {*alerts()} == {*(name.partition(",")[0] for name in CASES), "Watchdog"}
+
+
+def test_a_page_is_sent_within_two_and_a_half_minutes() -> None:
+    pages = {rule["for"] for rule in alerts().values() if rule["labels"]["severity"] == "page"}
+    assert pages == {"1m"}
+    assert sum(docs.TO_THE_MESSAGE.values()) <= 150
+
+
+@pytest.mark.parametrize("name", docs.alerts())
+def test_an_alert_names_a_section_that_exists(name: str) -> None:
+    rule = alerts()[name]
+    assert {*rule["annotations"]} == {"summary", "look_at", "when", "docs"}
+    path, _, anchor = rule["annotations"]["docs"].partition("#")
+    headings = re.findall("^## (.+)$", (docs.ROOT / path).read_text(), re.MULTILINE)
+    assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
+
+
+def promtool(folder: Path, tests: list[dict[str, Any]]) -> str:
+    """What is wrong with the rules, by these tests; nothing if all pass."""
+    (folder / "alerts.yml").write_text(docs.rules())
+    every = [{"interval": f"{INTERVAL}s", **test} for test in tests]
+    text = yaml.safe_dump({"rule_files": ["alerts.yml"], "tests": every})
+    (folder / "tests.yml").write_text(text)
+    done = subprocess.run(
+        ["promtool", "test", "rules", "tests.yml"], cwd=folder, capture_output=True, text=True
+    )
+    return "" if done.returncode == 0 else done.stdout + done.stderr
+
+
+def given(every: Series) -> list[dict[str, str]]:
+    """Series as promtool takes them."""
+    return [{"series": name, "values": values} for name, values in every.items()]
+
+
+@pytest.mark.tools
+def test_promtool_takes_the_rules(tmp_path: Path) -> None:
+    (tmp_path / "alerts.yml").write_text(docs.rules())
+    run = ["promtool", "check", "rules", "--lint-fatal", "alerts.yml"]
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.tools
+def test_each_alert_comes_on_its_fault_and_not_on_the_near_miss(tmp_path: Path) -> None:
+    tests = []
+    for title, case in CASES.items():
+        name = title.partition(",")[0]
+        severity = alerts()[name]["labels"]["severity"]
+        told = {
+            "exp_labels": {**case.labels, "severity": severity},
+            "exp_annotations": annotations(name, case),
+        }
+        for every, expected in ((case.fault, [told]), (case.near, [])):
+            test = {"eval_time": "20m", "alertname": name, "exp_alerts": expected}
+            tests.append({"input_series": given(every), "alert_rule_test": [test]})
+    assert promtool(tmp_path, tests) == ""
+
+
+# Of a broken layer and those above it only the lowest pages; None: nothing does.
+WELL = (
+    SFU1
+    | up("turn1", node=1)
+    | up("app1", node=1, haproxy=1)
+    | up("mon1", node=1, haproxy=1, prometheus=1, alertmanager=1, caller=1)
+    | probed("stun", 1, **TURN1)
+    | probed("turn", 1, **ALLOCATED)
+    | probed("join", 1, "sfu1")
+    | probed("call", 1, "sfu1", way="UDP")
+    | probed("call", 1, "sfu1", **RELAYED)
+    | {
+        f'{name}{{host="{host}"}}': rising(INTERVAL)
+        for host in ("sfu1", "turn1", "app1", "mon1")
+        for name in ("node_time_seconds", "callready_measured_seconds")
+    }
+)
+NO_TURN = probed("stun", 0, **TURN1) | probed("turn", 0, **ALLOCATED)
+NO_RELAY = NO_TURN | probed("call", 0, "sfu1", **RELAYED)
+NO_SFU = NO_RELAY | probed("join", 0, "sfu1") | probed("call", 0, "sfu1", way="UDP")
+NO_EDGE = answers("5xx", rising(1), "sfu1", "to_livekit_example_com")
+NO_SFU |= probed("stun", 1, **TURN1) | probed("turn", 1, **ALLOCATED)
+LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
+    "all is well": ({}, None),
+    "there is no synthetic caller": (
+        dict.fromkeys((name for name in WELL if re.search("probe|caller", name)), "_"),
+        None,
+    ),
+    "a TURN host is off": (
+        up("turn1", node=0) | NO_RELAY,
+        {"alertname": "HostDown", "host": "turn1"},
+    ),
+    "coturn is stopped": (NO_RELAY, {"alertname": "TurnDown", "host": "turn1", "pool": "calls"}),
+    "UDP over IPv6 is dropped": (
+        probed("stun", 0, **TURN1 | {"family": "6"})
+        | probed("turn", 0, **ALLOCATED | {"family": "6"}),
+        {"alertname": "TurnDown", "host": "turn1", "pool": "calls"},
+    ),
+    "coturn knows another secret": (
+        NO_RELAY | probed("stun", 1, **TURN1),
+        {"alertname": "TurnFails", "host": "turn1", "pool": "calls"},
+    ),
+    "an SFU is off": (
+        up("sfu1", node=0, livekit=0, haproxy=0) | NO_SFU | NO_EDGE,
+        {"alertname": "HostDown", "host": "sfu1"},
+    ),
+    "LiveKit is stopped": (
+        up("sfu1", livekit=0) | NO_SFU | NO_EDGE,
+        {"alertname": "LiveKitDown", "host": "sfu1", "job": "livekit"},
+    ),
+    "the edge is stopped": (
+        up("sfu1", haproxy=0) | NO_SFU | NO_EDGE,
+        {"alertname": "EdgeDown", "host": "sfu1", "job": "haproxy"},
+    ),
+    "LiveKit has other keys": (NO_SFU, {"alertname": "SignallingFails", "host": "sfu1"}),
+    "media does not arrive": (
+        NO_SFU | probed("join", 1, "sfu1") | joins(5, 30),
+        {"alertname": "CallsFail", "host": "sfu1"},
+    ),
+    "media arrives again": (
+        succeeded("call", f"0x60 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
+        None,
+    ),
+}
+
+
+@pytest.mark.tools
+def test_only_the_lowest_broken_layer_pages(tmp_path: Path) -> None:
+    tests = []
+    for name, (broken, page) in LAYERS.items():
+        labels = {**(page or {}), "alertstate": "firing", "severity": "page"}
+        sample = {"labels": "ALERTS" + json.dumps(labels), "value": 1}
+        sample["labels"] = re.sub(r'"(\w+)": ', r"\1=", str(sample["labels"]))
+        asked = {
+            "expr": 'ALERTS{alertname!="Watchdog"}',
+            "eval_time": "20m",
+            "exp_samples": [sample] if page else [],
+        }
+        test = {"input_series": given(WELL | broken), "promql_expr_test": [asked]}
+        tests.append({"name": name, **test})
+    assert promtool(tmp_path, tests) == ""
+
+
+# The page to look at, by the real Prometheus.
+
+
+def shown(folder: Path, values: dict[str, float]) -> str:
+    """The page of a Prometheus that was just told these series."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    now = time.time() - 1
+    lines = (f"{name} {value} {now}\n" for name, value in values.items())
+    (folder / "series").write_text("".join(lines) + "# EOF\n")
+    blocks = ["promtool", "tsdb", "create-blocks-from", "openmetrics", "series", "data"]
+    subprocess.run(blocks, cwd=folder, check=True, capture_output=True)
+    (folder / "prometheus.yml").touch()
+    (folder / "consoles").mkdir()
+    (folder / "consoles/index.html").write_bytes(render("console.html.j2"))
+    run = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
+    run += [f"--web.listen-address={address}", "--web.console.templates=consoles"]
+    pages: list[str] = []
+
+    def is_there() -> bool:
+        with contextlib.suppress(httpx.TransportError):
+            answer = httpx.get(f"http://{address}/consoles/index.html")
+            if answer.status_code != 503:  # it is still reading what it has
+                assert answer.status_code == 200, answer.text
+                pages.append(answer.text)
+        return bool(pages)
+
+    with subprocess.Popen(run, cwd=folder, stderr=subprocess.DEVNULL) as running:
+        try:
+            wait_until(is_there, 60, "Prometheus shows no page")
+        finally:
+            running.terminate()
+    return " ".join(re.sub("<style>.*</style>|<.*?>", " ", pages[0], flags=re.DOTALL).split())
+
+
+def now(every: Series) -> dict[str, float]:
+    """Constant series as they are now."""
+    known = {name: values.split("x")[0] for name, values in every.items() if "+" not in values}
+    ran = {name: time.time() - 30 for name in every if "last_run" in name}
+    return {name: float(value) for name, value in known.items()} | ran
+
+
+@pytest.mark.tools
+def test_the_page_says_that_all_is_well(tmp_path: Path) -> None:
+    page = shown(tmp_path, now(WELL))
+    assert "✓ All is well Hosts up 4 of 4 Test calls that connect ✓ 2 of 2 paths" in page
+    assert "Alerts" not in page
+    assert "sfu1 2 paths, last call 3" in page
+    assert "direct ✓ UDP IPv4 3" in page and "turn1 calls ✓ UDP IPv4 3" in page
+
+
+@pytest.mark.tools
+def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
+    broken = WELL | up("turn1", node=0) | NO_RELAY
+    alert = {"alertname": "TurnDown", "host": "turn1", "pool": "calls", "severity": "page"}
+    values = now(broken | series("ALERTS", always(1), alertstate="firing", **alert))
+    values |= {name: time.time() - 90 for name in series("ALERTS_FOR_STATE", "", **alert)}
+    quota = share(*QUOTA, 450, 500, host="turn1", pool="calls")
+    ends = {name: time.time() + 8.5 * DAY for name in series(NOT_AFTER, "", **SERVED)}
+    page = shown(tmp_path, values | now(quota) | ends)
+    assert "✗ Callers suffer: 1 alert Hosts up 3 of 4" in page
+    assert "TurnDown turn1 · calls 1m 3" in page
+    assert "✗ sfu1 1 of 2 paths fail" in page and "turn1 calls ✗ UDP IPv4 3" in page
+    assert "turn1 ✗ down TURN calls" in page
+    assert "calls turn1 450 of 500" in page
+    assert "sfu.example sfu1 443/tcp 8" in page
+
+
+def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
+    page = render("console.html.j2").decode()
+    assert not re.search(r"https?:|//\w|<script|@import|url\(", page)
