@@ -10,10 +10,10 @@ export RECIPIENTS
 # Every shell script, by its name or by its first line.
 SCRIPTS = $(shell .venv/bin/shfmt -f $$(git ls-files))
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
-CALLER = $(if $(filter lab,$(ENV)),$(PYTHON) -m lab client --,)
+CALLER = $(if $(filter lab lab-watching,$(ENV)),$(PYTHON) -m lab client --,)
 
 LAB_PACKAGES := aapt android-framework-res apt-cacher-ng conntrack faketime iproute2 mmdebstrap nftables openssh-client \
-	openssl sqlite3 strace systemd-container testssl.sh
+	openssl prometheus sqlite3 strace systemd-container testssl.sh
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
@@ -23,19 +23,23 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo test check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history verify secrets trust rotate lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching test check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
+	@echo "make demo-watching       the same with a fifth host that watches them"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
-	@echo "make rotate  ENV=prod WHAT=turn|livekit    the next phase of a rotation"
+	@echo "make rotate  ENV=prod WHAT=turn|livekit|fleet-ca    the next phase of a rotation"
 	@echo "make rollback ENV=prod [HOST=…]    return to the release before, as safely as a deploy"
 	@echo "make history ENV=prod    who deployed what when"
+	@echo "make logs    ENV=prod [HOST=…] [UNIT=…] [SINCE=2026-01-31T12] [MATCH=…]    what the hosts have logged"
 	@echo "make remove  ENV=prod HOST=…    leave nothing of callready on a host"
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
+	@echo "make alert-test ENV=prod    send a test alert to everyone who is told, and say who took it"
+	@echo "make export  ENV=prod [FOLDER=…]    what a Prometheus and a Grafana of your own need"
 	@echo "make bench [AGAINST=REV] measure against plain pyinfra, Ansible, bare ssh, and another commit"
 	@echo "make bench-verification  how long a verification takes; leaves the lab deployed"
 	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
@@ -62,6 +66,8 @@ lab-install: install .venv/lab-installed
 	@echo "--> packages of the lab: $(LAB_PACKAGES)"
 	@# The lab starts its own package cache; the machine need not run one.
 	@[ -e /lib/systemd/system/apt-cacher-ng.service ] || ln -sf /dev/null /etc/systemd/system/apt-cacher-ng.service
+	@# Prometheus is here for promtool.
+	@[ -e /lib/systemd/system/prometheus.service ] || ln -sf /dev/null /etc/systemd/system/prometheus.service
 	@dpkg-query -W $(LAB_PACKAGES) > /dev/null 2>&1 || { apt-get -qq update && \
 		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(LAB_PACKAGES) \
 		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W $(LAB_PACKAGES) > /dev/null; }
@@ -90,6 +96,14 @@ demo: lab-up
 	PYINFRA_YES=1 $(PYINFRA) inventories/lab deploy.py
 	@$(MAKE) --no-print-directory verify ENV=lab
 
+# The same with a fifth host that watches the four.
+demo-watching: lab-install
+	$(PYTHON) -m lab up sfu1 turn1 turn2 app1 mon1
+	$(PYTHON) -m lab wheels
+	$(PYTHON) -m callready.secrets inventories/lab-watching
+	PYINFRA_YES=1 $(PYINFRA) inventories/lab-watching deploy.py
+	@$(MAKE) --no-print-directory verify ENV=lab-watching
+
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)
 
@@ -103,8 +117,18 @@ rollback remove history: install
 	$(if $(HOST)$(filter-out remove,$@),,$(error make remove needs HOST=…))
 	$(PYINFRA) $(INVENTORY) $@.py $(if $(HOST),--limit $(HOST))
 
+logs: install
+	$(PYINFRA) $(INVENTORY) logs.py --limit monitor $(foreach each,HOST UNIT SINCE MATCH,$(if $($(each)),\
+		--data log_$(shell echo $(each) | tr A-Z a-z)='$($(each))'))
+
 verify: install
 	$(CALLER) $(PYTHON) -m callready.verify $(INVENTORY)
+
+alert-test: install
+	@$(PYTHON) -m callready.alert_test $(INVENTORY)
+
+export: install
+	@$(PYTHON) -m callready.export $(INVENTORY) $(FOLDER)
 
 bench: lab-install
 	$(PYTHON) -m bench $(if $(AGAINST),--against $(AGAINST))
