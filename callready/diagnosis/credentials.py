@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from callready.diagnosis.inspection import workers
 from callready.diagnosis.model import Cause, Place
-from callready.diagnosis.seen import OF_CALLS, OF_SIGNALLING, OF_TURN, Seen
+from callready.diagnosis.seen import OF_CALLS, OF_MONITOR, OF_SIGNALLING, OF_TURN, Seen
+from callready.release.declaration import ROOT
 from callready.release.plan import row_hash
 from callready.settings.pools import unit as turn_unit
 
@@ -24,6 +25,7 @@ def causes(seen: Seen) -> Iterator[Cause]:
     yield from _databases(seen)
     yield from _environments(seen)
     yield from _certificates(seen)
+    yield from _fleet_certificates(seen)
     yield from _renewal(seen)
     yield from _ssh(seen)
 
@@ -33,6 +35,7 @@ def _clock(seen: Seen) -> Iterator[Cause]:
     if abs(skew) <= seen.node.settings.host.max_clock_skew:
         return
     clocks = seen.inspection.clocks.items()
+    of_monitor = OF_MONITOR if seen.node.settings.watches else ()
     kept = [f"{unit} {state}" for unit, state in clocks if state != "inactive"]
     yield seen.cause(
         "clock-off",
@@ -43,7 +46,7 @@ def _clock(seen: Seen) -> Iterator[Cause]:
         f"{skew:+.1f} s from this machine's",
         *(kept or ["nothing keeps its time"]),
         breaks=seen.flows(),
-        checks=("test_system", "test_renewal", *OF_SIGNALLING, *OF_TURN, *OF_CALLS),
+        checks=("test_system", "test_renewal", *OF_SIGNALLING, *OF_TURN, *OF_CALLS, *of_monitor),
     )
 
 
@@ -187,6 +190,23 @@ def _certificates(seen: Seen) -> Iterator[Cause]:
                     checks=checks,
                 )
                 break
+
+
+def _fleet_certificates(seen: Seen) -> Iterator[Cause]:
+    for kind, why in seen.refused.items():
+        units = [unit for unit in seen.node.release.services if kind in seen.kinds(unit)]
+        is_later = kind in seen.ageing
+        suffer = () if is_later else [check for unit in units for check in seen.checks(unit)]
+        yield seen.cause(
+            "fleet-certificate",
+            Place.NEXT if is_later else Place.CERTIFICATE,
+            f"the host's certificate of the fleet for {kind} is not good: {why}",
+            "deploy again, which gives it another",
+            f"{ROOT}/fleet/{kind}",
+            breaks=() if is_later else tuple(f for unit in units for f in seen.flows(unit)),
+            checks=("test_certificate_file", *suffer),
+            latent=is_later,
+        )
 
 
 def _renewal(seen: Seen) -> Iterator[Cause]:

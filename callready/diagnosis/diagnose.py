@@ -63,6 +63,7 @@ def diagnose(
         # A host that cannot be looked at because of what its callers suffer from too.
         hosts = {each.host for each in inferred}
         causes = [each for each in causes if not (is_blind(each) and each.host in hosts)]
+        causes = [each for each in causes if not _unreached(each, failed, inferred)]
         causes = _with_ssh([*causes, *inferred])
     explained = [
         Explained(cause, tuple(each for each in failed if _is_of(each, cause))) for cause in causes
@@ -88,6 +89,14 @@ def _looked(
         found += _losses(again, counts)
         causes = _inferred(found, lost, passed)
     return causes, first
+
+
+def _unreached(cause: Cause, failed: Sequence[Symptom], inferred: Sequence[Cause]) -> bool:
+    """Whether it says of an app that it does not answer, and what asks it is lost on the way."""
+    said = [each for each in failed if cause in each.causes]
+    return cause.place is Place.APP and all(
+        any(each.follows_from(other) for other in inferred) for each in said
+    )
 
 
 def _is_of(symptom: Symptom, cause: Cause) -> bool:

@@ -9,7 +9,7 @@ from callready.diagnosis.inspection import Read
 from callready.diagnosis.model import Cause, Place
 from callready.diagnosis.seen import Seen
 from callready.release.refusals import is_version
-from callready.settings.ports import LIVEKIT
+from callready.settings.ports import ALERTMANAGER, LIVEKIT, PROMETHEUS
 
 # Known holes that no configuration closes: package, first and first mended version, what it is.
 # coturn's of denied peers are closed by tasks/coturn.py.
@@ -76,6 +76,7 @@ def edit(seen: Seen, paths: list[str], unit: str, *evidence: str) -> Cause:
         differs = (found.given, found.fingerprint) != (wanted.given, wanted.fingerprint)
         runs_it = differs or not found.is_running
     is_later = bool(unit) and not runs_it
+    rereads = unit in (PROMETHEUS, ALERTMANAGER)
     gone = any(path not in seen.facts.files for path in paths)
     what = f"{', '.join(paths)} {'is missing' if gone else 'was edited on the host'}"
     return seen.cause(
@@ -86,7 +87,8 @@ def edit(seen: Seen, paths: list[str], unit: str, *evidence: str) -> Cause:
         *evidence,
         f"{unit}: {seen.inspection.unit(unit).get('ActiveState')}" if unit else "",
         breaks=seen.flows(unit) if runs_it else (),
-        checks=("test_files", *(seen.checks(unit) if runs_it else ("test_units",))),
+        # Prometheus and Alertmanager read theirs again when they get a signal.
+        checks=("test_files", *(seen.checks(unit) if runs_it or rereads else ("test_units",))),
         latent=not runs_it,
     )
 

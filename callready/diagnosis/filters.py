@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain as chain_of
 from typing import Any, Literal, NamedTuple
@@ -247,6 +247,7 @@ class Filters:
         locals_: Mapping[int, str],
         peers: Mapping[Flow, Mapping[str, int]],
         only: tuple[str, str] | None = None,
+        closed: Container[Flow] = (),
     ) -> list[Obstacle]:
         """What packets of flows meet.
 
@@ -255,6 +256,7 @@ class Filters:
             locals_: the host's address by family.
             peers: by flow, addresses that it is certainly with, and a port that they send from.
             only: family and name of the one table to look at; without it, all but callready's.
+            closed: flows that are with those peers and with nobody else.
         """
 
         def is_wanted(key: tuple[str, str, str]) -> bool:
@@ -270,7 +272,8 @@ class Filters:
         sizes = sorted({*SIZES, *near})[:40]
         hits: dict[tuple[Any, ...], list[tuple[Flow, Hit]]] = {}
         for flow in flows:
-            tried = samples(flow, numbers, sizes, locals_, peers.get(flow, {}))
+            strangers = {} if flow in closed else ANYWHERE
+            tried = samples(flow, numbers, sizes, locals_, peers.get(flow, {}), strangers)
             # Who does not find the host sends it nothing.
             for packet in chain_of(tried, () if only else neighbours(flow, locals_, sizes[0])):
                 for hit in (hit for base in bases for hit in self._lead(packet, base)):

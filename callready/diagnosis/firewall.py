@@ -31,7 +31,9 @@ def causes(seen: Seen) -> Iterator[Cause]:
         )
     filters = Filters.read(inspection.ruleset, inspection.texts, inspection.xtables)
     if wants and seen.has_table and inspection.rules and not seen.is_undeployed:
-        met = _obstacles(seen, filters, [(u, f) for u, f in seen.uses if u.unit], OURS)
+        met = _obstacles(
+            seen, filters, [(u, f) for u, f in (*seen.uses, *seen.measured) if u.unit], OURS
+        )
         met = [each for each in met if each.verdict not in ("dnat", "redirect")]
         breaks = [flow for each in met for flow in each.flows]
         if any(sign == "-" and "dnat" in rule for sign, rule in inspection.rules):
@@ -49,8 +51,9 @@ def causes(seen: Seen) -> Iterator[Cause]:
             checks=("test_firewall",),
         )
     alike: dict[tuple[object, ...], list[Obstacle]] = {}
-    for each in _obstacles(seen, filters, seen.uses):
-        whom = each.remotes if each.is_for_some else ()
+    for each in _obstacles(seen, filters, [*seen.uses, *seen.measured]):
+        of_monitor = all(flow.meets(own) for flow in each.flows for _, own in seen.measured)
+        whom = each.remotes if each.is_for_some and not (seen.measured and of_monitor) else ()
         kind = each.table, each.chain, each.verdict, each.directions, each.sizes, each.rate, whom
         alike.setdefault(kind, []).append(each)
     for rules in alike.values():
@@ -69,12 +72,19 @@ def _obstacles(
         ports += [other.sfu.rtc.port_range_start] if other.sfu else []
         if ports and name != seen.node.name:
             fleet |= {address: ports[0] for address in other.addresses}
+    # It asks itself over loopback.
+    watching = seen.node.fleet.group("monitor").items()
+    others = [each for name, each in watching if name != seen.node.name]
+    monitors = {address: CALLER for each in others for address in each.addresses}
+    # Relays and SFUs meet each other with media alone.
+    peers = {flow: callers | (fleet if use.relay else {}) for use, flow in uses}
+    closed = {flow: monitors for _, flow in seen.measured}
     found = filters.obstacles(
         [flow for _, flow in uses],
         {family: address for family, address in locals_.items() if address},
-        # Relays and SFUs meet each other with media alone.
-        {flow: callers | (fleet if use.relay else {}) for use, flow in uses},
+        peers | closed,
         only,
+        closed,
     )
     return [each for each in found if each.answer in ("yes", "likely")]
 
@@ -101,8 +111,9 @@ def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
     does += "s" * (len(rules) == 1)
     flows = _and_redirected(seen, [flow for each in rules for flow in each.flows])
     way = {"in": " from callers", "out": " to callers"}.get("".join(one.directions), "")
+    remotes = list(dict.fromkeys(each for rule in rules for each in rule.remotes))[:4]
     if one.is_for_some and one.directions == ("in",):
-        way = f" from {', '.join(one.remotes[:4])}"
+        way = f" from {', '.join(remotes)}"
     some = "" if one.all_sizes else f", packets of {one.sizes[0]}-{one.sizes[1]} bytes"
     rate = f", above {one.rate}" if one.rate else ""
     return seen.cause(
@@ -111,7 +122,7 @@ def _foreign(seen: Seen, rules: list[Obstacle]) -> Cause:
         f"{whose} {rule}, {does} {in_words(flows)}{way}{some}{rate}",
         "; ".join(dict.fromkeys(each.mend for each in rules)),
         *(f"{each.hook}: {each.rule}{_count(each)}" for each in rules),
-        f"for {', '.join(one.remotes[:4])}" if one.is_for_some else "",
+        f"for {', '.join(remotes)}" if one.is_for_some else "",
         breaks=flows,
         checks=("test_firewall", "test_certificate_file", "test_sweep"),
         only="" if one.all_sizes or one.sizes[0] < LARGE else "large",

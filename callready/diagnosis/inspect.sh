@@ -187,7 +187,7 @@ print_ssh() {
 # disk PATH TYPE BLOCK_SIZE BLOCKS FREE INODES INODES_FREE rw|ro: where services write
 print_disks() {
     local path
-    for path in / /etc /var /var/lib /var/log /var/lib/turn /var/lib/callready /run /tmp; do
+    for path in / /etc /var /var/lib /var/log /var/lib/turn /var/lib/callready /var/lib/callready-* /run /tmp; do
         [ -d "$path" ] || continue
         printf 'disk\t%s\t%s\t%s\n' "$path" "$(stat -f -c "%T$T%S$T%b$T%a$T%c$T%d" "$path")" \
             "$(findmnt -n -o OPTIONS -T "$path" | tail -n 1 | cut -d , -f 1)"

@@ -68,6 +68,7 @@ KEYS = {
     "certificate-untrusted": "callers do not trust who signed a certificate",
     "certificate-differs": "callers get another certificate than the host or the inventory has",
     "certificate-near-end": "a certificate ends soon",
+    "fleet-certificate": "a host's certificate of the fleet is missing, foreign or not valid",
     "timer-off": "a timer that renews certificates does not run",
     "renewal-failed": "a certificate's renewal failed",
     "clock-off": "the host's clock is off: TURN and tokens refuse callers",
@@ -77,6 +78,10 @@ KEYS = {
     "connections-full": "the kernel's table of connections is nearly full",
     "disk-full": "a disk is full, or nearly",
     "disk-read-only": "a file system that services write to is read-only",
+    # Watching
+    "metrics-lost": "the monitor does not get a host's metrics: nobody is told what happens there",
+    "monitor-open": "strangers read the monitor's metrics",
+    "alerts-not-loaded": "alerts are not evaluated, or reach nobody",
     # The app
     "app-down": "the app does not answer as it should",
     "app-open": "the app gives tokens or credentials to strangers",

@@ -190,6 +190,7 @@ def samples(
     sizes: Sequence[int],
     locals_: Mapping[int, str],
     peers: Mapping[str, int],
+    strangers: Mapping[int, Sequence[str]],
 ) -> Iterator[Packet]:
     """Packets of a flow, there and back, that rules tell apart.
 
@@ -199,13 +200,14 @@ def samples(
         sizes: of IP packets, in bytes.
         locals_: the host's address by family.
         peers: addresses that it is certainly with, and the port that they send from.
+        strangers: by family, addresses that it is with too.
     """
     edges = {n + d for n in numbers for d in (-1, 0, 1) if flow.first <= n + d <= flow.last}
     ports = sorted({flow.first, flow.last, *sorted(edges)[:24]})
     for family, local in locals_.items():
         if flow.family not in (0, family):
             continue
-        others = [(text, CALLER) for text in ANYWHERE[family]]
+        others = [(text, CALLER) for text in strangers.get(family, ())]
         others += [(text, p) for text, p in peers.items() if ip_address(text).version == family]
         # Firewalls that ban are asked by each address, limits of size by one of each sort.
         for port in ports:

@@ -8,14 +8,34 @@ from typing import Literal
 
 from callready.diagnosis.inspection import Inspection
 from callready.diagnosis.model import Cause, Fails, Flow, Place
+from callready.release.declaration import ROOT
 from callready.release.facts import Facts
 from callready.release.node import Node
 from callready.release.plan import Plan
 from callready.settings.pools import EDGE
 from callready.settings.pools import unit as turn_unit
-from callready.settings.ports import LIVEKIT, Use
+from callready.settings.ports import (
+    ALERTMANAGER,
+    CALLER,
+    EXPORTERS,
+    LIVEKIT,
+    LOG_RECEIVER,
+    LOGS,
+    MEASURE,
+    PROMETHEUS,
+    Use,
+)
 
 FIREWALL = "callready-firewall.service"
+# What units of watching read beside their unit file: the folder or file of it, by the unit's name.
+_READ_BY = {
+    f"{ROOT}/monitor/alertmanager": ALERTMANAGER,
+    f"{ROOT}/monitor/caller": CALLER,
+    f"{ROOT}/monitor/": PROMETHEUS,
+    f"{ROOT}/exporters.yml": EXPORTERS,
+    f"{ROOT}/measure.conf": MEASURE,
+    "/usr/local/lib/callready/measure": MEASURE,
+}
 GIB = 2**30
 
 # Checks by what they are about.
@@ -42,6 +62,14 @@ OF_APP = (
     *("test_workers", "test_health", "test_websocket", "test_call_from_the_app"),
     *("test_api_is_guarded", "test_https"),
 )
+_OF_WATCHING = {
+    ALERTMANAGER: ("test_alerts",),
+    CALLER: ("test_test_calls",),
+    LOGS: ("*:test_logs",),
+    LOG_RECEIVER: ("test_logs",),
+}
+# Of the monitor: nobody is measured where it does not work.
+OF_MONITOR = ("test_password", "test_targets", "test_test_calls", "test_alerts", "*:test_measured")
 
 
 @dataclass(frozen=True)
@@ -80,7 +108,7 @@ class Seen:
         one: Literal[0, 4, 6] = 4 if family == 4 else 6 if family == 6 else 0
         return tuple(
             flow._replace(family=one)
-            for use, flow in self.uses
+            for use, flow in (*self.uses, *self.measured)
             if not unit or self._serves(unit, use)
         )
 
@@ -95,6 +123,15 @@ class Seen:
             and use.proto in ("udp", "tcp")
         ]
 
+    @cached_property
+    def measured(self) -> list[tuple[Use, Flow]]:
+        """What of the port plan is for the monitor, and its flows."""
+        return [
+            (use, Flow(self.node.name, "tcp", use.first, use.last))
+            for use in self.node.ports
+            if use.unit == EXPORTERS
+        ]
+
     def _serves(self, unit: str, use: Use) -> bool:
         pools = self.node.settings.turn_pools
         is_pool = any(unit == turn_unit(name) and use.service == f"coturn {name}" for name in pools)
@@ -103,9 +140,15 @@ class Seen:
     def checks(self, unit: str) -> tuple[str, ...]:
         """The checks that fail when a unit does not answer."""
         if unit == LIVEKIT:
-            return (*OF_UNIT, *OF_SIGNALLING, *OF_CALLS, "test_binary")
+            return (*OF_UNIT, *OF_SIGNALLING, *OF_CALLS, "test_binary", "test_measured")
         if unit == EDGE:
-            return (*OF_UNIT, *OF_SIGNALLING, *OF_EDGE, *OF_CALLS, *OF_TURN)
+            behind = (*OF_SIGNALLING, *OF_EDGE, *OF_CALLS, *OF_TURN)
+            of_monitor = OF_MONITOR if self.node.settings.watches else ()
+            return (*OF_UNIT, *behind, "test_measured", *of_monitor)
+        if unit == PROMETHEUS:
+            return (*OF_UNIT, *OF_MONITOR)
+        if unit.startswith("callready-"):
+            return (*OF_UNIT, "test_measured", *_OF_WATCHING.get(unit, ()))
         if unit.startswith("turnserver@"):
             return (*OF_UNIT, *OF_TURN, "test_tls_versions")
         return (*OF_UNIT, *OF_APP)
@@ -161,4 +204,29 @@ class Seen:
             return turn_unit(path.rpartition("/")[2].removesuffix(".conf"))
         if path.startswith("/etc/livekit/"):
             return LIVEKIT
+        for start, unit in _READ_BY.items():
+            if path.startswith(start):
+                return unit
         return EDGE if "haproxy" in path else ""
+
+    @cached_property
+    def refused(self) -> dict[str, str]:
+        """The host's certificates of the fleet that a deploy would replace, by what it has them
+        for: why."""
+        if self.is_undeployed:
+            return {}
+        found = (what.removeprefix("of the fleet for ") for what in self.changed("certificate"))
+        words = (each.partition(": ") for each in found)
+        return {kind: why for kind, _, why in words if kind in self.node.release.identities}
+
+    @cached_property
+    def ageing(self) -> set[str]:
+        """Those of them that are good for a while."""
+        return {kind for kind, why in self.refused.items() if "it ends on" in why}
+
+    def kinds(self, unit: str) -> list[str]:
+        """For what a unit has certificates of the fleet."""
+        release = self.node.release
+        file = release.files.get(f"/etc/systemd/system/{unit}")
+        text = file.content.decode() if file else ""
+        return [kind for kind in release.identities if f"{ROOT}/fleet/{kind}/" in text]

@@ -27,9 +27,9 @@ def main() -> int:
     remove_filters(*at.hosts)
     results = Results()
     undone(results, at, options.clients)
-    wanted = [(name,) for name in CATALOGUE if at.has(CATALOGUE[name].role)]
+    wanted = [(name,) for name in CATALOGUE if at.has(name)]
     wanted = [] if options.pairs else wanted
-    pairs = [pair for pair in PAIRS if all(at.has(CATALOGUE[name].role) for name in pair)]
+    pairs = [pair for pair in PAIRS if all(map(at.has, pair))]
     todo: list[tuple[str, ...]] = [*wanted, *pairs]
     if options.only:
         todo = [(name,) for name in options.only]

@@ -17,22 +17,25 @@ from lab import plan
 from tests.support.fleet import PYINFRA, REPOSITORY, Host, eventually
 
 _numbers = itertools.count(1)
+WATCHING = "watching"  # the layer of what needs a monitor
 
 
 @dataclass(frozen=True)
 class Service:
     """A deployed fleet like the lab's: an SFU, a TURN host of pool `calls` and one of pool
-    `avatar`, perhaps the app's host."""
+    `avatar`, perhaps the app's host and the monitor."""
 
     inventory: str
     sfu: Host
     turn: Host
     avatar: Host
     app: Host | None = None
+    monitor: Host | None = None
 
     @property
     def hosts(self) -> list[Host]:
-        return [host for host in (self.sfu, self.turn, self.avatar, self.app) if host]
+        every = (self.sfu, self.turn, self.avatar, self.app, self.monitor)
+        return list(dict.fromkeys(host for host in every if host))
 
     @classmethod
     def of(cls, inventory: str) -> Service:
@@ -44,12 +47,16 @@ class Service:
 
         turn = {pool: host(entry) for entry in groups["turn"] for pool in entry[1]["pools"]}
         calls = turn["calls"]
-        app = next(map(host, groups.get("app", ())), None)
-        return cls(inventory, host(groups["livekit"][0]), calls, turn.get("avatar", calls), app)
+        app, monitor = (next(map(host, groups.get(each, ())), None) for each in ("app", "monitor"))
+        sfu, avatar = host(groups["livekit"][0]), turn.get("avatar", calls)
+        return cls(inventory, sfu, calls, avatar, app, monitor)
 
-    def has(self, role: str) -> bool:
-        """Whether something of this role can be broken here."""
-        return self.app is not None if role in ("app", "android") else True
+    def has(self, name: str) -> bool:
+        """Whether what a sabotage breaks is here."""
+        each = CATALOGUE[name]
+        if each.role in ("app", "android"):
+            return self.app is not None
+        return self.monitor is not None or each.layer != WATCHING
 
     def deploy(self) -> None:
         """Have everything be as the inventory says."""

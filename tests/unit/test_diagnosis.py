@@ -59,6 +59,24 @@ def causes(
     return [each.cause for each in found.causes]
 
 
+def test_metrics_are_lost_for_a_reason_of_the_host_or_of_the_monitor_if_there_is_one() -> None:
+    asked, metrics = Flow("mon", "tcp", 443, 443), Flow("turn", "tcp", 9998, 9998, 4)
+    lost = Cause("metrics-lost", "turn", Place.NETWORK, "no metrics", "let it")
+    exchange = Exchange(metrics, asked)
+    measured = symptom(exchange, check="test_measured", fails="", causes=(lost,))
+    assert causes(measured) == [lost]
+    for cause in (
+        Cause("foreign-filter", "turn", Place.FILTER, "a rule", "delete", breaks=(metrics,)),
+        Cause("unit-stopped", "mon", Place.UNIT, "stopped", "start", checks=("*:test_measured",)),
+        Cause("unit-stopped", "mon", Place.UNIT, "the edge is stopped", "start", breaks=(asked,)),
+    ):
+        state = symptom(exchange, check="test_state", host=cause.host, fails="", causes=(cause,))
+        state = replace(state, exchanges=())
+        assert causes(measured, state) == [cause]
+    other = Cause("foreign-filter", "sfu", Place.FILTER, "a rule", "delete", breaks=(MEDIA4,))
+    assert set(causes(measured, symptom(DIRECT4.exchanges[1], causes=(other,)))) == {lost, other}
+
+
 @pytest.mark.parametrize(
     ("at", "key", "place", "says"),
     [
@@ -302,6 +320,19 @@ def test_nothing_leaves_this_machine() -> None:
     (cause,) = causes(*failed, passed=[DIRECT4, relayed], counts=counted(failed, lost))
     assert cause.key == "this-network"
     assert "UDP and TCP over IPv6 gets from here to no host" in cause.what
+
+
+def test_an_app_is_not_blamed_for_what_does_not_get_there() -> None:
+    flow = Flow("sfu", "tcp", 443, 443)
+    down = Cause("app-down", "sfu", Place.APP, "it does not answer", "its unit")
+    silent = symptom(Exchange(flow), check="test_websocket", causes=(down,))
+    lost = symptom(Exchange(flow._replace(family=6)), check="test_https")
+    for seen, keys in (
+        ({(lost.exchanges[0].flow, ""): NONE}, ["lost-before-host"]),
+        ({}, ["app-down"]),
+    ):
+        found = causes(silent, *([lost] if seen else []), counts=counted([silent, lost], seen))
+        assert [each.key for each in found] == keys
 
 
 def test_what_was_seen_explains_before_anything_is_counted() -> None:

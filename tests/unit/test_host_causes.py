@@ -2,20 +2,27 @@
 
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import load_pem_x509_certificate
+from pydantic import SecretStr
 
 from callready.diagnosis.hosts import causes
 from callready.diagnosis.inspection import Inspection, parse
 from callready.diagnosis.model import Cause, Flow
 from callready.diagnosis.seen import Seen
-from callready.release.facts import Facts, FileFact, SurveyError
+from callready.release.authority import Authority
+from callready.release.facts import Facts, FileFact, IdentityFact, SurveyError
 from callready.release.node import Node
 from callready.release.plan import plan
+from callready.settings.ports import EXPORTERS, PROMETHEUS
 from tasks import declare
-from tests.support.inventories import SFU1, TURN1, deployed, load
+from tests.support.inventories import MON1, SFU1, TURN1, deployed, load, watched
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -260,6 +267,125 @@ def test_rows_that_are_missing_and_more(node: Node) -> None:
     assert [c.key for c in found(node, HEALTHY, facts)] == ["secret-foreign"]
     facts.rows["/var/lib/turn/calls.db"] = {"1" * 16}
     assert [c.key for c in found(node, HEALTHY, facts)] == ["secret-differs"]
+
+
+# What measures a host, and the monitor
+
+METRICS = Flow(TURN1, "tcp", 9998, 9998)
+RULES = "/etc/callready/monitor/alerts.yml"
+
+
+def measured(host: str, authority: Authority | None = None) -> tuple[Node, Facts]:
+    """A host of a fleet with a monitor, with certificates that an authority has signed: its own
+    unless told."""
+    node = declare(watched(), host)
+    facts, signs = facts_of(node), authority or node.release.authority
+    assert signs
+    for kind, identity in node.release.identities.items():
+        pem = signs.issue(identity)[0]
+        der = load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+        facts.identities[kind] = IdentityFact(der, True)
+    facts.addresses |= set(node.settings.addresses)
+    return node, facts
+
+
+def also(name: str) -> Callable[[str], str]:
+    """A unit more, which runs as coturn does."""
+    lines = re.findall(rf"(?m)^unit\t{CALLS}\t.*", HEALTHY)
+    return more(*(each.replace(CALLS, name) for each in lines))
+
+
+def test_an_exporter_that_is_stopped_takes_the_metrics_with_it() -> None:
+    node, facts = measured(TURN1)
+    text = also(EXPORTERS)(HEALTHY)
+    assert found(node, text, facts) == []
+    (cause,) = found(node, unit("ActiveState", "inactive", EXPORTERS)(text), facts)
+    assert cause.key == "unit-stopped" and cause.breaks == (METRICS,)
+    assert "test_measured" in cause.checks and "test_workers" not in cause.checks
+
+
+def dropped(*sources: str) -> Callable[[str], str]:
+    """A filter of others that drops what asks for metrics; by what stands before it in each rule."""
+    of = '"family":"inet","table":"x","chain":"in"'
+    port = (
+        '{"match":{"op":"==","left":{"payload":{"protocol":"tcp","field":"dport"}},"right":9998}}'
+    )
+    chain = '{"chain":{"family":"inet","table":"x","name":"in","type":"filter","hook":"input"}}'
+    rules = (
+        f'{{"rule":{{{of},"handle":{n},"expr":[{each}{port},{{"drop":null}}]}}}}'
+        for n, each in enumerate(sources, 1)
+    )
+    return line(
+        r'ruleset\t{"nftables": \[', rf'ruleset\t{{"nftables": [{",".join([chain, *rules])},'
+    )
+
+
+def source(ip: str, address: str) -> str:
+    left = f'"left":{{"payload":{{"protocol":"{ip}","field":"saddr"}}}}'
+    return f'{{"match":{{"op":"==",{left},"right":"{address}"}}}},'
+
+
+MON4, MON6 = source("ip", "192.0.2.41"), source("ip6", "2001:db8::41")
+
+
+@pytest.mark.parametrize(
+    ("sources", "families"),
+    [([""], {0}), ([MON4], {4}), ([MON4, MON6], {4, 6}), ([source("ip", "203.0.113.77")], set())],
+)
+def test_a_filter_that_keeps_the_monitor_out(sources: list[str], families: set[int]) -> None:
+    node, facts = measured(TURN1)
+    causes_ = found(node, dropped(*sources)(HEALTHY), facts)
+    assert [{flow.family for flow in each.breaks} for each in causes_] == [families] * bool(
+        families
+    )
+    assert all(flow.meets(METRICS) for each in causes_ for flow in each.breaks)
+
+
+def test_a_certificate_of_the_fleet_that_is_not_good() -> None:
+    node, facts = measured(TURN1, Authority(SecretStr("others")))
+    (cause,) = found(node, HEALTHY, facts)
+    assert cause.key == "fleet-certificate" and "another authority" in cause.what
+    assert cause.breaks == (METRICS,) and "test_measured" in cause.checks and not cause.latent
+
+
+@pytest.mark.parametrize(("days", "latent"), [(190, True), (400, False)])
+def test_one_that_is_past_half_its_life_does_no_harm_yet(
+    monkeypatch: pytest.MonkeyPatch, days: int, latent: bool
+) -> None:
+    node, facts = measured(TURN1)
+    later = datetime.now(UTC) + timedelta(days=days)
+    monkeypatch.setattr("callready.release.authority.datetime", Mock(now=lambda _: later))
+    (cause,) = found(node, HEALTHY, facts)
+    assert (cause.key, cause.latent) == ("fleet-certificate", latent)
+    assert bool(cause.breaks) != latent and ("test_measured" in cause.checks) != latent
+    stopped = unit("ActiveState", "inactive", EXPORTERS)(also(EXPORTERS)(HEALTHY))
+    assert ("unit-stopped" in {each.key for each in found(node, stopped, facts)}) == latent
+
+
+def test_a_unit_without_its_key_is_said_of_the_certificate() -> None:
+    node, facts = measured(MON1)
+    facts.identities["monitor"] = replace(facts.identities["monitor"], has_key=False)
+    text = unit("ActiveState", "activating", PROMETHEUS)(also(PROMETHEUS)(HEALTHY))
+    text = more(*(each.replace(CALLS, PROMETHEUS) for each in CRASHES))(text)
+    text = unit("NRestarts", "9", PROMETHEUS)(text)
+    (cause,) = (c for c in found(node, text, facts) if PROMETHEUS in c.what or "fleet" in c.what)
+    assert cause.key == "fleet-certificate" and "*:test_measured" in cause.checks
+
+
+def test_a_unit_with_a_certificate_from_before() -> None:
+    node, facts = measured(TURN1)
+    facts.outdated = {EXPORTERS}
+    (cause,) = found(node, also(EXPORTERS)(HEALTHY), facts)
+    assert (cause.key, cause.breaks) == ("stale-process", (METRICS,))
+
+
+def test_rules_that_were_edited_explain_alerts_that_are_missing() -> None:
+    """Also before a restart: a signal makes Prometheus read them."""
+    node, facts = measured(MON1)
+    facts.files[RULES] = replace(facts.files[RULES], sha256="0" * 64)
+    text = also(PROMETHEUS)(HEALTHY)
+    (cause,) = (c for c in found(node, text, facts) if RULES in c.what)
+    assert (cause.key, cause.latent) == ("file-edited", True) and "test_alerts" in cause.checks
 
 
 def test_an_inspection_that_is_cut_short() -> None:

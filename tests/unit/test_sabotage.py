@@ -1,5 +1,6 @@
 """The judge of sabotages, and the page of what it found."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_cause_is_right_by_its_key_and_host(
     assert result.ranks == ranks
     assert result.false == false
     assert result.is_right == right
+
+
+def test_what_needs_a_monitor_is_left_out_where_there_is_none() -> None:
+    assert AT.has("coturn hung") and not AT.has("exporters stopped")
+    assert replace(AT, monitor=Host("mon1")).has("exporters stopped")
 
 
 def test_two_faults_are_two_causes() -> None:

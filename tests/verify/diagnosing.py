@@ -8,13 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from traceback import extract_tb
+from typing import Literal
 
 import pytest
 
 from callready.diagnosis import counting, exchanges
 from callready.diagnosis.counting import Counted, Size, Watched
 from callready.diagnosis.diagnose import diagnose
-from callready.diagnosis.model import Diagnosis, Exchange, Symptom
+from callready.diagnosis.model import Diagnosis, Exchange, Flow, Symptom
 from callready.diagnosis.narrowing import Counts, watch
 from callready.probes import ProbeError, local_address, ports
 from callready.probes.legs import LOSS
@@ -25,6 +26,7 @@ from tests.verify.report import describe
 from tests.verify.servers import Server
 from tests.verify.targets import Pair, Route, Sfu, Site, Turn
 from tests.verify.test_app import Endpoint
+from tests.verify.test_monitor import monitor_of
 from tests.verify.test_paths import EPERM
 
 SECONDS = 6
@@ -60,7 +62,7 @@ def _symptom(item: pytest.Function, site: Site) -> Symptom:
     check = item.stash[CHECK]
     host, title = describe(item, site)
     silent = any("no answer in " in each.shown for each in check.findings)
-    several = ("test_candidates", "test_call_from_the_app")
+    several = ("test_candidates", "test_call_from_the_app", "test_measured")
     is_one = item.path.stem != "test_calls" and item.originalname not in several
     fails = check.fails
     if not fails and is_one and any(each.evidence.endswith(EPERM) for each in check.findings):
@@ -112,11 +114,23 @@ def _exchanges(item: pytest.Function, site: Site) -> Iterator[Exchange]:
             case Server(settings=settings) | Endpoint(server=Server(settings=settings)):
                 for flow in item.stash[CHECK].closed:
                     yield exchanges.tcp(value.name, settings, flow.first, flow.family)
-                if settings.edge and item.path.stem in ("test_edge", "test_app"):
+                if item.originalname == "test_measured":
+                    yield _measured(value.name, site)
+                elif settings.edge and item.path.stem in ("test_edge", "test_app", "test_monitor"):
                     yield exchanges.tcp(value.name, settings, settings.edge.port)
                 if item.originalname == "test_call_from_the_app":
                     for pair in site.pairs("udp", "tcp", "tls"):
                         yield from _relayed(pair.sfu, pair.turn)
+
+
+def _measured(host: str, site: Site) -> Exchange:
+    """From the monitor to a host; this machine asks the monitor of it at its edge."""
+    settings, monitor = site.fleet[host], monitor_of(site)
+    edge = monitor.settings.edge
+    family: Literal[4, 6] = 4 if settings.address else 6
+    assert settings.watched and edge
+    asked = exchanges.tcp(monitor.name, monitor.settings, edge.port).flow
+    return Exchange(Flow(host, "tcp", *(settings.watched.port,) * 2, family), asked)
 
 
 def _relayed(sfu: Sfu, turn: Turn) -> Iterator[Exchange]:

@@ -7,21 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, Literal
+from typing import Literal
 
 from aioice.ice import get_host_addresses
 from pydantic import SecretStr
-from pyinfra.api.config import Config
 from pyinfra.api.host import Host as Connection
-from pyinfra.api.inventory import Inventory
-from pyinfra.api.state import State
 
 from callready.diagnosis.model import Path
 from callready.probes import Finding, ProbeError, legs
 from callready.probes.legs import LOSS
 from callready.probes.turn import Credentials, TurnServer, mint
 from callready.release import android
-from callready.rollout.ssh import TIMEOUT, log_in, transport
+from callready.rollout.ssh import hosts_of
 from callready.secrets.loading import validate
 from callready.settings.android import Android
 from callready.settings.fleet import Fleet
@@ -247,9 +244,7 @@ class Site:
         if not managed:
             raise SettingsError(f"{inventory}: no host has a role, so there is nothing to verify")
         apps = [name for name in fleet.group("android") if android.files(fleet, name)]
-        connections = _connections(data, [*(node.name for node in managed), *apps])
-        for connection in connections.values():
-            log_in(connection, fleet)
+        connections = hosts_of(data, [*(node.name for node in managed), *apps], fleet)
         servers = {node.name: Server(node, connections[node.name]) for node in managed}
         checkouts = [
             Checkout(name, connections[name], settings, android.files(fleet, name))
@@ -458,16 +453,6 @@ def _legs(sfu: Sfu | None, routes: list[Route]) -> dict[str, legs.Leg]:
             missing = legs.Leg(*way, failed="offer", error=Finding(none, look_at))
             found[str(route)] = tried[0] if tried else missing
     return found
-
-
-def _connections(data: Mapping[str, Mapping[str, Any]], names: list[str]) -> dict[str, Connection]:
-    options = dict.fromkeys(("timeout", "banner_timeout", "auth_timeout"), TIMEOUT)
-    kwargs = {"ssh_paramiko_connect_kwargs": {"transport_factory": transport, **options}}
-    strict = {"ssh_strict_host_key_checking": "yes", **kwargs}
-    hosts = [(name, {**strict, **data[name]}) for name in names]
-    inventory = Inventory((hosts, {}))
-    State(inventory, Config())
-    return {host.name: host for host in inventory}
 
 
 def bracketed(address: str) -> str:
