@@ -1,0 +1,186 @@
+"""A monitor on Debian 13 and the host that it watches on Debian 12, from bare: what it sees, who
+sees it, and who is told when coturn stops."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from pydantic import SecretStr
+
+from callready.release.authority import Authority, Identity
+from lab import Lab, plan, wheels
+from tests.support.fleet import Fleet, Host, delivered, eventually, inventory, verify
+from tests.support.sink import Sink, sink
+
+BOX, MONITOR = Host("h15"), Host("h26")
+SMTP, HTTP = 2526, 8082
+CHECKS = (
+    "test_password",
+    "test_targets",
+    "test_measured",
+    "test_alerts",
+    "test_test_calls",
+    "test_logs",
+    "test_sweep",
+)
+MORE = ("test_listening", "test_units", "test_exposure", "test_later", "test_state")
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Sink]:
+    """Who gets the alerts, on the lab's bridge."""
+    with sink(plan.MACHINE.ipv4, SMTP, HTTP) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Both hosts after their first deploy."""
+    with delivered(BOX.name, MONITOR.name):
+        groups, data, secrets = inventory()
+        at = {host: {"address": host.ipv4, "address6": host.ipv6} for host in (BOX, MONITOR)}
+        groups = {
+            "livekit": [(BOX.fqdn, {**at[BOX], "name": f"turn.{BOX.fqdn}", "pools": ["calls"]})],
+            "turn": [BOX.fqdn],
+            "monitor": [(MONITOR.fqdn, at[MONITOR])],
+        }
+        del data["app"]
+        data["turn"] = {"min_port": 60001, "pools": {"calls": data["turn"]["pools"]["calls"]}}
+        data["livekit"] |= {
+            "url": f"wss://{BOX.fqdn}",
+            "keys": data["livekit"]["keys"] | {"APIcaller": "secret:monitor/livekit"},
+            "prometheus": {"password": "secret:livekit/prometheus"},
+        }
+        data["tls"] = {key: text.replace("{host}", "{name}") for key, text in data["tls"].items()}
+        data |= {
+            "edge": {},
+            "host": {"other_listeners": ["5355/tcp", "5355/udp"]},
+            "fleet_ca": "secret:fleet/ca",
+            "monitor": {
+                "url": f"https://{MONITOR.fqdn}",
+                "password": "secret:monitor/password",
+                "mail": {
+                    "smarthost": f"{plan.MACHINE.ipv4}:{SMTP}",
+                    "sender": "alerts@lab.test",
+                    "require_tls": False,
+                },
+                "page": {
+                    "mail": ["oncall@lab.test"],
+                    "webhooks": [f"http://{plan.MACHINE.ipv4}:{HTTP}/page"],
+                },
+                "ticket": {"webhooks": [f"http://{plan.MACHINE.ipv4}:{HTTP}/ticket"]},
+                "livekit_key": "APIcaller",
+                "turn_secret": "secret:monitor/turn",
+                "wheels": str(wheels.publish()),
+                "watchdog": f"http://{plan.MACHINE.ipv4}:{HTTP}/watchdog",
+            },
+        }
+        more = ["livekit/prometheus", "fleet/ca"]
+        more += [f"monitor/{name}" for name in ("password", "livekit", "turn")]
+        fleet = Fleet(tmp_path_factory.mktemp("watched"), groups, data, [*secrets[:2], *more])
+        fleet.deploy()
+        yield fleet
+
+
+def test_every_host_is_seen_and_a_second_deploy_changes_nothing(
+    watched: Fleet, receiver: Sink, tmp_path: Path
+) -> None:
+    found = verify(tmp_path, *CHECKS, *MORE, inventory=watched.inventory)
+    assert not {name: text for name, text in found.items() if text}
+    assert len([name for name in found if name.startswith("test_targets")]) == 1
+    assert len([name for name in found if name.startswith("test_measured")]) == 2
+    again = watched.deploy()
+    assert again.changed == [] and again.results["hosts"] == 2
+
+
+def test_nobody_else_can_scrape(watched: Fleet, tmp_path: Path) -> None:
+    """From the monitor's own address, past the filter: by certificate."""
+    own = Authority(SecretStr(watched.secrets["fleet/ca"]))
+    foreign = Authority(SecretStr("f" * 32))
+    asked = [
+        (own, Identity("monitor", (), ("client",)), True),
+        (foreign, Identity("monitor", (), ("client",)), False),
+        (own, Identity("xmonitor", (), ("client",)), False),
+        (own, Identity(BOX.fqdn, (BOX.ipv4,), ("server",)), False),
+    ]
+    folder = "/root/scrape"
+    (tmp_path / "ca.pem").write_bytes(own.certificate)
+    scrape = f"curl -s -m 9 --cacert {folder}/ca.pem 'https://{BOX.ipv4}:9998/proxy?module=node'"
+    MONITOR.root(f"rm -rf {folder}; mkdir -m 0700 {folder}")
+
+    def put(name: str, content: bytes) -> None:
+        copy = MONITOR.inside(f"umask 077; cat > {folder}/{name}")
+        subprocess.run(copy, input=content, check=True)
+
+    put("ca.pem", own.certificate)
+    for authority, identity, allowed in asked:
+        for name, content in zip(("cert", "key"), authority.issue(identity), strict=True):
+            put(name, content)
+        got = MONITOR.root(f"{scrape} --cert {folder}/cert --key {folder}/key", check=False)
+        assert ("node_cpu_seconds_total" in got) == allowed, identity
+    assert not MONITOR.root(scrape, check=False)
+    # From elsewhere nothing answers at all.
+    closed = subprocess.run(
+        [*Lab().client_prefix(), "timeout", "3", "bash", "-c", f"< /dev/tcp/{BOX.ipv4}/9998"],
+        capture_output=True,
+        check=False,
+    )
+    assert closed.returncode
+    served = MONITOR.root(
+        f"echo | openssl s_client -connect {BOX.ipv4}:9998 2> /dev/null | openssl x509"
+    )
+    assert x509.load_pem_x509_certificate(served.encode()).issuer == (
+        x509.load_pem_x509_certificate(own.certificate).subject
+    )
+
+
+def test_the_measurements_are_of_this_host(watched: Fleet) -> None:
+    read = "cat /run/callready-measure/callready.prom"
+    eventually(lambda: "callready_measured_seconds" in BOX.root(read, check=False))
+    shown = BOX.root(read)
+    release = BOX.root("readlink /etc/callready/current").rpartition("/")[2]
+    assert f'callready_release_info{{release="{release}"}} 1' in shown
+    assert 'callready_turn_allocations{pool="calls"} 0' in shown
+    assert f'callready_certificate_not_after_seconds{{name="turn.{BOX.fqdn}"' in shown
+    assert 'use="livekit.rtc.port_range_start/udp/50000-60000"' in shown
+    assert watched.marker not in shown
+
+
+def test_who_has_to_know_is_told_that_coturn_stopped(watched: Fleet, receiver: Sink) -> None:
+    receiver.wait_for(lambda: list(receiver.alerts("/watchdog")), 120)
+    BOX.root("systemctl stop turnserver@calls.service")
+    try:
+        pages = receiver.wait_for(lambda: list(receiver.alerts("/page")), 240)
+        (alert,) = {alert["labels"]["alertname"]: alert for _, alert in pages}.values()
+        assert (alert["labels"]["host"], alert["labels"]["pool"]) == (BOX.fqdn, "calls")
+        assert "callers" in alert["annotations"]["summary"]
+        mails = receiver.wait_for(lambda: receiver.mails, 60)
+        assert (
+            mails[0][1] == ("oncall@lab.test",) and alert["annotations"]["summary"] in mails[0][2]
+        )
+    finally:
+        BOX.root("systemctl start turnserver@calls.service")
+    receiver.wait_for(lambda: list(receiver.alerts("/page", "resolved")), 240)
+    text = str([receiver.posts, receiver.mails])
+    assert watched.marker not in text
+
+
+def test_a_monitor_that_is_down_touches_nobody_and_goes_without_a_trace(watched: Fleet) -> None:
+    watched.unsettled = True
+    Lab().power_cut(MONITOR.name)
+    watched.data["turn"]["total_quota"] = 1300
+    changed = watched.run("--json", "--limit", BOX.fqdn)
+    assert changed.status == 0 and changed.changed == [BOX.name], changed.text
+    # Without the group nothing of it stays where callers come.
+    del watched.groups["monitor"], watched.data["monitor"], watched.data["fleet_ca"]
+    watched.deploy()
+    left = BOX.root("ls /etc/systemd/system /etc/callready/current/files/etc/systemd/system")
+    assert not [
+        word for word in ("exporters", "node-exporter", "measure") if f"callready-{word}" in left
+    ]
+    assert not BOX.root("ls -A /etc/callready/fleet 2> /dev/null", check=False)
+    assert not BOX.root("ss -Hltn 'sport = :9998 or sport = :9100 or sport = :8404'")
