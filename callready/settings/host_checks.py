@@ -258,6 +258,13 @@ def _monitor(host: HostSettings) -> Problems:
             "is missing: the monitor reads LiveKit's metrics; write "
             '{"password": "secret:livekit/prometheus"}',
         )
+    if livekit and monitor.livekit_key in (None, next(iter(livekit.keys))):
+        yield Problem(
+            "monitor.livekit_key",
+            "test calls of the monitor have the app's key, which cannot be taken away alone: give "
+            "livekit.keys another one after it, and name that here",
+            "warning",
+        )
     if monitor.livekit_key and livekit and monitor.livekit_key not in livekit.keys:
         yield Problem(
             "monitor.livekit_key",

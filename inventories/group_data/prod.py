@@ -12,7 +12,8 @@ livekit = {
     "version": "1.13.5",
     # What clients are told; this name leads to the SFU's host.
     "url": "wss://livekit.example.com",
-    "keys": {"APIprod": "secret:livekit/api_secret"},
+    # The first is the app's, the other one the monitor's, for test calls.
+    "keys": {"APIprod": "secret:livekit/api_secret", "APIcaller": "secret:monitor/livekit"},
     "prometheus": {"password": "secret:livekit/prometheus"},
     # "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},
     # "config": {"room": {"empty_timeout": 300}},
@@ -52,6 +53,8 @@ fleet_ca = "secret:fleet/ca"
 monitor = {
     "url": "https://monitor.example.com",
     "password": "secret:monitor/password",
+    "livekit_key": "APIcaller",
+    "turn_secret": "secret:monitor/turn",
     "mail": {
         "smarthost": "mail.example.com:587",
         "sender": "callready@example.com",

@@ -73,6 +73,8 @@ android = {
 # monitor = {
 #     "url": "https://monitor.example.com",
 #     "password": "secret:monitor/password",
+#     "livekit_key": "APIcaller",  # another one of livekit["keys"]
+#     "turn_secret": "secret:monitor/turn",
 #     "page": {"webhooks": ["secret:monitor/webhook"]},
 #     "watchdog": "secret:monitor/watchdog",
 # }

@@ -1577,3 +1577,10 @@ def test_a_monitor_that_would_not_work_is_refused(edits: list[Edit], line: str) 
     told = said(*WATCHED, *edits)
     assert any(line in each for each in told), told
     assert "hooks.b.test" not in "".join(told)
+
+
+def test_test_calls_with_the_app_s_key_are_warned_of() -> None:
+    second: Edit = (SFU1, "livekit.keys.APIcaller", "secret:livekit/second")
+    (warning,) = load(*WATCHED, second).warnings
+    assert warning.startswith(f"{SOURCE}: {SFU1}: monitor.livekit_key: test calls of the monitor")
+    assert not load(*WATCHED, second, ("*", "monitor.livekit_key", "APIcaller")).warnings
