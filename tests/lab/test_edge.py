@@ -261,14 +261,21 @@ def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> N
         )
 
     def caller(bearer: SecretStr) -> list[float]:
-        waits = []
+        waits: list[float] = []
         while not done.wait(0.1):
             began = time.monotonic()
-            ask(bearer)
+            try:
+                ask(bearer)
+            except app.Refused:
+                raise
+            except ProbeError:
+                # It was in the queue of the port that the app closed as it went down: 502, once.
+                cut.append(began)
+                ask(bearer)
             waits.append(time.monotonic() - began)
         return waits
 
-    old = tokens()["app/token"]
+    old, cut = tokens()["app/token"], list[float]()
     try:
         with ThreadPoolExecutor() as pool:
             waits = pool.submit(caller, old)
@@ -279,7 +286,10 @@ def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> N
                 ask(tokens()["app/token"])
             finally:
                 done.set()
-        print(f"{len(waits.result())} requests, longest {max(waits.result()):.1f} s")
+        print(
+            f"{len(waits.result())} requests, longest {max(waits.result()):.1f} s, {len(cut)} cut"
+        )
+        assert len(cut) <= 2  # as often as it restarts
         until = tokens()["app/token.until"].get_secret_value()
         store.write_text(store.read_text().replace(until, "2020-01-01T00:00:00+00:00"))
         rotate()
