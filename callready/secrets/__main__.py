@@ -24,6 +24,7 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
     store = Store(inventory)
     entries = store.read()
     wanted: set[str] = set()
+    ours: set[str] = set()
     theirs: set[str] = set()
     for data in inventory_data(inventory).values():
         made = {
@@ -34,8 +35,11 @@ def complete(inventory: str, recipients: str = "") -> tuple[list[str], str]:
         }
         for at, name in references(data):
             wanted.add(name)
-            if at not in made:
+            if at in made:
+                ours.add(name)
+            elif not at.startswith("_"):  # a variable of the inventory's file says nothing
                 theirs.add(name)
+    theirs |= wanted - ours
     if wrong := [f"{inventory}: {message}" for message in sharing(wanted)]:
         raise SettingsError("\n".join(wrong))
     if recipients:

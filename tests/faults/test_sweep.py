@@ -34,6 +34,10 @@ ELSEWHERE = {
     "drain": "changes nothing: tests/lab/test_continuity.py, test_cluster.py",
     "unload_firewall": "of a firewall that is switched off",
     "reload": "of an edge, which both states would need",
+    "install_identity drop_identity install_programs": (
+        "of hosts that are watched, which are not swept yet: tests/unit/test_facts.py, "
+        "test_programs.py"
+    ),
 }
 
 

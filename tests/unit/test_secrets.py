@@ -353,6 +353,16 @@ def test_nothing_is_invented_that_a_setting_of_ours_does_not_say_is_ours(
     assert Store(SOURCE).read().keys() == {"token"}
 
 
+def test_a_variable_of_the_inventory_does_not_make_a_secret_somebody_else_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys = {"APIa": "secret:livekit/a"}
+    data = {"h": {"_keys": keys, "livekit": {"keys": keys}}}
+    monkeypatch.setattr(command, "inventory_data", lambda _: data)
+    assert command.complete(SOURCE) == ([], "")
+    assert Store(SOURCE).read().keys() == {"livekit/a"}
+
+
 def test_nothing_is_generated_for_two_secrets_with_one_variable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
