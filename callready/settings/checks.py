@@ -191,6 +191,9 @@ def _monitor(fleet: Fleet) -> Findings:
     if len(watching) > 1:
         why = "are in group monitor, and one host watches all: take the others out"
         yield watching, Problem("", why)
+    if watching and "monitor" in fleet.hosts.keys() - set(watching):
+        why = "its certificate would open every host's metrics as the monitor's does: rename it"
+        yield ["monitor"], Problem("", why)
     dark = [name for name, host in fleet.hosts.items() if host.groups & ROLES and not host.monitor]
     if watching and dark:
         why = f"is missing: {', '.join(watching)} watches every host; set it once for all"

@@ -329,8 +329,8 @@ def test_a_probe_that_is_ended_leaves_no_allocation_behind(
             raise AssertionError("it is ended here")
 
         monkeypatch.setattr(turn.Client, "allocate", and_wait)
-        where = {"address": "127.0.0.1", "port": only.port, "pool": "calls", "node": "turn1"}
-        probe = Turn(transport="udp", server_name="", secret=SECRET, **where)  # type: ignore[arg-type]
+        where: dict[str, Any] = {"address": "127.0.0.1", "port": only.port, "pool": "calls"}
+        probe = Turn(node="turn1", transport="udp", server_name="", secret=SECRET, **where)
         asking = asyncio.create_task(Caller([probe]).ask_all())
         await granted.wait()
         with pytest.raises(TurnRefused):

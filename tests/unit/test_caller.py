@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -149,9 +150,9 @@ def test_everything_is_asked_again_and_again_and_calls_in_turn() -> None:
         async def measure(self, into: Measurement) -> None:
             await counted(f"call {self.node}")(into)
 
-    common = {"address": "192.0.2.1", "port": 1, "pool": "", "server_name": "", "max_loss": 0.1}
+    common: dict[str, Any] = {"address": "192.0.2.1", "port": 1, "pool": "", "server_name": ""}
     probes: list[Measured] = [fake(counted("a"), "a"), fake(counted("b"), "b")]
-    probes += [FakeCall(node=name, **common) for name in "xyz"]  # type: ignore[arg-type]
+    probes += [FakeCall(node=name, max_loss=0.1, **common) for name in "xyz"]
 
     async def until_enough() -> None:
         asking = asyncio.create_task(Caller(probes, 0.002, 60_000).ask_all())

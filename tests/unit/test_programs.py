@@ -18,7 +18,7 @@ from callready.settings.ports import CALLER
 from callready.settings.problem import SettingsError
 from tasks import declare
 from tasks.caller import CONFIG, UNIT_FILE
-from tests.support.inventories import MON1, SECRETS, SFU1, TURN1, Edit, bare, watched
+from tests.support.inventories import MON1, SECRETS, SFU1, TURN1, Authority, Edit, bare, watched
 from tests.unit.test_host_scripts import Machine, machine
 
 __all__ = ["machine"]
@@ -105,8 +105,8 @@ def test_the_monitor_gets_it_with_credentials_that_only_it_can_read(project: Pat
         watched(("*", "monitor.livekit_key", "APInone"))
 
 
-def test_a_private_authority_goes_with_it(project: Path, authority: object) -> None:
-    ca = Path(authority.file)  # type: ignore[attr-defined]
+def test_a_private_authority_goes_with_it(project: Path, authority: Authority) -> None:
+    ca = Path(authority.file)
     release = declare(watched(("*", "tls.ca", str(ca))), MON1).release
     paths = {each["ca"] for each in json.loads(release.files[CONFIG].content)["probes"]}
     (path,) = filter(None, paths)

@@ -1562,6 +1562,10 @@ SAID_OF_MONITORS: list[tuple[list[Edit], str]] = [
     ),
     ([(TURN1, "groups", ["turn", "monitor"])], "are in group monitor, and one host watches all"),
     (
+        [("monitor", "groups", ["turn"]), ("monitor", "pools", ["calls"])],
+        "monitor: its certificate would open every host's metrics as the monitor's does",
+    ),
+    (
         [("*", "monitor", {**MONITOR, "mail": {"smarthost": "mail.b.test", "sender": "a@b.test"}})],
         "monitor.mail.smarthost: 'mail.b.test' is not HOST:PORT",
     ),
