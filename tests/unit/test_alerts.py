@@ -528,6 +528,21 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
         NO_SFU | probed("join", 1, "sfu1") | joins(5, 30),
         {"alertname": "CallsFail", "host": "sfu1"},
     ),
+    "LiveKit is back, and not every path was tried again": (
+        {'up{job="livekit",host="sfu1"}': f"0x73 1x{TWENTY_MINUTES}"}
+        | succeeded("join", f"0x73 1x{TWENTY_MINUTES}", "sfu1")
+        | succeeded("call", f"0x78 1x{TWENTY_MINUTES}", "sfu1", way="UDP")
+        | probed("call", 0, "sfu1", **RELAYED)
+        | answers("5xx", f"0+9x73 657x{TWENTY_MINUTES}", "sfu1", "to_livekit_example_com")
+        | answers("2xx", f"0x73 0+1x{TWENTY_MINUTES}", "sfu1", "to_livekit_example_com"),
+        None,
+    ),
+    "coturn is back, and not every path was tried again": (
+        succeeded("stun", f"0x73 1x{TWENTY_MINUTES}", **TURN1)
+        | succeeded("turn", f"0x73 1x{TWENTY_MINUTES}", **ALLOCATED)
+        | probed("call", 0, "sfu1", **RELAYED),
+        None,
+    ),
     "media arrives again": (
         succeeded("call", f"0x60 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
         None,
