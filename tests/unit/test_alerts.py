@@ -543,6 +543,10 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
         | probed("call", 0, "sfu1", **RELAYED),
         None,
     ),
+    "callers do not connect, and one test call was lost": (
+        succeeded("call", f"1x50 0x2 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
+        {"alertname": "CallersCannotConnect", "host": "sfu1"},
+    ),
     "media arrives again": (
         succeeded("call", f"0x60 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
         None,
