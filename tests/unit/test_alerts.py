@@ -18,6 +18,9 @@ import yaml
 from callready import docs
 from callready.release.render import render
 from lab.run import wait_until
+from tasks import declare
+from tasks.monitor import FOLDER
+from tests.support.inventories import MON1, watched
 
 Series = dict[str, str]
 INTERVAL, END, DAY = 15, 20 * 60, 86400  # seconds
@@ -417,6 +420,16 @@ def test_a_page_is_sent_within_two_and_a_half_minutes() -> None:
     pages = {rule["for"] for rule in alerts().values() if rule["labels"]["severity"] == "page"}
     assert pages == {"1m"}
     assert sum(docs.TO_THE_MESSAGE.values()) <= 150
+
+
+@pytest.mark.usefixtures("project")
+def test_the_dead_mans_switch_is_called_every_minute() -> None:
+    """Alertmanager looks at each group_interval whether the last message is as old as
+    repeat_interval; it went out a moment after the look before."""
+    content = declare(watched(), MON1).release.files[f"{FOLDER}/alertmanager.yml"].content
+    (route, _) = yaml.safe_load(content)["route"]["routes"]
+    assert route["receiver"] == "watchdog"
+    assert (route["group_interval"], route["repeat_interval"]) == ("1m", "30s")
 
 
 @pytest.mark.parametrize("name", docs.alerts())
