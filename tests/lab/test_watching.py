@@ -3,19 +3,34 @@ sees it, and who is told when coturn stops."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
+from base64 import b64encode
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from cryptography import x509
 from pydantic import SecretStr
 
+from callready import docs
+from callready.export import dashboard, without_data
 from callready.release.authority import Authority, Identity
-from lab import Lab, plan, wheels
-from tests.support.fleet import Fleet, Host, delivered, eventually, inventory, verify
+from lab import Lab, plan
+from tests.support.fleet import (
+    Fleet,
+    Host,
+    delivered,
+    eventually,
+    found,
+    shown,
+    verify,
+    watched_inventory,
+)
 from tests.support.sink import Sink, sink
 
 BOX, MONITOR = Host("h15"), Host("h26")
@@ -43,47 +58,8 @@ def receiver() -> Iterator[Sink]:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Both hosts after their first deploy."""
     with delivered(BOX.name, MONITOR.name):
-        groups, data, secrets = inventory()
-        at = {host: {"address": host.ipv4, "address6": host.ipv6} for host in (BOX, MONITOR)}
-        groups = {
-            "livekit": [(BOX.fqdn, {**at[BOX], "name": f"turn.{BOX.fqdn}", "pools": ["calls"]})],
-            "turn": [BOX.fqdn],
-            "monitor": [(MONITOR.fqdn, at[MONITOR])],
-        }
-        del data["app"]
-        data["turn"] = {"min_port": 60001, "pools": {"calls": data["turn"]["pools"]["calls"]}}
-        data["livekit"] |= {
-            "url": f"wss://{BOX.fqdn}",
-            "keys": data["livekit"]["keys"] | {"APIcaller": "secret:monitor/livekit"},
-            "prometheus": {"password": "secret:livekit/prometheus"},
-        }
-        data["tls"] = {key: text.replace("{host}", "{name}") for key, text in data["tls"].items()}
-        data |= {
-            "edge": {},
-            "host": {"other_listeners": ["5355/tcp", "5355/udp"]},
-            "fleet_ca": "secret:fleet/ca",
-            "monitor": {
-                "url": f"https://{MONITOR.fqdn}",
-                "password": "secret:monitor/password",
-                "mail": {
-                    "smarthost": f"{plan.MACHINE.ipv4}:{SMTP}",
-                    "sender": "alerts@lab.test",
-                    "require_tls": False,
-                },
-                "page": {
-                    "mail": ["oncall@lab.test"],
-                    "webhooks": [f"http://{plan.MACHINE.ipv4}:{HTTP}/page"],
-                },
-                "ticket": {"webhooks": [f"http://{plan.MACHINE.ipv4}:{HTTP}/ticket"]},
-                "livekit_key": "APIcaller",
-                "turn_secret": "secret:monitor/turn",
-                "wheels": str(wheels.publish()),
-                "watchdog": f"http://{plan.MACHINE.ipv4}:{HTTP}/watchdog",
-            },
-        }
-        more = ["livekit/prometheus", "fleet/ca"]
-        more += [f"monitor/{name}" for name in ("password", "livekit", "turn")]
-        fleet = Fleet(tmp_path_factory.mktemp("watched"), groups, data, [*secrets[:2], *more])
+        inventory = watched_inventory(BOX, MONITOR, SMTP, HTTP)
+        fleet = Fleet(tmp_path_factory.mktemp("watched"), *inventory)
         fleet.deploy()
         yield fleet
 
@@ -150,6 +126,44 @@ def test_the_measurements_are_of_this_host(watched: Fleet) -> None:
     assert f'callready_certificate_not_after_seconds{{name="turn.{BOX.fqdn}"' in shown
     assert 'use="livekit.rtc.port_range_start/udp/50000-60000"' in shown
     assert watched.marker not in shown
+
+
+def test_what_is_asked_finds_something(watched: Fleet) -> None:
+    """Everything in the dashboard, and every series that the alerts look at but those that come
+    with what is wrong."""
+    ask = partial(found, watched)
+    eventually(lambda: bool(ask('callready_probe_success{probe="call",turn!=""}')))
+    eventually(lambda: not without_data(dashboard(), ask), 120)
+    (group,) = yaml.safe_load(docs.rules().replace("livekit_example_com", "h15_lab_test"))["groups"]
+    asked = {
+        series
+        for rule in group["rules"]
+        for text in [re.sub(r"\b(by|on|group_right) \(.*?\)", "", rule["expr"])]
+        for series in re.findall(r"\b(?:up|[a-z]+[_:][\w:]+)\b(?:\{.*?\}|(?!\())", text)
+    }
+    assert len(asked) > 40
+    assert {series for series in asked if not ask(series)} <= {
+        "callready_release_pending_since_seconds",
+        'livekit_participant_join_total{state="rtc_failure"}',
+    }
+
+
+def test_the_secrets_are_in_nothing_that_the_monitor_keeps_or_shows(watched: Fleet) -> None:
+    pages = {path: shown(watched, path) for path in ("/api/v1/targets", "/consoles/index.html")}
+    pages |= {path: shown(watched, f"/api/v1/status/{path}") for path in ("config", "flags")}
+    every = {"match[]": '{__name__=~".+"}'}
+    pages["series"] = shown(watched, "/api/v1/series", **every)
+    for name, text in (("series", "callready_probe_success"), ("config", "password_file: ")):
+        assert text in pages[name]
+    assert not [
+        (page, name)
+        for page, text in pages.items()
+        for name, secret in watched.secrets.items()
+        if secret in text or b64encode(f"prometheus:{secret}".encode()).decode() in text
+    ]
+    kept = "grep -rlsF -e '{}' /var/log/callready"
+    assert BOX.fqdn in MONITOR.root(kept.format("livekit-server"))
+    assert not MONITOR.root(kept.format(watched.marker), check=False)
 
 
 def test_who_has_to_know_is_told_that_coturn_stopped(watched: Fleet, receiver: Sink) -> None:

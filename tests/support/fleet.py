@@ -9,6 +9,7 @@ import os
 import secrets
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -20,10 +21,11 @@ from pprint import pformat
 from typing import Any
 from xml.etree import ElementTree
 
+import httpx
 import pytest
 import yaml
 
-from lab import Lab, hosts, plan
+from lab import Lab, hosts, plan, wheels
 
 REPOSITORY = Path(__file__).parents[2]
 SUPPORT = Path(__file__).parent
@@ -324,12 +326,17 @@ SFU, TURN12, TURN13, TWO_POOLS = Host("h04"), Host("h03"), Host("h06"), Host("h0
 HOSTS = (SFU, TURN12, TURN13, TWO_POOLS)
 
 
-def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Groups, group data and names of the secrets of the tests' fleet."""
+# Groups, group data and names of the secrets.
+Inventory = tuple[dict[str, Any], dict[str, Any], list[str]]
 
-    def entry(host: Host, **more: Any) -> tuple[str, dict[str, Any]]:
-        return host.fqdn, {"address": host.ipv4, "address6": host.ipv6, **more}
 
+def entry(host: Host, **more: Any) -> tuple[str, dict[str, Any]]:
+    """A host as a group has it."""
+    return host.fqdn, {"address": host.ipv4, "address6": host.ipv6, **more}
+
+
+def inventory() -> Inventory:
+    """The tests' fleet."""
     groups = {
         "livekit": [entry(SFU)],
         "turn": [
@@ -389,18 +396,73 @@ def inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
 PAIR = (Host("h07"), Host("h08"))
 
 
-def pair_inventory() -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def pair_inventory() -> Inventory:
     """The same as `inventory`, of the pair."""
     (sfu, turn) = PAIR
     _, data, secrets = inventory()
     del data["app"]
     data["livekit"]["url"] = f"ws://{sfu.fqdn}:7880"
     data["turn"] = {"pools": {"calls": data["turn"]["pools"]["calls"]}}
-    groups = {
-        "livekit": [(sfu.fqdn, {"address": sfu.ipv4, "address6": sfu.ipv6})],
-        "turn": [(turn.fqdn, {"address": turn.ipv4, "address6": turn.ipv6, "pools": ["calls"]})],
-    }
+    groups = {"livekit": [entry(sfu)], "turn": [entry(turn, pools=["calls"])]}
     return groups, data, secrets[:2]
+
+
+def watched_inventory(box: Host, monitor: Host, smtp: int, http: int) -> Inventory:
+    """An SFU that is also a TURN host, and the monitor that watches it; alerts go to these ports of
+    the machine (`tests.support.sink`)."""
+    _, data, secrets = inventory()
+    machine = plan.MACHINE.ipv4
+    groups = {
+        "livekit": [entry(box, name=f"turn.{box.fqdn}", pools=["calls"])],
+        "turn": [box.fqdn],
+        "monitor": [entry(monitor)],
+    }
+    del data["app"]
+    data["turn"] = {"min_port": 60001, "pools": {"calls": data["turn"]["pools"]["calls"]}}
+    data["livekit"] |= {
+        "url": f"wss://{box.fqdn}",
+        "keys": data["livekit"]["keys"] | {"APIcaller": "secret:monitor/livekit"},
+        "prometheus": {"password": "secret:livekit/prometheus"},
+    }
+    data["tls"] = {key: text.replace("{host}", "{name}") for key, text in data["tls"].items()}
+    data |= {
+        "edge": {},
+        "host": {"other_listeners": ["5355/tcp", "5355/udp"]},
+        "fleet_ca": "secret:fleet/ca",
+        "monitor": {
+            "url": f"https://{monitor.fqdn}",
+            "password": "secret:monitor/password",
+            "mail": {
+                "smarthost": f"{machine}:{smtp}",
+                "sender": "alerts@lab.test",
+                "require_tls": False,
+            },
+            "page": {"mail": ["oncall@lab.test"], "webhooks": [f"http://{machine}:{http}/page"]},
+            "ticket": {"webhooks": [f"http://{machine}:{http}/ticket"]},
+            "livekit_key": "APIcaller",
+            "turn_secret": "secret:monitor/turn",
+            "wheels": str(wheels.publish()),
+            "watchdog": f"http://{machine}:{http}/watchdog",
+        },
+    }
+    more = [f"monitor/{name}" for name in ("password", "livekit", "turn")]
+    return groups, data, [*secrets[:2], "livekit/prometheus", "fleet/ca", *more]
+
+
+def shown(fleet: Fleet, path: str, **parameters: str) -> str:
+    """What people get at a path of the monitor."""
+    trusted = ssl.create_default_context(cafile=f"{plan.STATE}/ca.pem")
+    login = ("operator", fleet.secrets["monitor/password"])
+    url = f"{fleet.data['monitor']['url']}{path}"
+    answer = httpx.get(url, params=parameters, auth=login, verify=trusted, timeout=20)
+    answer.raise_for_status()
+    return answer.text
+
+
+def found(fleet: Fleet, query: str) -> list[Any]:
+    """What the monitor's Prometheus finds."""
+    answer = shown(fleet, "/api/v1/query", query=query)
+    return list(json.loads(answer)["data"]["result"])
 
 
 def encrypted_key(path: Path, passphrase: str) -> str:
