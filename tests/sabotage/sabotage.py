@@ -145,7 +145,7 @@ def edited(host: Host | None, path: str, sed: str, then: str = ":") -> Iterator[
     keep = f"set -e; file=$(readlink -f {path}); mkdir -p {kept}; cp -a $file {kept}/file"
     with scripted(
         host,
-        f"{keep}; sed -i '{sed}' $file; ! cmp -s $file {kept}/file; {then}",
+        f"{keep}; sed -i '{sed}' $file; ! cmp -s $file {kept}/file || exit 1; {then}",
         f"set -e; cp -a {kept}/file $(readlink -f {path}); rm -r {kept}; {then}",
     ):
         yield
