@@ -529,7 +529,10 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
         {"alertname": "HostDown", "host": "sfu1"},
     ),
     "LiveKit is stopped": (
-        up("sfu1", livekit=0) | NO_SFU | NO_EDGE,
+        up("sfu1", livekit=0)
+        | NO_SFU
+        | NO_EDGE
+        | series(STATE, always(1), host="sfu1", name="livekit-server.service", state="failed"),
         {"alertname": "LiveKitDown", "host": "sfu1", "job": "livekit"},
     ),
     "the edge is stopped": (
