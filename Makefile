@@ -23,12 +23,13 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo demo-watching test check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make demo-watching       the same with a fifth host that watches them"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
+	@echo "make test-long           every alert by its fault in the lab; docs/watching.md; ends with lab-down"
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
@@ -159,7 +160,7 @@ tool-tests: lab-install
 check: lint unit
 
 lab-tests: lab-install
-	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -n 2 --dist loadgroup -m "not alone" tests/lab && \
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -n 2 --dist loadgroup -m "not alone and not long" tests/lab && \
 		$(PYTHON) -m pytest -v -m alone tests/lab
 
 fault-tests: lab-install
@@ -178,3 +179,7 @@ sabotage: sabotage-install lab-up
 		$(PYTHON) -m tests.sabotage --clients --clean 30 --results .venv/sabotage.json --write
 
 test: check tool-tests lab-tests fault-tests
+
+# What waits for alerts; it takes three quarters of an hour.
+test-long: lab-install
+	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -s -m long tests/lab
