@@ -510,7 +510,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     for name, host in fleet.hosts.items():
-        if host.serves:
+        if host.is_server:
             print(f"# {name}\n\n{port_table(host)}\n{edge_table(host, fleet)}")
     return 0
 
