@@ -260,7 +260,7 @@ def _clusters(fleet: Fleet) -> Findings:
             wrong = "is missing"
         elif any(each.is_local for each in known):
             wrong = "is one of each host's own (a loopback address or a socket)"
-        elif not _all_same([(each.address, each.db) for each in known]):
+        elif not _all_same([each.place for each in known]):
             wrong = "differs in address or db"
         else:
             continue

@@ -49,8 +49,8 @@ class Fleet:
             if livekit and (own := livekit.redis):
                 return RedisAccess(own.address, own.username, own.password, own.db, own.use_tls)
         for where, host in self.group("redis").items():
-            if (server := host.redis) and (passwords := server.passwords(user)):
-                at, tls = self.redis_address(where, name), bool(host.redis_clients)
+            at, tls = self.redis_address(where, name), bool(host.redis_clients)
+            if at and (server := host.redis) and (passwords := server.passwords(user)):
                 at = f"[{at}]" if ":" in at else at
                 ca_file = FLEET_CA if tls else ""
                 address = f"{at}:{server.port}"
@@ -77,9 +77,7 @@ class Fleet:
             return []
         others = [other for other in self.group("livekit") if other != name]
         places = {other: self.redis_for(other, "livekit") for other in others}
-        return [
-            o for o, at in places.items() if at and (at.address, at.db) == (own.address, own.db)
-        ]
+        return [other for other, at in places.items() if at and at.place == own.place]
 
     def networks(self, sources: Iterable[str]) -> tuple[list[IPv4Network], list[IPv6Network]]:
         """The IPv4 and IPv6 networks that sources stand for, those that overlap in one; a source

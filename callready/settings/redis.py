@@ -48,6 +48,12 @@ class RedisAccess(NamedTuple):
     ca_file: str = ""
 
     @property
+    def place(self) -> tuple[str, int]:
+        """The same for all that share one: that of a fleet has another address for its own host,
+        where there is NAT."""
+        return self.ca_file or self.address, self.db
+
+    @property
     def is_local(self) -> bool:
         """Whether it is one of the host's own: loopback, or a name for it of RFC 6761 or of
         Debian's /etc/hosts, or a socket."""
