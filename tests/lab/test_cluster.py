@@ -76,7 +76,8 @@ def ask(cluster: Fleet, *commands: str, password: str = "") -> list[str]:
     password = password or cluster.secrets["redis/livekit"]
     login = f"REDISCLI_AUTH={password} {CLI} --no-auth-warning --user livekit"
     lines = "\n".join(commands)
-    return SHARED.root(f"{login} <<'END' 2>&1\n{lines}\nEND", check=False).splitlines()
+    said = SHARED.root(f"{login} <<'END' 2>&1\n{lines}\nEND", check=False)
+    return [line for line in said.splitlines() if line]
 
 
 def test_a_join_can_be_made_on_each_node(cluster: Fleet) -> None:
