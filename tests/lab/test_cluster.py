@@ -17,6 +17,9 @@ from pydantic import SecretStr
 from callready.probes import livekit
 from callready.rollout.rollout import NODE_ID
 from lab import Lab
+from tests.sabotage.catalogue import CATALOGUE
+from tests.sabotage.judging import tried
+from tests.sabotage.sabotage import Service
 from tests.support.continuity import calls_of
 from tests.support.fleet import (
     DRAIN,
@@ -147,6 +150,14 @@ def test_redis_is_for_the_sfus(settled: Fleet, tmp_path: Path) -> None:
     )
     assert not any(found.values()), found
     assert {name.partition("[")[0] for name in found} >= {"test_access", "test_saved"}
+
+
+@pytest.mark.parametrize("name", ["redis hung", "another password at redis"])
+def test_what_is_wrong_with_redis_is_named(settled: Fleet, name: str) -> None:
+    settled.write()
+    at = Service.of(str(settled.inventory))
+    result = tried([name], at, "-k", CATALOGUE[name].checks)
+    assert result.is_right, result
 
 
 def test_a_restart_of_redis_loses_no_room(settled: Fleet) -> None:
