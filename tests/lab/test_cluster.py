@@ -35,8 +35,8 @@ from tests.support.fleet import (
 )
 
 # Debian 12, 13 and 12.
-HOSTS = ONE, OTHER = (Host("h01"), Host("h02"))
-SHARED = Host("h03")
+HOSTS = ONE, OTHER = (Host("h21"), Host("h22"))
+SHARED = Host("h23")
 CLI = f"redis-cli --tls --cacert /etc/callready/fleet-ca.pem -h {SHARED.ipv4}"
 
 

@@ -21,7 +21,7 @@ from tests.support.fleet import (
     verify,
 )
 
-BOX = Host("h02")
+BOX = Host("h22")
 URL = f"ws://{BOX.fqdn}:7880"
 
 
@@ -53,7 +53,9 @@ def call(box: Fleet) -> dict[str, object]:
 def test_it_is_for_this_host_and_there_before_livekit(box: Fleet, tmp_path: Path) -> None:
     assert not box.deploy().results["success"]
     sockets = "ss -Hltn sport = :6379 | awk '{ print $4 }'"
-    for _ in "as deployed", "after a boot":
+    for boots in (False, True):
+        if boots:
+            Lab().reboot(BOX.name)
         assert BOX.root(sockets) == "127.0.0.1:6379"
         assert "6379" not in BOX.root("nft list table inet callready")
         found = verify(
@@ -61,7 +63,6 @@ def test_it_is_for_this_host_and_there_before_livekit(box: Fleet, tmp_path: Path
         )
         assert not any(found.values()), found
         assert call(box)["ok"]
-        Lab().reboot(BOX.name)
     order = "systemctl show -P ActiveEnterTimestampMonotonic callready-redis livekit-server"
     redis, livekit = map(int, BOX.root(order).split())
     assert 0 < redis < livekit
