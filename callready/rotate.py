@@ -53,6 +53,11 @@ WORDS = {
         2: "the app makes its tokens with the new key",
         3: "the old key is gone",
     },
+    "key": {
+        1: "LiveKit knows the new key beside the old one",
+        2: "the new key is the one of the store; the monitor has it: give it to others that use it",
+        3: "the old key is gone",
+    },
     "pool": {
         1: _ACCEPTED,
         2: "the new secret is the pool's in the store: give it to what mints for the pool",
@@ -124,6 +129,11 @@ class Rotation:
         return next((phases[0] for phases in found if phases), 0)
 
     @property
+    def of_livekit(self) -> bool:
+        """Whether it is about keys that LiveKit signs and checks with."""
+        return self.kind in ("livekit", "key")
+
+    @property
     def wait(self) -> timedelta:
         """How long after phase 2 a credential or token made with the old secret may be valid; the
         clocks of two hosts may differ by twice the limit of each."""
@@ -188,9 +198,11 @@ def chosen(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[st
             del names[1:]  # the first one mints
             kind = "turn" if field.path in minted else "pool"
         if kind:
-            kinds |= dict.fromkeys(names, kind)
+            # The first LiveKit key is the app's, others are for other programs.
+            others = "key" if kind == "livekit" else kind
+            kinds |= dict.fromkeys(names[1:], others) | dict.fromkeys(names[:1], kind)
         if kind == what and what in _KINDS:
-            ours |= set(names[:1])  # the first key is the app's, others are for other programs
+            ours |= set(names[:1])
     if ours:
         return what, sorted(ours)
     if what in kinds:
@@ -253,12 +265,12 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
     if until and datetime.now(UTC) < until:
         raise RotationError(
             f"phase 3 may start at {_time(until)}: until then something made with the old "
-            f"{'key' if rotation.kind == 'livekit' else 'secret'} may be valid and would be refused"
+            f"{'key' if rotation.of_livekit else 'secret'} may be valid and would be refused"
         )
     # LiveKit signs the refresh tokens of running calls with any key it knows (getFirstKeyPair in
     # its roommanager.go), the old one too, and a removal means a restart.
     ports = sum(item["busy"].get(LIVEKIT, 0) for item in found.values())
-    if rotation.kind == "livekit" and ports and not end_calls:
+    if rotation.of_livekit and ports and not end_calls:
         raise RotationError(
             f"phase 3 has to wait for the end of the calls ({ports} media ports in use): LiveKit "
             "restarts without the old key, and calls whose last token it signed with that could "
@@ -269,7 +281,6 @@ def _may_retire(rotation: Rotation, found: dict[str, Any], end_calls: bool) -> N
 def _complete(rotation: Rotation, phase: int) -> str:
     """Note that every host has reached a phase; what the operator is told about it and the next."""
     rotation.complete(phase)
-    livekit = rotation.kind == "livekit"
     again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
     done = f"phase {phase} is complete: {WORDS[rotation.kind][phase]}"
     if phase == 1:
@@ -280,7 +291,7 @@ def _complete(rotation: Rotation, phase: int) -> str:
         return f"{done}{_by_hand(rotation, 1)}\nnext is phase 2{more}; it may start now: {again}"
     if phase == 2:
         until = rotation.until
-        unit = " and LiveKit has no calls (it restarts)" if livekit else ""
+        unit = " and LiveKit has no calls (it restarts)" if rotation.of_livekit else ""
         return (
             f"{done}{_by_hand(rotation, 2)}\nnext is phase 3, not before "
             f"{_time(until) if until else '?'}{unit}: {again}"
@@ -291,7 +302,8 @@ def _complete(rotation: Rotation, phase: int) -> str:
 
 def _by_hand(rotation: Rotation, phase: int) -> str:
     """What has to read its environment again in this phase and is not restarted by callready."""
-    if rotation.kind in ("pool", "fleet-ca", "redis") or (rotation.kind != "app" and phase != 2):
+    no_app = ("pool", "key", "fleet-ca", "redis")
+    if rotation.kind in no_app or (rotation.kind != "app" and phase != 2):
         return ""
     apps = [h.app for h in rotation.fleet.group("app").values() if h.app]
     if any(app.restart or app.commands for app in apps):

@@ -23,6 +23,8 @@ SECRETS = "|".join(
         rf"[A-Za-z_-]*{_NAMES}[A-Za-z_-]*(=[\"'\\\\]*|[\"'\\\\]+ *: *[\"'\\\\]+){_VALUE}",
         rf"([Ss]ecret|[Pp]assw(or)?d): *{_VALUE}",
         "(Bearer|Basic) +[A-Za-z0-9._~+/=-]{8,}",
+        # Of a webhook that failed, as Go says it: the path may be what opens it.
+        r"(Get|Post) [\"'\\\\]+https?://[^\"'\\\\ ]+",
     )
 )
 

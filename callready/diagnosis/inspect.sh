@@ -34,18 +34,21 @@ print_dropins() {
 }
 
 # process PID UNIT STATE NICE POLICY CPUS FILES FILES_MAX: each process of a unit; CPUS, how many it
-# may use / frozen UNIT / replaced UNIT: its process has another binary than the path of that / limit
+# may use / frozen UNIT / replaced UNIT: its main process has another binary than the path of that / limit
 # UNIT FILE VALUE: of its control groups, also those around it
 print_processes() {
     local unit group pid state files most cpus rest name
     for unit in $UNITS; do
         group=$(systemctl show -P ControlGroup "$unit")
         [ -n "$group" ] && [ -d "/sys/fs/cgroup$group" ] || continue
+        # The main one alone: others come and go while they are looked at.
+        pid=$(systemctl show -P MainPID "$unit")
+        [ ! -e "/proc/$pid/exe" ] || [ "/proc/$pid/exe" -ef "$(readlink "/proc/$pid/exe")" ] ||
+            printf 'replaced\t%s\n' "$unit"
         ! grep -qs '^frozen 1' "/sys/fs/cgroup$group/cgroup.events" || printf 'frozen\t%s\n' "$unit"
         # shellcheck disable=SC2013 # a number a line
         for pid in $(cat "/sys/fs/cgroup$group/cgroup.procs" "/sys/fs/cgroup$group"/*/cgroup.procs 2> /dev/null); do
             rest=$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null) || continue
-            [ "/proc/$pid/exe" -ef "$(readlink "/proc/$pid/exe")" ] || printf 'replaced\t%s\n' "$unit"
             state=$(printf '%s\n' "$rest" | awk -v OFS="$T" '{ print $1, $17, $39 }')
             cpus=$(taskset -p "$pid" 2> /dev/null | sed 's/.*: //')
             # shellcheck disable=SC2012 # names are numbers

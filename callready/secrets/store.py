@@ -22,6 +22,8 @@ PREFIX = "secret:"
 # What stands beside a secret while it is rotated (callready/rotate.py) and is accepted too.
 NEXT, PREVIOUS = ".next", ".previous"
 GENERATION = ".generation"
+# The settings that name one of LiveKit's keys.
+NAMING_KEYS = ("livekit.webhook.api_key", "monitor.livekit_key")
 
 
 class Store:
@@ -156,7 +158,7 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
                 for key, item in field.value.items()
                 for each, step in _generations(item, entries)
             }
-            _name_again(field.section.get("webhook"), field.value, entries)
+            _name_again(found, field.value, entries)
         elif field.origin.rotation and isinstance(field.value, list | tuple | str):
             given = [field.value] if isinstance(field.value, str) else field.value
             both = [each for item in given for each, _ in _generations(item, entries)]
@@ -164,10 +166,15 @@ def rotating(data: Mapping[str, Any], entries: Mapping[str, str]) -> dict[str, A
     return found
 
 
-def _name_again(webhook: Any, keys: Mapping[str, Any], entries: Mapping[str, str]) -> None:
-    """The key that signs webhooks by the name that it has now."""
-    if isinstance(webhook, dict) and (key := str(webhook.get("api_key"))) in keys:
-        webhook["api_key"] = key_name(key, keys[key], entries)
+def _name_again(data: dict[str, Any], keys: Mapping[str, Any], entries: Mapping[str, str]) -> None:
+    """What refers to one of LiveKit's keys, by the name that the key has now."""
+    for path in NAMING_KEYS:
+        *sections, name = path.split(".")
+        section: Any = data
+        for each in sections:
+            section = section.get(each) if isinstance(section, dict) else None
+        if isinstance(section, dict) and (key := str(section.get(name))) in keys:
+            section[name] = key_name(key, keys[key], entries)
 
 
 def key_name(key: str, reference: Any, entries: Mapping[str, str], step: int = 0) -> str:

@@ -88,6 +88,7 @@ LINES = {
     r'err="{\"secret\":\"PLANTED\"}"': r'err="{\"[hidden]\"}"',
     "password: PLANTED; Authorization: Basic PLANTED.PLANTED=": "[hidden]; Authorization: [hidden]",
     '"authorization":"Bearer PLANTED"': '"[hidden]"',
+    r'err="canceled: Post \"https://a.test/PLANTED?x\": EOF"': r'err="canceled: [hidden]\": EOF"',
     " ".join(f"secret=PLANTED{n}" for n in range(9)): "[a line with too many secrets]",
     'Failed password for root, token "a" is valid': 'Failed password for root, token "a" is valid',
     'quotes " \\ and é, "room":"daily"': 'quotes " \\ and é, "room":"daily"',

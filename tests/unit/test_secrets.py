@@ -206,7 +206,7 @@ def test_a_rotation_is_of_the_secrets_that_mint() -> None:
     data, fleet = merged(*edits), load(*edits)
     assert chosen(fleet, data, "turn") == ("turn", ["turn/calls"])
     assert chosen(fleet, data, "livekit") == ("livekit", ["livekit/api_secret"])
-    assert chosen(fleet, data, "livekit/second") == ("livekit", ["livekit/second"])
+    assert chosen(fleet, data, "livekit/second") == ("key", ["livekit/second"])
     assert chosen(fleet, data, "turn/avatar") == ("pool", ["turn/avatar"])
     assert chosen(fleet, data, "app/token") == ("app", ["app/token"])
     for nothing in ("app", "pool", "turn/user", "sudo/prod"):
@@ -224,6 +224,7 @@ def rotated(entries: dict[str, str]) -> dict[str, object]:
             "webhook": {"urls": ["https://a.test"], "api_key": "APIunit"},
         },
         "turn": {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}},
+        "monitor": {"livekit_key": "APIunit"},
     }
     found = rotating(data, entries)
     assert data["turn"] == {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}}
@@ -231,6 +232,7 @@ def rotated(entries: dict[str, str]) -> dict[str, object]:
         "turn": found["turn"]["pools"]["calls"]["secrets"],
         "keys": found["livekit"]["keys"],
         "webhook": found["livekit"]["webhook"]["api_key"],
+        "monitor": found["monitor"]["livekit_key"],
     }
 
 
@@ -258,7 +260,7 @@ def test_a_livekit_key_keeps_its_name_while_its_secret_is_the_same() -> None:
         "APIunit": "secret:livekit/key.previous",
         **other,
     }
-    assert next(iter(second["keys"])) == second["webhook"] == "APIunit-2"
+    assert next(iter(second["keys"])) == second["webhook"] == second["monitor"] == "APIunit-2"
     later = rotated({"livekit/key.next": "c", "livekit/key.generation": "2"})
     assert list(later["keys"])[:2] == ["APIunit-2", "APIunit-3"]  # type: ignore[call-overload]
 
