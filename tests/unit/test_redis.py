@@ -11,12 +11,13 @@ from pydantic import SecretStr
 
 from callready.release.facts import Facts, UnitFact
 from callready.release.plan import plan
+from callready.rotate import chosen
 from callready.settings.fleet import FLEET_CA
 from callready.settings.ports import LIVEKIT, REDIS, port_plan
 from callready.settings.problem import SettingsError
 from callready.settings.redis import RedisAccess
 from tasks import declare
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load, write_store
+from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load, merged, write_store
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -187,10 +188,13 @@ def test_debians_own_does_not_start_and_an_operators_stays() -> None:
 
 def test_rotation_changes_redis_and_then_who_uses_it() -> None:
     """LiveKit restarts in phase 2 alone, and Redis then not."""
+    names = ["redis/egress", "redis/livekit"]
+    assert chosen(load(*TWO), merged(*TWO), "redis") == ("redis", names)
+    assert chosen(load(*TWO), merged(*TWO), names[0]) == ("redis", names[:1])
     store = {**SECRETS}
     was = None
     for phase, beside in enumerate(({}, {"next": 1}, {"previous": 2}, {"retired": 3})):
-        for name in ("redis/livekit", "redis/egress"):
+        for name in names:
             new, old = f"{SECRETS[name]}-new", SECRETS[name]
             store[name] = new if phase > 1 else old
             for end in ("next", "previous", "retired"):
