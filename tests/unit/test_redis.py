@@ -159,7 +159,7 @@ def test_a_redis_of_ones_own_comes_first() -> None:
         *("10.0.0.5:6379", None, SecretStr(SECRETS["redis/password"])),
         *(0, True, ""),
     )
-    fleet = load(*TWO, ("*", "livekit.redis", own))
+    fleet = load(*TWO, (SFU1, "livekit.redis", own), (TURN1, "livekit.redis", own))
     assert fleet.redis_for(TURN2, "egress") == fleet.redis_for(SFU1, "livekit")
     assert redis_of_livekit(*TWO, ("*", "livekit.redis", own))["use_tls"]
     assert load().redis_for(SFU1, "livekit") is None
