@@ -198,6 +198,12 @@ def _monitor(fleet: Fleet) -> Findings:
     if watching and dark:
         why = f"is missing: {', '.join(watching)} watches every host; set it once for all"
         yield dark, Problem("monitor", why)
+    inside = any(host.internal_address for host in fleet.group("monitor").values())
+    for name, host in fleet.hosts.items():
+        asked = host.address or host.address6 or (inside and host.internal_address)
+        if host.watched and watching and not asked:
+            why = "is missing: by it the monitor asks for metrics; or give both an internal_address"
+            yield [name], Problem("address", why)
     settings = [host.monitor for host in fleet.hosts.values() if host.watched]
     authorities = [host.fleet_ca for host in fleet.hosts.values() if host.watched]
     if not _all_same([*settings]) or not _all_same([*authorities]):

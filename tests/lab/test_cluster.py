@@ -194,7 +194,8 @@ def rotate(cluster: Fleet, status: int = 0) -> str:
 
 
 def test_the_password_is_rotated_under_calls(settled: Fleet) -> None:
-    """Two are accepted at once; LiveKit restarts once, and Redis refuses the old one in the end."""
+    """Two are accepted at once; LiveKit restarts once, and Redis refuses the old one in the end. A
+    call whose node restarts may go on at one that restarts later."""
     url, secret = settled.data["livekit"]["url"], settled.secrets["livekit/api_secret"]
     old = settled.secrets["redis/livekit"]
     settled.write()
@@ -206,7 +207,8 @@ def test_the_password_is_rotated_under_calls(settled: Fleet) -> None:
             assert ("restarting livekit-server" in said) == restarts
             assert ("restarting callready-redis" in said) == (phase != 2)
         print(said, *calls["direct"], sep="\n")
-        assert all(each.reconnects <= restarts and not each.gone for each in calls["direct"]), calls
+        most = restarts * len(HOSTS)
+        assert all(each.reconnects <= most and not each.gone for each in calls["direct"]), calls
         assert restarts or all(each.undisturbed for each in calls["direct"])
         assert ([host.pids() for host in HOSTS] != before) == restarts
         both = [ask(settled, "ping", password=p) for p in (old, settled.secrets["redis/livekit"])]

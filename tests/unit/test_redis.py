@@ -17,7 +17,18 @@ from callready.settings.ports import LIVEKIT, REDIS, port_plan
 from callready.settings.problem import SettingsError
 from callready.settings.redis import RedisAccess
 from tasks import declare
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load, merged, write_store
+from tests.support.inventories import (
+    MON1,
+    SECRETS,
+    SFU1,
+    TURN1,
+    TURN2,
+    WATCHED,
+    Edit,
+    load,
+    merged,
+    write_store,
+)
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -328,6 +339,17 @@ def test_who_takes_it_is_in_the_port_plan() -> None:
 def test_what_does_not_fit_is_refused(edits: list[Edit], lines: list[str]) -> None:
     found = said(*edits)
     assert [line for line in lines if line not in found] == [], found
+
+
+def test_a_host_with_an_inside_alone_is_watched_from_inside() -> None:
+    edits: list[Edit] = [*APART, *INSIDE, *WATCHED, (TURN2, "address", ...)]
+    edits.append((TURN1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}))
+    file = declare(load(*edits), MON1).release.files["/etc/callready/monitor/prometheus.yml"]
+    assert b'"10.0.0.3:9998"' in file.content
+    assert said(*edits, (MON1, "internal_address", ...)) == [
+        f"{TURN2}: address: is missing: by it the monitor asks for metrics; or give both an "
+        "internal_address"
+    ]
 
 
 def test_one_that_nobody_uses_is_a_warning() -> None:
