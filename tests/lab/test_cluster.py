@@ -20,7 +20,7 @@ from lab import Lab
 from tests.sabotage.catalogue import CATALOGUE
 from tests.sabotage.judging import tried
 from tests.sabotage.sabotage import Service
-from tests.support.continuity import calls_of
+from tests.support.continuity import Continuity, calls_of
 from tests.support.fleet import (
     DRAIN,
     REPOSITORY,
@@ -172,7 +172,12 @@ def test_a_restart_of_redis_loses_no_room(settled: Fleet) -> None:
         call = probe("webrtc", url, secret=secret, LIVEKIT_API_KEY="APIfleet")
         assert call["ok"], call
     print(*calls["direct"], sep="\n")
-    assert all(each.undisturbed for each in calls["direct"]), calls
+    assert all(map(went_on, calls["direct"])), calls
+
+
+def went_on(call: Continuity) -> bool:
+    """Whether it lost nothing but what a busy machine may delay."""
+    return not (call.reconnects or call.moved or call.gone)
 
 
 def rotate(cluster: Fleet, status: int = 0) -> str:
@@ -209,7 +214,7 @@ def test_the_password_is_rotated_under_calls(settled: Fleet) -> None:
         print(said, *calls["direct"], sep="\n")
         most = restarts * len(HOSTS)
         assert all(each.reconnects <= most and not each.gone for each in calls["direct"]), calls
-        assert restarts or all(each.undisturbed for each in calls["direct"])
+        assert restarts or all(map(went_on, calls["direct"])), calls
         assert ([host.pids() for host in HOSTS] != before) == restarts
         both = [ask(settled, "ping", password=p) for p in (old, settled.secrets["redis/livekit"])]
         assert [answer[0] == "PONG" for answer in both] == [phase != 3, True]
