@@ -33,7 +33,7 @@ help:
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
-	@echo "make rotate  ENV=prod WHAT=turn|livekit|fleet-ca    the next phase of a rotation"
+	@echo "make rotate  ENV=prod WHAT=turn|livekit|redis|fleet-ca    the next phase of a rotation"
 	@echo "make rollback ENV=prod [HOST=…]    return to the release before, as safely as a deploy"
 	@echo "make history ENV=prod    who deployed what when"
 	@echo "make logs    ENV=prod [HOST=…] [UNIT=…] [SINCE=2026-01-31T12] [MATCH=…]    what the hosts have logged"

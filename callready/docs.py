@@ -171,10 +171,11 @@ hand. Unknown host keys are refused unless `ssh_strict_host_key_checking` says o
 ## A host's own data
 
 In `inventories/ENV`, beside the host's name. Its groups decide what it is: `livekit` (the SFU),
-`turn` (coturn), `app` (the application's `.env`), `android` (a checkout of the app). A group is a
-list of hosts, each a name or a pair of name and data: `livekit = ["sfu2", ("sfu1", {…})]`. A host
-has one name and stands once in each of its groups; what each of them says of it is put together.
-Other variables of that file begin with `_` if they are lists.
+`turn` (coturn), `redis` ([what SFUs share](redis.md)), `app` (the application's `.env`), `android`
+(a checkout of the app). A group is a list of hosts, each a name or a pair of name and data:
+`livekit = ["sfu2", ("sfu1", {…})]`. A host has one name and stands once in each of its groups; what
+each of them says of it is put together. Other variables of that file begin with `_` if they are
+lists.
 """
 
 POOL_NOTE = """\
@@ -395,13 +396,13 @@ OPEN_TEXT = """\
 ## Ports and protocols of other programs
 
 `firewall.extra_ports` opens ports to everyone, `firewall.open` to some only, and protocols that
-have no ports. For example a Redis for the SFUs, keepalived (IPv6 sends VRRP from link-local
+have no ports. For example a database for the app, keepalived (IPv6 sends VRRP from link-local
 addresses), and an exporter and LiveKit's metrics for one Prometheus:
 
 ```python
 firewall = {
     "open": {
-        "redis": {"ports": ["6379/tcp"], "sources": ["livekit"]},
+        "database": {"ports": ["5432/tcp"], "sources": ["app"]},
         "keepalived": {"protocols": ["vrrp"], "sources": ["10.0.0.0/24", "fe80::/10"]},
         "node_exporter": {"ports": ["9100/tcp"], "sources": ["monitor"]},
     },
@@ -409,7 +410,7 @@ firewall = {
 livekit = {"prometheus": {"password": "secret:livekit/prometheus", "sources": ["monitor"]}}
 ```
 
-`livekit` and `monitor` are groups of the inventory. A group may have hosts that get nothing of
+`app` and `monitor` are groups of the inventory. A group may have hosts that get nothing of
 callready. pyinfra still connects to them; for a host that it must not enter, write the address
 instead of a group. Where LiveKit is behind the edge, HAProxy passes scrapers on.
 
@@ -510,7 +511,7 @@ def main(arguments: list[str]) -> int:
         print(error, file=sys.stderr)
         return 1
     for name, host in fleet.hosts.items():
-        if host.serves:
+        if host.is_server:
             print(f"# {name}\n\n{port_table(host)}\n{edge_table(host, fleet)}")
     return 0
 

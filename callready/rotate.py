@@ -1,8 +1,9 @@
 """Rotate a secret under load, one phase a run: python -m callready.rotate inventories/ENV WHAT
 
 WHAT is `turn` (the secrets that LiveKit and the app mint TURN credentials with), `livekit` (the API
-keys), `fleet-ca` (the authority by which hosts know each other) or the name of one entry of the
-store, such as `turn/avatar` or the app's `app/token`. Each phase is an ordinary deploy of the whole
+keys), `redis` (the passwords of LiveKit and egress there), `fleet-ca` (the authority by which hosts
+know each other) or the name of one entry of the store, such as `turn/avatar` or the app's
+`app/token`. Each phase is an ordinary deploy of the whole
 fleet; the store's entry and what stands beside it say which phase it is in:
 
     turn/calls                       at rest
@@ -72,9 +73,14 @@ WORDS = {
         2: "every host has a certificate of the new authority",
         3: "certificates of the old authority are refused",
     },
+    "redis": {
+        1: "Redis accepts the new passwords beside the old ones",
+        2: "LiveKit and egress use the new passwords",
+        3: "Redis refuses the old passwords",
+    },
 }
 # Those that WHAT may be instead of a name.
-_KINDS = ("turn", "livekit", "fleet-ca")
+_KINDS = ("turn", "livekit", "redis", "fleet-ca")
 
 
 class RotationError(Exception):
@@ -138,7 +144,7 @@ class Rotation:
             ttl = max(item.token_ttl for item in livekits)
         elif self.kind == "turn":
             ttl = max(item.rtc.turn_ttl for item in livekits)
-        elif self.kind == "fleet-ca":
+        elif self.kind in ("fleet-ca", "redis"):
             ttl = 0  # nothing of the old one is left
         else:  # others' programs use it: a day, as the setting's limit
             ttl = 86_400
@@ -202,7 +208,7 @@ def chosen(fleet: Fleet, data: dict[str, dict[str, Any]], what: str) -> tuple[st
     if what in kinds:
         return kinds[what], [what]
     raise RotationError(
-        f"{what}: nothing to rotate by this name; WHAT is turn, livekit, fleet-ca, or one of "
+        f"{what}: nothing to rotate by this name; WHAT is {', '.join(_KINDS)}, or one of "
         + (", ".join(sorted(kinds)) or "the secrets of turn.pools, livekit.keys and app.api_token")
     )
 
@@ -212,7 +218,7 @@ def rotate(inventory: str, what: str, wanted: int | None = None, end_calls: bool
 
     Args:
         inventory: path of the inventory.
-        what: `turn`, `livekit`, `fleet-ca` or a name of the store.
+        what: `turn`, `livekit`, `redis`, `fleet-ca` or a name of the store.
         wanted: the phase the operator means; another one is refused.
         end_calls: remove an old LiveKit key although calls are running.
 
@@ -278,8 +284,10 @@ def _complete(rotation: Rotation, phase: int) -> str:
     again = f"make rotate ENV={Path(rotation.inventory).name} WHAT={rotation.what}"
     done = f"phase {phase} is complete: {WORDS[rotation.kind][phase]}"
     if phase == 1:
-        turn = rotation.kind == "turn"
-        more = ", which restarts LiveKit: running calls reconnect once" if turn else ""
+        restarts = rotation.kind in ("turn", "redis")
+        more = ", which restarts LiveKit: running calls reconnect once" if restarts else ""
+        if rotation.kind == "redis" and rotation.fleet.group("egress"):
+            more += "; egress is drained before it restarts"
         return f"{done}{_by_hand(rotation, 1)}\nnext is phase 2{more}; it may start now: {again}"
     if phase == 2:
         until = rotation.until
@@ -294,7 +302,8 @@ def _complete(rotation: Rotation, phase: int) -> str:
 
 def _by_hand(rotation: Rotation, phase: int) -> str:
     """What has to read its environment again in this phase and is not restarted by callready."""
-    if rotation.kind in ("pool", "key", "fleet-ca") or (rotation.kind != "app" and phase != 2):
+    no_app = ("pool", "key", "fleet-ca", "redis")
+    if rotation.kind in no_app or (rotation.kind != "app" and phase != 2):
         return ""
     apps = [h.app for h in rotation.fleet.group("app").values() if h.app]
     if any(app.restart or app.commands for app in apps):
@@ -353,7 +362,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("inventory", help="such as inventories/prod")
     parser.add_argument(
-        "what", help="turn, livekit, fleet-ca, or an entry of the store such as turn/avatar"
+        "what", help="turn, livekit, redis, fleet-ca, or an entry of the store such as turn/avatar"
     )
     parser.add_argument("--phase", type=int, choices=[1, 2, 3], help="refuse unless it is this one")
     parser.add_argument(

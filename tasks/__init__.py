@@ -11,6 +11,7 @@ from tasks.host import base
 from tasks.livekit import livekit
 from tasks.logs import logs
 from tasks.monitor import monitor
+from tasks.redis import redis
 from tasks.tls import tls
 from tasks.watched import watched
 
@@ -22,6 +23,7 @@ def declare(fleet: Fleet, name: str) -> Node:
     node.release.drain = node.settings.deploy.drain
     base(node)
     tls(node)
+    redis(node)
     coturn(node)
     livekit(node)
     edge(node)

@@ -16,7 +16,7 @@ LOADER = "/usr/local/lib/callready/load-firewall"
 def firewall(node: Node) -> None:
     """What the plan says is open, everything else dropped; loaded before the network at boot."""
     host = node.settings
-    if not host.firewall.enabled or not host.serves:
+    if not host.firewall.enabled or not host.is_server:
         return
     public = [use for use in node.ports if use.audience == "anyone"]
     relays = [use for use in node.ports if use.role == "coturn"]

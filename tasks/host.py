@@ -9,8 +9,8 @@ PACKAGES = ("ca-certificates", "curl", "nftables", "openssl")
 
 
 def base(node: Node) -> None:
-    """Packages, time synchronisation and kernel settings of hosts that carry media."""
-    if not node.settings.serves:
+    """Packages, time synchronisation and kernel settings of hosts that others reach."""
+    if not node.settings.is_server:
         return
     for package in PACKAGES:
         node.release.package(package)

@@ -8,7 +8,7 @@ from pydantic import SecretStr
 from callready.release.node import Node
 from callready.settings.pools import advertised
 from callready.settings.ports import LIVEKIT as UNIT
-from callready.settings.ports import has_low_port
+from callready.settings.ports import REDIS, has_low_port
 
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = "/etc/livekit/livekit.yaml"
@@ -20,6 +20,7 @@ def livekit(node: Node) -> None:
     if not (settings := node.settings.sfu):
         return
     servers, secret = turn_servers(node)
+    redis = node.fleet.redis_for(node.name, "livekit")
     node.release.user("livekit")
     binary = node.release.install(settings.base_url, settings.version, settings.archive_sha256)
     node.release.links["/usr/local/bin/livekit-server"] = binary
@@ -30,6 +31,7 @@ def livekit(node: Node) -> None:
         mode=0o600,
         host=node.settings,
         lk=settings,
+        redis=redis,
         turn_servers=servers,
         stun_servers=stun_servers(node),
         ips=candidate_networks(node),
@@ -44,17 +46,22 @@ def livekit(node: Node) -> None:
         binary=binary,
         turn_secret=secret,
         low_ports=has_low_port(node.ports, UNIT),
+        after=REDIS if node.settings.redis_here else "",
     )
+    inputs = [UNIT_FILE]
+    if redis and redis.ca_file:
+        node.release.trust(node.settings.fleet_ca)
+        inputs.append(redis.ca_file)
     node.release.enable(UNIT, UNIT_FILE)
     node.release.service(
         UNIT,
-        inputs=[UNIT_FILE],
+        inputs=inputs,
         credentials=credentials,
         binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
         restart_means="every running call reconnects once, a gap of seconds",
-        # A node on its own goes on taking new rooms after SIGTERM, one of a cluster does not.
-        drain="TERM" if settings.redis else "",
+        # With Redis a node takes no new rooms after SIGTERM: others have to.
+        drain="TERM" if node.fleet.cluster(node.name) else "",
     )
 
 

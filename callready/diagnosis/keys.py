@@ -62,6 +62,9 @@ KEYS = {
     "env-differs": "the app's .env is not what the inventory says",
     "env-readable": "others can read the app's secrets",
     "ssh-password": "SSH lets people in by password",
+    # What SFUs share
+    "redis-lost": "an SFU or recorder gets no answer from its Redis",
+    "redis-refuses": "Redis refuses a password, or what it is asked to do",
     # Certificates and time
     "certificate-expired": "a certificate that callers get is not valid now",
     "certificate-name": "a certificate that callers get is another name's",

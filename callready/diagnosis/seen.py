@@ -23,6 +23,7 @@ from callready.settings.ports import (
     LOGS,
     MEASURE,
     PROMETHEUS,
+    REDIS,
     Use,
 )
 
@@ -34,6 +35,7 @@ _READ_BY = {
     f"{ROOT}/monitor/": PROMETHEUS,
     f"{ROOT}/exporters.yml": EXPORTERS,
     f"{ROOT}/measure.conf": MEASURE,
+    f"{ROOT}/redis/": REDIS,
     "/usr/local/lib/callready/measure": MEASURE,
 }
 GIB = 2**30
@@ -145,6 +147,9 @@ class Seen:
             behind = (*OF_SIGNALLING, *OF_EDGE, *OF_CALLS, *OF_TURN)
             of_monitor = OF_MONITOR if self.node.settings.watches else ()
             return (*OF_UNIT, *behind, "test_measured", *of_monitor)
+        if unit == REDIS:  # every SFU of it is concerned
+            users = (*OF_SIGNALLING, *OF_CALLS, "test_access")
+            return (*OF_UNIT, "test_saved", *(f"*:{check}" for check in users))
         if unit == PROMETHEUS:
             return (*OF_UNIT, *OF_MONITOR)
         if unit.startswith("callready-"):

@@ -23,9 +23,9 @@ from callready.release.manifest import (
 )
 from callready.release.programs import Programs
 from callready.release.render import digest, render
+from callready.settings.fleet import FLEET_CA as FLEET_CA
 
 ROOT = "/etc/callready"
-FLEET_CA = f"{ROOT}/fleet-ca.pem"
 
 Row = tuple[str, str, SecretStr]
 """A row of coturn's user database: table, realm, and the secret or `name:hmackey`."""
@@ -52,7 +52,8 @@ class Service:
     """A unit that must run with exactly the inputs that `fingerprint` names, of which `given` are
     the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
     takes new inputs without dropping a connection; `restart_means` is what a restart does to
-    calls, `drain` the signal that makes it take no new ones (empty: it has none)."""
+    calls, `drain` the signal that makes it take no new ones (empty: it has none; None: it has no
+    calls to wait for)."""
 
     unit: str
     fingerprint: str
@@ -60,7 +61,7 @@ class Service:
     listens: tuple[str, ...]
     reloads: bool = False
     restart_means: str = ""
-    drain: str = ""
+    drain: str | None = ""
 
     @property
     def line(self) -> UnitLine:
@@ -209,7 +210,7 @@ class Release:
         listens: Iterable[str] = (),
         reloads: bool = False,
         restart_means: str = "",
-        drain: str = "",
+        drain: str | None = "",
     ) -> None:
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
@@ -261,12 +262,16 @@ class Release:
         Returns:
             What a unit loads as credentials to have it: it restarts when they change.
         """
-        authorities = [Authority(secret) for secret in secrets]
-        self.authority = authorities[0]
-        self.file(FLEET_CA, content=b"".join(each.certificate for each in authorities))
+        self.authority = self.trust(secrets)[0]
         self.identities[kind] = identity
         folder = f"{ROOT}/fleet/{kind}"
         return (f"fleet.cert:{folder}/cert.pem", f"fleet.key:{folder}/key.pem")
+
+    def trust(self, secrets: Sequence[SecretStr]) -> list[Authority]:
+        """The authorities of the fleet that the host accepts, in FLEET_CA."""
+        authorities = [Authority(secret) for secret in secrets]
+        self.file(FLEET_CA, content=b"".join(each.certificate for each in authorities))
+        return authorities
 
     def environment(
         self,

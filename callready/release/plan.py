@@ -431,6 +431,9 @@ def _interrupt(made: Plan, release: Release, facts: Facts, service: Service) -> 
     """Say what it does to calls, and wait for them if that is wanted."""
     if not service.restart_means:
         return
+    if service.drain is None:
+        made.notes.append(f"restarting {service.unit}: {service.restart_means}")
+        return
     ports = media_ports(facts, service)
     made.notes.append(
         f"restarting {service.unit} ({ports} media ports in use): {service.restart_means}"

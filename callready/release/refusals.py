@@ -74,7 +74,7 @@ def of_addresses(host: HostSettings, facts: Facts) -> Iterator[str]:
     """Addresses that the host has not, or has otherwise: what listens there would not start, and
     callers be told of what leads nowhere. IPv6 may come late, and is taken up when it does."""
     has = facts.addresses
-    if not host.serves or not has:
+    if not host.is_server or not has:
         return
     others = sorted(
         a for a in has if not ip_address(a).is_loopback and not ip_address(a).is_link_local
@@ -88,7 +88,7 @@ def of_addresses(host: HostSettings, facts: Facts) -> Iterator[str]:
         )
     elif host.private_address and host.private_address not in has:
         yield f"private_address: {host.private_address} is {shown}"
-    elif host.local_address not in has:
+    elif host.local_address and host.local_address not in has:
         yield (
             f"address: {host.address} is {shown}: if the provider's network leads it to one of "
             "these (1:1 NAT), set private_address to that"

@@ -24,8 +24,9 @@ from callready.rollout.prober import WITHIN, Prober
 from callready.rollout.remote import as_root
 from callready.rollout.tunnel import tunnel
 
-# Relays are there before LiveKit tells callers of them, and LiveKit before the app does.
-ROLES = ("turn", "livekit", "app", "monitor")
+# Redis and relays are there before LiveKit needs them and tells callers of them, and LiveKit before
+# the app does.
+ROLES = ("redis", "turn", "livekit", "app", "monitor")
 UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
     " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"
@@ -279,10 +280,10 @@ class Rollout:
     def _problems(self, name: str, answering: tuple[str, ...]) -> list[str]:
         """One sentence for each thing that callers would suffer from the release; what they could
         have better is only said."""
-        settings, host = self.deployments[name].node.settings, self.hosts[name]
-        node_id = ""
-        if settings.sfu and settings.sfu.redis:
-            _, output = as_root(host, self.deployments[name].node, NODE_ID)
+        node, host = self.deployments[name].node, self.hosts[name]
+        settings, node_id = node.settings, ""
+        if settings.sfu and node.fleet.redis_for(name, "livekit"):
+            _, output = as_root(host, node, NODE_ID)
             node_id = output.stdout.strip()
         probes = [
             replace(probe, answering=answering, node_id=node_id)

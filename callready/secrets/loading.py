@@ -76,6 +76,9 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
             if key == "ssh_port" or not key.startswith((SSH, ARGUMENT))
         }
         own.setdefault("name", name.rpartition("/")[2].lstrip("@"))
+        own["elsewhere"] = {
+            g for other, host in data.items() if other != name for g in host["groups"]
+        }
         try:
             hosts[name] = HostSettings.model_validate(resolve(own, values))
         except ValidationError as error:

@@ -15,13 +15,13 @@ from callready.settings.certificates import (
     lifetime_refused,
     read_pair,
 )
-from callready.settings.endpoints import split_endpoint
 from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import GROUPS, mistyped
-from callready.settings.models import ROLES, HostSettings, LiveKit
+from callready.settings.models import ROLES, HostSettings
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Findings, Level, Problem
+from callready.settings.redis import USERS
 from callready.settings.uris import place
 
 
@@ -62,7 +62,7 @@ def _sources(fleet: Fleet) -> Findings:
     for name, host in fleet.hosts.items():
         for use in port_plan(host):
             for source in use.some:
-                if "/" in source or (use.role == "monitor" and source in ROLES):
+                if "/" in source or (use.role in ("monitor", "redis") and source in ROLES):
                     continue
                 key = host_checks.sources_key(use.setting)
                 hosts = fleet.group(source)
@@ -198,6 +198,12 @@ def _monitor(fleet: Fleet) -> Findings:
     if watching and dark:
         why = f"is missing: {', '.join(watching)} watches every host; set it once for all"
         yield dark, Problem("monitor", why)
+    inside = any(host.internal_address for host in fleet.group("monitor").values())
+    for name, host in fleet.hosts.items():
+        asked = host.address or host.address6 or (inside and host.internal_address)
+        if host.watched and watching and not asked:
+            why = "is missing: by it the monitor asks for metrics; or give both an internal_address"
+            yield [name], Problem("address", why)
     settings = [host.monitor for host in fleet.hosts.values() if host.watched]
     authorities = [host.fleet_ca for host in fleet.hosts.values() if host.watched]
     if not _all_same([*settings]) or not _all_same([*authorities]):
@@ -205,22 +211,62 @@ def _monitor(fleet: Fleet) -> Findings:
         yield watched, Problem("monitor", why)
 
 
+def _redis(fleet: Fleet) -> Findings:
+    """One host has what SFUs and recorders share, and those who use it reach it."""
+    servers = fleet.group("redis")
+    having = [name for name, host in fleet.hosts.items() if host.redis]
+    if having and not servers:
+        why = "is set, and no host is in group redis: put one into it, or take redis out"
+        yield having, Problem("redis", why)
+    if len(servers) > 1:
+        why = "are in group redis, and all SFUs share one: take the others out"
+        yield list(servers), Problem("", why)
+    for name, server in servers.items():
+        if server.redis and fleet.group("egress") and not server.redis.egress_password:
+            why = 'is missing: hosts of group egress use it; write "secret:redis/egress"'
+            yield [name], Problem("redis.egress_password", why)
+    other = [name for name, host in fleet.hosts.items() if host.sfu and host.sfu.redis]
+    users = {name: fleet[name] for group in USERS for name in fleet.group(group)}
+    users = {name: host for name, host in users.items() if name not in other}
+    if len(servers) != 1 or not next(iter(servers.values())).redis:
+        return
+    ((where, server),) = servers.items()
+    if not users:
+        why = "nobody uses it: no host is in group livekit, or livekit.redis is another one"
+        yield [where], Problem("redis", why, "warning")
+    if not server.redis_clients:
+        return
+    both = {where: server, **users}
+    for name, host in both.items():
+        if not host.addresses:
+            why = f"is missing: the Redis of {where} and those who use it know each other by it"
+            yield [name], Problem("address", why)
+        if not host.fleet_ca:
+            why = (
+                f"is missing: SFUs know the Redis of {where} by it, over TLS; write "
+                '"secret:fleet/ca" once for all hosts'
+            )
+            yield [name], Problem("fleet_ca", why)
+    if not _all_same([host.fleet_ca for host in both.values() if host.fleet_ca]):
+        why = f"differs: the Redis of {where} and those who use it have one in common; set it once"
+        yield list(both), Problem("fleet_ca", why)
+
+
 def _clusters(fleet: Fleet) -> Findings:
     """SFUs behind one URL: a room is on one node, and Redis says on which."""
-    nodes: dict[tuple[str, int], dict[str, LiveKit]] = {}
+    nodes: dict[tuple[str, int], list[str]] = {}
     for name, host in fleet.group("livekit").items():
         if host.livekit:
-            nodes.setdefault(place(host.livekit.url), {})[name] = host.livekit
+            nodes.setdefault(place(host.livekit.url), []).append(name)
     for (at, _), cluster in nodes.items():
-        redis = [livekit.redis for livekit in cluster.values()]
-        known = [(each.address, each.db) for each in redis if each]
+        known = [each for name in cluster if (each := fleet.redis_for(name, "livekit"))]
         if len(cluster) == 1:
             continue
-        if len(known) < len(redis):
+        if len(known) < len(cluster):
             wrong = "is missing"
-        elif any(_is_loopback(address) for address, _ in known):
+        elif any(each.is_local for each in known):
             wrong = "is one of each host's own (a loopback address or a socket)"
-        elif not _all_same([*known]):
+        elif not _all_same([each.place for each in known]):
             wrong = "differs in address or db"
         else:
             continue
@@ -228,24 +274,12 @@ def _clusters(fleet: Fleet) -> Findings:
             f"{wrong}: {at} leads the callers of one room to any of these SFUs, and they would not "
             "meet. Give all the same Redis, or each a livekit.url of its own"
         )
-        yield list(cluster), Problem("livekit.redis", why)
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether HOST:PORT or a socket's path leads to the host itself: loopback, or a name for it of
-    RFC 6761 or of Debian's /etc/hosts."""
-    if address.startswith("/"):
-        return True
-    name, _ = split_endpoint(address)
-    if ip := android.address(name):
-        return ip.is_loopback or ip.is_unspecified
-    names = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
-    return name in names or name.endswith(".localhost")
+        yield cluster, Problem("livekit.redis", why)
 
 
 _OF_HOSTS = (
     *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
-    *(_names, _monitor, _clusters),
+    *(_names, _monitor, _redis, _clusters),
 )
 
 

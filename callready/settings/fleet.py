@@ -8,6 +8,9 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any
 
 from callready.settings.models import HostSettings
+from callready.settings.redis import USERS, RedisAccess
+
+FLEET_CA = "/etc/callready/fleet-ca.pem"  # the authority by which hosts of a fleet know each other
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,45 @@ class Fleet:
     def pool(self, name: str | None) -> dict[str, HostSettings]:
         """The hosts that run the TURN pool `name`; none if there is no such pool."""
         return {key: host for key, host in self.hosts.items() if name in host.turn_pools}
+
+    def redis_for(self, name: str, user: str) -> RedisAccess | None:
+        """How a program on a host reaches the Redis that the SFUs of its fleet share, as the ACL
+        user `livekit` or `egress`: the one of `livekit.redis`, else that of group `redis`. None if
+        there is none."""
+        sfus = [self[name]] if user == "livekit" else self.group("livekit").values()
+        for livekit in (host.livekit for host in sfus):
+            if livekit and (own := livekit.redis):
+                return RedisAccess(own.address, own.username, own.password, own.db, own.use_tls)
+        for where, host in self.group("redis").items():
+            at, tls = self.redis_address(where, name), bool(host.redis_clients)
+            if at and (server := host.redis) and (passwords := server.passwords(user)):
+                at = f"[{at}]" if ":" in at else at
+                ca_file = FLEET_CA if tls else ""
+                address = f"{at}:{server.port}"
+                return RedisAccess(address, user, passwords[0], tls=tls, ca_file=ca_file)
+        return None
+
+    def redis_address(self, server: str, client: str) -> str:
+        """The address at which the host `client` finds the Redis of the host `server`; its own is
+        where that listens."""
+        host = self[server]
+        if not host.redis_clients:
+            return "127.0.0.1"
+        users = [each for each in self.hosts.values() if not each.groups.isdisjoint(USERS)]
+        if host.internal_address and all(each.internal_address for each in users):
+            return host.internal_address
+        public = host.local_address if client == server else host.address
+        return public or host.address6 or host.internal_address or ""
+
+    def cluster(self, name: str) -> list[str]:
+        """The other SFUs that share the Redis of this one: they take its new rooms while it takes
+        none."""
+        own = self.redis_for(name, "livekit")
+        if not own or own.is_local:
+            return []
+        others = [other for other in self.group("livekit") if other != name]
+        places = {other: self.redis_for(other, "livekit") for other in others}
+        return [other for other, at in places.items() if at and at.place == own.place]
 
     def networks(self, sources: Iterable[str]) -> tuple[list[IPv4Network], list[IPv6Network]]:
         """The IPv4 and IPv6 networks that sources stand for, those that overlap in one; a source

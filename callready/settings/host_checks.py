@@ -18,6 +18,8 @@ Problems = Iterator[Problem]
 
 def sources_key(setting: str) -> str:
     """The key that says to whom a use of the port plan with this setting is open."""
+    if setting == "redis.port":  # always to those who use it
+        return setting
     return f"{setting.removesuffix('.port')}.sources"
 
 
@@ -124,7 +126,7 @@ def _filter(host: HostSettings) -> Problems:
         for setting in dict.fromkeys(use.setting for use in limited):
             why = "needs the packet filter, which firewall.enabled = False leaves out: enable it"
             yield Problem(sources_key(setting), why)
-    elif host.firewall.open and not host.serves:
+    elif host.firewall.open and not host.is_server:
         why = "opens nothing: there is a packet filter only where callers come, and this host has "
         yield Problem("firewall.open", why + "none of LiveKit, TURN and an edge", "warning")
     if not (livekit := host.sfu) or not livekit.prometheus or not livekit.prometheus.sources:
@@ -140,6 +142,15 @@ def _filter(host: HostSettings) -> Problems:
 def _groups(host: HostSettings) -> Problems:
     if "livekit" in host.groups and host.livekit is None:
         yield Problem("livekit", "is missing: the host is in group livekit")
+
+
+def _redis(host: HostSettings) -> Problems:
+    if "redis" in host.groups and host.redis is None:
+        yield Problem(
+            "redis",
+            "is missing: callready sets up Redis on the host of group redis (docs/redis.md); write "
+            '{"livekit_password": "secret:redis/livekit"}; a group of your own needs another name',
+        )
 
 
 def _pools_of_host(host: HostSettings) -> Problems:
@@ -301,6 +312,7 @@ _OF_ROLES = (
     _candidates,
     _filter,
     _groups,
+    _redis,
     _pools_of_host,
     _quotas,
     _app,

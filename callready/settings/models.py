@@ -20,6 +20,7 @@ from pydantic import (
 from callready.settings import dns_providers
 from callready.settings.android import Android
 from callready.settings.monitor import Monitor
+from callready.settings.redis import USERS, RedisServer
 from callready.settings.types import (
     INLINE,
     INT_MAX,
@@ -60,7 +61,7 @@ from callready.settings.types import (
 
 PROMETHEUS_PORT = 9090  # on loopback
 # The groups whose hosts get something on them that runs.
-ROLES = frozenset({"livekit", "turn", "app", "monitor"})
+ROLES = frozenset({"redis", "livekit", "turn", "app", "monitor"})
 
 
 class Host(Section):
@@ -454,7 +455,9 @@ class LiveKit(Section):
     rtc: Rtc = Field(Rtc(), description="Media transport.")
     logging: Logging = Field(Logging(), description="What goes to the journal.")
     redis: Redis | None = Field(
-        None, description="Redis of a cluster: SFUs with one `url` have one in common."
+        None,
+        description="A Redis of your own, instead of that of group `redis`: SFUs with one `url` "
+        "have one in common.",
     )
     prometheus: Prometheus | None = Field(None, description="Metrics.")
     webhook: Webhook | None = Field(None, description="Events to the app.")
@@ -644,6 +647,9 @@ class HostSettings(Section):
         description="The name callers use, no other host's; the inventory name unless set."
     )
     groups: frozenset[str] = Field(frozenset(), description="The inventory groups it is in.")
+    elsewhere: frozenset[str] = Field(
+        frozenset(), description="The inventory groups that other hosts are in."
+    )
     address: IPv4 | None = Field(None, description="Public IPv4 address.")
     address6: IPv6 | None = Field(None, description="Public IPv6 address, if any.")
     private_address: IPv4 | None = Field(
@@ -668,9 +674,11 @@ class HostSettings(Section):
     ] = Field(
         [],
         description="What the key of the fleet's own authority is made from, by whose certificates "
-        "hosts know each other; needed with `monitor`. The first one signs, others are accepted.",
+        "hosts know each other; needed with `monitor`, and with a `redis` that other hosts use. "
+        "The first one signs, others are accepted.",
     )
     monitor: Monitor | None = Field(None, description="Metrics and alerts.")
+    redis: RedisServer | None = Field(None, description="What SFUs and recorders share.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
     turn: Turn = Field(Turn(), description="coturn.")
     app: App | None = Field(None, description="The application's environment.")
@@ -707,6 +715,16 @@ class HostSettings(Section):
         return self.monitor if self.groups & ROLES else None
 
     @property
+    def redis_here(self) -> RedisServer | None:
+        """Redis' settings, if this host runs it."""
+        return self.redis if "redis" in self.groups else None
+
+    @property
+    def redis_clients(self) -> tuple[str, ...]:
+        """The groups whose other hosts use the Redis of this one."""
+        return tuple(group for group in USERS if self.redis_here and group in self.elsewhere)
+
+    @property
     def turn_pools(self) -> dict[str, Pool]:
         """The pools that run on this host, by name."""
         if "turn" not in self.groups:
@@ -715,8 +733,14 @@ class HostSettings(Section):
 
     @property
     def serves(self) -> bool:
-        """Whether callers reach this host, so that its kernel and firewall are ours to set."""
+        """Whether callers reach this host."""
         return bool(self.groups & {"livekit", "turn", "monitor"}) or bool(self.edge_backends)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether callers or other hosts of the fleet reach this host, so that its kernel and
+        firewall are ours to set."""
+        return self.serves or "redis" in self.groups
 
     @property
     def has_release(self) -> bool:

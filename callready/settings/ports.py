@@ -12,10 +12,11 @@ from callready.settings import pools
 from callready.settings.models import PROMETHEUS_PORT, ROLES, HostSettings
 from callready.settings.types import PROTOCOLS
 
-Role = Literal["sshd", "livekit", "coturn", "edge", "acme", "monitor", "extra"]
+Role = Literal["sshd", "redis", "livekit", "coturn", "edge", "acme", "monitor", "extra"]
 # Or some: networks and groups of the inventory, as `Fleet.networks` takes them.
 Audience = Literal["anyone", "this host"] | tuple[str, ...]
 LIVEKIT = "livekit-server.service"
+REDIS = "callready-redis.service"
 # Debian's units of these programs are masked: they listen on every address.
 NODE_EXPORTER, EXPORTERS = "callready-node-exporter.service", "callready-exporters.service"
 MEASURE = "callready-measure.service"
@@ -88,6 +89,7 @@ def port_plan(host: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
     """Every port `host` uses; `ssh_ports` are sshd's own (default: the one pyinfra connects to)."""
     return [
         *_sshd(ssh_ports or (host.ssh_port,)),
+        *_redis(host),
         *_livekit(host),
         *_coturn(host),
         *_edge(host),
@@ -111,6 +113,13 @@ def has_low_port(plan: list[Use], unit: str) -> bool:
 def _sshd(ports: tuple[int, ...]) -> Iterator[Use]:
     for port in ports:
         yield Use("sshd", "sshd", "", "tcp", port, port, "administration", "ssh_port")
+
+
+def _redis(host: HostSettings) -> Iterator[Use]:
+    if redis := host.redis_here:
+        clients: Audience = host.redis_clients or "this host"
+        port, key = redis.port, "redis.port"
+        yield Use("redis", "Redis", REDIS, "tcp", port, port, "what SFUs share", key, clients)
 
 
 def _livekit(host: HostSettings) -> Iterator[Use]:

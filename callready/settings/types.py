@@ -21,7 +21,7 @@ class Origin:
     these kinds of `rotation`, or not at all."""
 
     by_hand: bool = False
-    rotation: Literal["turn", "livekit", "app", "fleet-ca"] | None = None
+    rotation: Literal["turn", "livekit", "app", "fleet-ca", "redis"] | None = None
 
 
 _PATH = r"(?!.*/\.\.(/|$))/[A-Za-z0-9._/@+-]+"

@@ -15,9 +15,11 @@ livekit = {
     # The first is the app's, the other one the monitor's, for test calls.
     "keys": {"APIstaging": "secret:livekit/api_secret", "APIcaller": "secret:monitor/livekit"},
     "prometheus": {"password": "secret:livekit/prometheus"},
-    # "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},
+    # "redis": {"address": "10.0.0.5:6379", "password": "secret:redis/password"},  # of your own
     # "config": {"room": {"empty_timeout": 300}},
 }
+
+# redis = {"livekit_password": "secret:redis/livekit"}
 
 turn = {
     "pools": {

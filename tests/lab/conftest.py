@@ -37,6 +37,7 @@ SHARED = {
     "test_acme": "h17-h20",
     "test_rotation": "h17-h20",
     "test_refusals": "fleet",
+    "test_redis": "test_cluster",
 }
 
 

@@ -17,13 +17,14 @@ from lab import plan
 from tests.support.fleet import PYINFRA, REPOSITORY, Host, eventually
 
 _numbers = itertools.count(1)
-WATCHING = "watching"  # the layer of what needs a monitor
+# The layers of what needs a monitor, and a host of group redis.
+WATCHING, REDIS = "watching", "redis"
 
 
 @dataclass(frozen=True)
 class Service:
     """A deployed fleet like the lab's: an SFU, a TURN host of pool `calls` and one of pool
-    `avatar`, perhaps the app's host and the monitor."""
+    `avatar`, perhaps the app's host, the monitor, and the host of Redis."""
 
     inventory: str
     sfu: Host
@@ -31,10 +32,11 @@ class Service:
     avatar: Host
     app: Host | None = None
     monitor: Host | None = None
+    redis: Host | None = None
 
     @property
     def hosts(self) -> list[Host]:
-        every = (self.sfu, self.turn, self.avatar, self.app, self.monitor)
+        every = (self.sfu, self.turn, self.avatar, self.app, self.monitor, self.redis)
         return list(dict.fromkeys(host for host in every if host))
 
     @classmethod
@@ -42,20 +44,23 @@ class Service:
         """The one that an inventory describes."""
         groups = runpy.run_path(str(REPOSITORY / inventory))
 
-        def host(entry: tuple[str, Any]) -> Host:
-            return Host(plan.find_host(entry[0]).name)
+        def host(entry: str | tuple[str, Any]) -> Host:
+            return Host(plan.find_host(entry if isinstance(entry, str) else entry[0]).name)
 
         turn = {pool: host(entry) for entry in groups["turn"] for pool in entry[1]["pools"]}
         calls = turn["calls"]
-        app, monitor = (next(map(host, groups.get(each, ())), None) for each in ("app", "monitor"))
+        more = ("app", "monitor", "redis")
+        app, monitor, redis = (next(map(host, groups.get(each, ())), None) for each in more)
         sfu, avatar = host(groups["livekit"][0]), turn.get("avatar", calls)
-        return cls(inventory, sfu, calls, avatar, app, monitor)
+        return cls(inventory, sfu, calls, avatar, app, monitor, redis)
 
     def has(self, name: str) -> bool:
         """Whether what a sabotage breaks is here."""
         each = CATALOGUE[name]
         if each.role in ("app", "android"):
             return self.app is not None
+        if each.layer == REDIS:
+            return self.redis is not None
         return self.monitor is not None or each.layer != WATCHING
 
     def deploy(self) -> None:

@@ -38,6 +38,8 @@ SECRETS = {
     "turn/avatar": "unit-turn-avatar-shared-secret-005",
     "turn/user": "unit-turn-fixed-user-password-0006",
     "redis/password": "unit-redis",
+    "redis/livekit": "unit-redis-livekit-password-0000009",
+    "redis/egress": "unit-redis-egress-password-00000010",
     "sudo/prod": "unit-sudo",
     "fleet/ca": "unit-fleet-authority-00000000007",
     "monitor/password": "unit-monitor-password-0000000008",

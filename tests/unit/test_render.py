@@ -170,6 +170,20 @@ def some() -> Fleet:
     )
 
 
+def shared() -> Fleet:
+    """Two SFUs, and a host that has their Redis and nothing else."""
+    return load(
+        ("*", "fleet_ca", "secret:fleet/ca"),
+        ("*", "turn.pools.avatar", ...),
+        (TURN1, "groups", ["livekit", "turn"]),
+        (TURN1, "turn.pools.calls.min_port", 60001),
+        (TURN2, "groups", ["redis"]),
+        (TURN2, "pools", ...),
+        (TURN2, "redis.livekit_password", "secret:redis/livekit"),
+        (TURN2, "redis.egress_password", "secret:redis/egress"),
+    )
+
+
 CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "production": (production, [SFU1, TURN1, TURN2]),
     "one-box": (full_box, [SFU1]),
@@ -178,6 +192,7 @@ CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "lan": (lan, [SFU1]),
     "edges": (edges, [SFU1, TURN1, TURN2]),
     "some": (some, [SFU1]),
+    "redis": (shared, [TURN2]),
 }
 
 
@@ -197,7 +212,9 @@ def test_files_are_the_expected_bytes(case: str, request: pytest.FixtureRequest)
     text = "".join(
         line
         for host in hosts
-        for line in as_text(declare(fleet, host).release, host, units=case == "production")
+        for line in as_text(
+            declare(fleet, host).release, host, units=case in ("production", "redis")
+        )
     )
     kept = DATA / "render" / f"{case}.txt"
     if request.config.getoption("--regenerate"):

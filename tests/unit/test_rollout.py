@@ -12,7 +12,7 @@ from callready.rollout.deployment import Deployment
 from callready.rollout.prober import Prober
 from callready.rollout.rollout import Failed, Rollout, Stopped, Untouched
 from tasks import declare
-from tests.support.inventories import SFU1, TURN1, TURN2, bare, box, deployed
+from tests.support.inventories import SFU1, TURN1, TURN2, bare, box, deployed, load
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -57,6 +57,18 @@ def waves(deployments: dict[str, Deployment]) -> list[list[str]]:
 
 def test_turn_comes_first_and_of_each_role_one_host_alone(hosts: dict[str, Deployment]) -> None:
     assert waves(hosts) == [[TURN1], [TURN2, MORE[0]], [*MORE[1:]], [SFU1]]
+
+
+def test_redis_comes_before_those_who_need_it() -> None:
+    fleet = load(
+        ("*", "turn.pools.avatar", ...),
+        ("*", "fleet_ca", "secret:fleet/ca"),
+        ("*", "redis", {"livekit_password": "secret:redis/livekit"}),
+        (TURN2, "groups", ["redis"]),
+        (TURN2, "pools", []),
+    )
+    found = {name: deployment(declare(fleet, name)) for name in fleet.hosts}
+    assert waves(found) == [[TURN2], [TURN1], [SFU1]]
 
 
 def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:

@@ -54,6 +54,7 @@ def test_a_cause_is_right_by_its_key_and_host(
 def test_what_needs_a_monitor_is_left_out_where_there_is_none() -> None:
     assert AT.has("coturn hung") and not AT.has("exporters stopped")
     assert replace(AT, monitor=Host("mon1")).has("exporters stopped")
+    assert not AT.has("redis hung") and replace(AT, redis=Host("sfu1")).has("redis hung")
 
 
 def test_two_faults_are_two_causes() -> None:

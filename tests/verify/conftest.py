@@ -27,7 +27,10 @@ from tests.verify.targets import Site
 LANES = {"checks": 12, "waiting": 16, "paths": 1, "calls": 1, "attempts": 1, "soak": 16}
 
 # From the host outwards; calls need all the rest.
-ORDER = ["hosts", "ports", "edge", "turn", "livekit", "paths", "calls", "app", "monitor", "android"]
+ORDER = [
+    *("hosts", "ports", "redis", "edge", "turn", "livekit", "paths", "calls", "app", "monitor"),
+    "android",
+]
 
 NOTHING = pytest.mark.nothing
 SITE = pytest.StashKey[Site]()

@@ -93,7 +93,7 @@ def test_system(server: Server, check: Check) -> None:
     )
 
 
-@each(having(lambda server: server.settings.serves))
+@each(having(lambda server: server.settings.is_server))
 def test_addresses(server: Server, check: Check) -> None:
     """Addresses are the host's"""
     check.figure(f"{len(server.facts.addresses)} addresses")
