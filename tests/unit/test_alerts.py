@@ -96,6 +96,12 @@ def loss(above: float) -> Series:
     }
 
 
+def came(**ago: float) -> Series:
+    """When logs of hosts came last, in seconds before the end."""
+    name = 'callready_logs_last_seconds{{host="mon1",sender="{}"}}'
+    return {name.format(host): always(END - seconds) for host, seconds in ago.items()}
+
+
 class Case(NamedTuple):
     """A fault, the labels and the summary of the alert that it brings, and what nearly is one."""
 
@@ -296,6 +302,21 @@ CASES: dict[str, Case] = {
         {"host": "mon1", "integration": "email"},
         "Alerts do not arrive by email: nobody would be told that calls fail",
         series(FAILED, always(3), host="mon1", integration="email"),
+    ),
+    "LogsMissing": Case(
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=1100, mon1=60),
+        {"host": "turn1"},
+        "What turn1 logs has not come to the monitor for 15 minutes: callers notice nothing, and it "
+        "is in that host's journal only",
+        # It is off, which is told; and one that has come.
+        up("turn1", node=0) | up("mon1", prometheus=1) | came(turn1=1100, mon1=60, sfu1=840),
+    ),
+    "LogsMissing, of all": Case(
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=1100, mon1=1100),
+        {"host": "mon1"},
+        "What mon1 logs has not come to the monitor for 15 minutes: callers notice nothing, and it "
+        "is in that host's journal only",
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=840, mon1=840),
     ),
     "PacketLoss": Case(
         loss(0.2),

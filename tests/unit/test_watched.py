@@ -101,6 +101,7 @@ def test_every_certificate_that_is_served_is_asked_for() -> None:
         "certificate monitor.callready.test [2001:db8::41]:443",
         "fleet monitor",
         "fleet host",
+        *(f"sender {name}" for name in (SFU1, TURN1, TURN2, MON1)),
     ]
 
 
@@ -249,6 +250,28 @@ def test_a_release_that_waits_and_reverts_are_told(measured: Measured) -> None:
     assert found['callready_release_info{release="0123456789abcdef"}'] == "1"
     assert (found["callready_release_pending"], found["callready_reverts_total"]) == ("1", "2")
     assert found["callready_release_pending_since_seconds"] == "1800000000"
+
+
+def test_when_the_logs_of_each_host_came_is_told_on_the_monitor(measured: Measured) -> None:
+    measured.configure(MON1)
+    for host, hour, ended in (
+        (TURN1, "2026-01-31T12", 1_800_000_000),
+        (TURN1, "2026-01-31T13", 1_800_000_900),
+        (MON1, "2026-01-31T13", 1_800_000_800),
+        ("others", "2026-01-31T13", 1_800_000_700),
+    ):
+        path = f"var/log/callready/{host}/{hour}.jsonl"
+        measured.write(path, "")
+        os.utime(measured.folder / path, (ended, ended))
+    found = {name: value for name, value in measured.run().items() if "_logs_" in name}
+    assert found == {
+        f'callready_logs_last_seconds{{sender="{host}"}}': last
+        for host, last in ((SFU1, "0"), (TURN1, "1800000900"), (TURN2, "0"), (MON1, "1800000800"))
+    }
+    unit = f"/etc/systemd/system/{MEASURE}"
+    assert "\nSupplementaryGroups=adm\n" in content(unit, MON1)
+    assert "adm" not in content(unit, TURN1)
+    assert "sender" not in content("/etc/callready/measure.conf", MON1, ("*", "monitor.logs", None))
 
 
 @pytest.mark.tools
