@@ -632,13 +632,24 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
     values |= {name: time.time() - 90 for name in series("ALERTS_FOR_STATE", "", **alert)}
     quota = share(*QUOTA, 450, 500, host="turn1", pool="calls")
     ends = {name: time.time() + 8.5 * DAY for name in series(NOT_AFTER, "", **SERVED)}
-    page = shown(tmp_path, values | now(quota) | ends)
+    changed = {
+        name: time.time() - ago
+        for how, ago in (("deploy", 7_230), ("reverted", 3_630))
+        for name in series(
+            "callready_release_change_seconds", "", host="sfu1", release="0a", how=how
+        )
+    }
+    page = shown(tmp_path, values | now(quota) | ends | changed)
     assert "✗ Callers suffer: 1 alert Hosts up 3 of 4" in page
     assert "TurnDown turn1 · calls 1m 3" in page
     assert "✗ sfu1 1 of 2 paths fail" in page and "turn1 calls ✗ UDP IPv4 3" in page
     assert "turn1 ✗ down TURN calls" in page
     assert "calls turn1 450 of 500" in page
     assert "sfu.example sfu1 443/tcp 8" in page
+    assert re.search("Last release 1h 0m 3.s ago", page)
+    assert re.search(
+        r"sfu1 reverted 0a \S+ \S+ UTC 1h 0m 3.s sfu1 deploy 0a \S+ \S+ UTC 2h 0m", page
+    )
 
 
 def test_the_page_needs_nothing_from_outside_and_no_script() -> None:

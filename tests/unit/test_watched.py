@@ -242,14 +242,27 @@ def test_a_release_that_waits_and_reverts_are_told(measured: Measured) -> None:
     (measured.folder / "etc/callready/current").symlink_to("releases/0123456789abcdef")
     measured.write("var/lib/callready/pending", "0123456789abcdef 1@x root since now\n")
     os.utime(measured.folder / "var/lib/callready/pending", (1_800_000_000, 1_800_000_000))
-    measured.write(
-        "var/lib/callready/history",
-        "now\ta\troot\tdeploy\trun\nnow\ta\troot\treverted from b\t-\nnow\tc\tme\treverted from d\t-\n",
-    )
+    history = [
+        ("2026-11-30T02:18:46Z", "a", "deploy"),
+        ("2026-11-30T02:18:47Z", "a", "reverted from b"),
+        ("2027-01-15T08:00:00Z", "c", "deploy"),
+        ("2027-01-15T08:00:01Z", "a", "reverted from c"),
+    ]
+    lines = (f"{at}\t{release}\troot\t{how}\trun\n" for at, release, how in history)
+    measured.write("var/lib/callready/history", "".join(lines))
     found = measured.run()
     assert found['callready_release_info{release="0123456789abcdef"}'] == "1"
     assert (found["callready_release_pending"], found["callready_reverts_total"]) == ("1", "2")
     assert found["callready_release_pending_since_seconds"] == "1800000000"
+    changes = {name: at for name, at in found.items() if "_change_" in name}
+    assert changes == {
+        f'callready_release_change_seconds{{release="{release}",how="{how}"}}': at
+        for release, how, at in (
+            ("a", "deploy", "1796005126"),
+            ("c", "deploy", "1800000000"),
+            ("a", "reverted", "1800000001"),
+        )
+    }
 
 
 def test_when_the_logs_of_each_host_came_is_told_on_the_monitor(measured: Measured) -> None:

@@ -66,6 +66,17 @@ print_releases() {
     [ $pending = 0 ] ||
         printf '# TYPE callready_release_pending_since_seconds gauge\ncallready_release_pending_since_seconds %s\n' \
             "$(stat -c %Y "$STATE/pending")"
+    # The last changes; of one that came twice, the later.
+    tail -n 5 "$STATE/history" 2> /dev/null | TZ=UTC awk -F "$T" '
+        {
+            gsub(/[^0-9]/, " ", $1)
+            sub(/ .*/, "", $4)
+            last[$2 "\",how=\"" $4] = mktime($1)
+        }
+        END {
+            if (NR) print "# TYPE callready_release_change_seconds gauge"
+            for (each in last) printf "callready_release_change_seconds{release=\"%s\"} %.0f\n", each, last[each]
+        }'
 }
 
 # When the last line of each host came; 0: never.
