@@ -152,6 +152,15 @@ def test_the_state_of_the_apps_units_is_measured_too() -> None:
     assert pattern.endswith("[.](service|timer)|web[.]service \\")
 
 
+def test_calls_come_first() -> None:
+    release = declare(watched(), MON1).release
+    units = [unit for unit in release.services if unit.startswith("callready-")]
+    assert len(units) == 8
+    for unit in units:
+        text = release.files[f"/etc/systemd/system/{unit}"].content.decode()
+        assert "\nCPUWeight=20\nOOMScoreAdjust=500\n" in text and "\nMemoryMax=" in text, unit
+
+
 # The script
 
 
