@@ -54,6 +54,7 @@ def monitor(node: Node) -> None:
         unit_file,
         f"{PROMETHEUS}.j2",
         monitor=settings,
+        hosts=len(fleet.watched),
         config=files["prometheus.yml"],
         consoles=f"{FOLDER}/consoles",
         credentials=(f"web.yml:{web}", f"password:{password}", *certificate),

@@ -88,15 +88,17 @@ def watched(node: Node) -> None:
 
     release.file(SCRIPT, content=host_script("measure.sh"), mode=0o755)
     served = [(c.name, at) for c in release.certificates.values() for at, _ in c.endpoints]
+    senders = list(node.fleet.watched) if node.settings.watches and settings.logs else []
     release.file(
         CONFIG,
         "measure.conf.j2",
+        senders=senders,
         pools=node.settings.turn_pools,
         served=served,
         identities=release.identities,
     )
     unit_file = f"/etc/systemd/system/{MEASURE}"
-    release.file(unit_file, f"{MEASURE}.j2", script=SCRIPT)
+    release.file(unit_file, f"{MEASURE}.j2", script=SCRIPT, senders=senders)
     _run(node, MEASURE, unit_file, SCRIPT, CONFIG)
 
 

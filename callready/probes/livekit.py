@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hmac
+import json
 import os
 import secrets
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 
-from livekit.api import AccessToken, VideoGrants
 from livekit.protocol.rtc import (
     LeaveRequest,
     SessionDescription,
@@ -128,12 +129,23 @@ def token(
         ttl: seconds until it expires; negative for one that has.
         create: whether it may create the room too.
     """
-    grants = VideoGrants(room_join=True, room=room or new_room(), room_create=create)
-    access = AccessToken(key, secret.get_secret_value()).with_grants(grants)
-    access.with_identity(identity or f"probe-{secrets.token_hex(4)}").with_ttl(
-        timedelta(seconds=ttl)
-    )
-    return SecretStr(access.to_jwt())
+    now = int(time.time())
+    claims = {
+        "iss": key,
+        "sub": identity or f"probe-{secrets.token_hex(4)}",
+        "nbf": now,
+        "exp": now + int(ttl),
+        "video": {"room": room or new_room(), "roomJoin": True, "roomCreate": create},
+    }
+    # By hand (RFC 7519): livekit.api would cost each process of the synthetic caller 10 MB.
+    parts = [json.dumps(each).encode() for each in ({"alg": "HS256", "typ": "JWT"}, claims)]
+    signed = b".".join(map(_encoded, parts))
+    signature = hmac.digest(secret.get_secret_value().encode(), signed, "sha256")
+    return SecretStr(f"{signed.decode()}.{_encoded(signature).decode()}")
+
+
+def _encoded(octets: bytes) -> bytes:
+    return urlsafe_b64encode(octets).rstrip(b"=")
 
 
 def validate(

@@ -75,6 +75,7 @@ android = {
 #     "password": "secret:monitor/password",
 #     "livekit_key": "APIcaller",  # another one of livekit["keys"]
 #     "turn_secret": "secret:monitor/turn",
+#     "calls_a_minute": 6,  # on one host, half as many as by default
 #     "page": {"webhooks": ["secret:monitor/webhook"]},
 #     "watchdog": "secret:monitor/watchdog",
 # }

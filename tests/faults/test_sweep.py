@@ -34,10 +34,6 @@ ELSEWHERE = {
     "drain": "changes nothing: tests/lab/test_continuity.py, test_cluster.py",
     "unload_firewall": "of a firewall that is switched off",
     "reload": "of an edge, which both states would need",
-    "install_identity drop_identity install_programs": (
-        "of hosts that are watched, which are not swept yet: tests/unit/test_facts.py, "
-        "test_programs.py"
-    ),
 }
 
 
@@ -90,6 +86,8 @@ TRIPS = (
     Trip("B", "A", "rollback"),
     Trip("A", "none", "remove"),
     Trip("none", "A"),
+    Trip("A", "C"),
+    Trip("C", "A"),
 )
 
 
@@ -134,6 +132,9 @@ class Sweep:
 
     def run(self, places: Places, place: Place) -> None:
         """Go to and fro on one host until nothing is left."""
+        for more in place.states.keys() - place.good.keys():
+            place.reach_state(more)
+            place.good[more] = place.snapshot()
         place.ready(state := "A")
         while not places.over and (move := self.next(place, state, places.long)):
             trip, cell = move
@@ -161,15 +162,16 @@ class Sweep:
     def next(self, place: Place, state: str, long: bool) -> tuple[Trip, Cell | None] | None:
         """The next trip from a state, with its cut or on the way to others; None at the end."""
         with self.lock:
-            for trip in (trip for trip in TRIPS if trip.start == state):
+            trips = [trip for trip in TRIPS if {trip.start, trip.end} <= {"none", *place.states}]
+            for trip in (trip for trip in trips if trip.start == state):
                 if trip.start == "A" and trip.end == "B":
                     place.forget()
                 if trip not in self.left:
                     self.left[trip] = self.cells(place, trip, long)
                 if self.left[trip]:
                     return trip, self.left[trip].pop(0)
-            wanted = {trip.start for trip in TRIPS if self.left.get(trip, True)}
-            ways = [trip for trip in TRIPS if trip.start == state and trip.verb != "rollback"]
+            wanted = {trip.start for trip in trips if self.left.get(trip, True)}
+            ways = [trip for trip in trips if trip.start == state and trip.verb != "rollback"]
             ways.sort(key=lambda trip: trip.end not in wanted)
             return (ways[0], None) if wanted else None
 

@@ -8,6 +8,8 @@ from callready.settings.ports import (
     CALLER,
     CALLER_PORT,
     EXPORTERS,
+    LOG_RECEIVER,
+    LOGS,
     MEASURE,
     NODE_EXPORTER,
     PROMETHEUS,
@@ -34,15 +36,14 @@ PORTS = {
     PROMETHEUS: 9090,
     ALERTMANAGER: 9093,
     CALLER: CALLER_PORT,
+    LOG_RECEIVER: 9999,
 }
 
 
 def again(unit: str) -> str:
-    """A script that restarts a unit and waits until it listens."""
-    wait = (
-        f"timeout 60 sh -c 'until ss -Hltn sport = :{PORTS[unit]} | grep -q .; do sleep 0.1; done'"
-    )
-    return f"systemctl restart {unit}; {wait}"
+    """A script that restarts a unit and waits until it listens, if it does."""
+    listens = f"ss -Hltn sport = :{PORTS[unit]} | grep -q ." if unit in PORTS else "true"
+    return f"systemctl restart {unit}; timeout 60 sh -c 'until {listens}; do sleep 0.1; done'"
 
 
 def is_lost(at: Service, host: Host) -> bool:
@@ -181,3 +182,37 @@ def the_disk_of_metrics_full(at: Service) -> Broken:
 @sabotage(WATCHING, "monitor", "unit-stopped", checks=CHECKS)
 def the_synthetic_caller_stopped(at: Service) -> Broken:
     return scripted(at.monitor, f"systemctl stop {CALLER}", again(CALLER))
+
+
+# The logs
+
+
+@sabotage(WATCHING, "turn", "unit-stopped", checks=CHECKS)
+def the_sender_of_logs_stopped(at: Service) -> Broken:
+    return scripted(at.turn, f"systemctl stop {LOGS}", again(LOGS))
+
+
+@sabotage(WATCHING, "turn", "fleet-certificate", checks=CHECKS)
+def a_sender_of_logs_with_a_certificate_of_another_fleet(at: Service) -> Broken:
+    return foreign(at.turn, "host", LOGS)
+
+
+@sabotage(WATCHING, "monitor", "unit-stopped", checks=CHECKS)
+def the_receiver_of_logs_stopped(at: Service) -> Broken:
+    return scripted(at.monitor, f"systemctl stop {LOG_RECEIVER}", again(LOG_RECEIVER))
+
+
+@sabotage(WATCHING, "monitor", "fleet-certificate", checks=CHECKS)
+@contextmanager
+def the_receiver_of_logs_with_a_certificate_of_another_fleet(at: Service) -> Iterator[None]:
+    assert at.monitor
+    with foreign(at.monitor, "host", LOG_RECEIVER):
+        yield
+    # Who has met it does not try again before its hour is over.
+    for host in at.hosts:
+        host.root(again(LOGS))
+
+
+@sabotage(WATCHING, "turn", "unit-hung", checks=CHECKS)
+def the_sender_of_logs_hung(at: Service) -> Broken:
+    return signalled(at.turn, LOGS)

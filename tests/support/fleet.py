@@ -47,7 +47,7 @@ sysctl -n net.ipv4.ip_local_reserved_ports
 """
 
 # Everything that a release is on a host, as lines that differ between releases only. State is left
-# out: certificates, secret rows, history, packages.
+# out: certificates, those of the fleet too, secret rows, history, packages.
 RELEASE = """
 export LC_ALL=C
 for path in $PATHS; do
@@ -64,7 +64,7 @@ for unit in $UNITS; do
     tr '\\0' '\\n' < /proc/$pid/environ | grep ^CALLREADY_FINGERPRINT=
     cat /run/callready/$unit 2>&-
     sha256sum < /proc/$pid/exe
-    sha256sum /run/credentials/$unit/* 2>&-
+    find /run/credentials/$unit -type f ! -name 'fleet.*' -exec sha256sum {} + 2>&- | sort
 done
 nft -st list table inet callready 2>&-
 sysctl -n net.ipv4.ip_local_reserved_ports

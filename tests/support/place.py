@@ -20,7 +20,7 @@ from callready.release.node import Node
 from callready.rollout import gate
 from callready.rollout.prober import Prober
 from callready.secrets.loading import validate
-from lab import Lab, ca, hosts, plan
+from lab import Lab, ca, hosts, plan, wheels
 from tasks import declare
 from tests.support.fleet import Fleet, Host, Run, eventually, stop
 
@@ -36,10 +36,10 @@ SETTLED = """
 [ -z "$(find /proc/[0-9]*/fd -lname /run/callready.lock 2>&-)" ] &&
 case $(systemctl is-active callready-revert.service) in inactive | failed) echo yes ;; esac
 """
-# Downloads and stages again what an earlier deploy left on the host.
+# Downloads, installs and stages again what an earlier deploy left on the host.
 FORGET = """
 current=$(readlink -f /etc/callready/current) binary=$(readlink -f /usr/local/bin/livekit-server)
-for folder in /etc/callready/releases/* /opt/livekit/*; do
+for folder in /etc/callready/releases/* /opt/livekit/* /opt/callready/*; do
     case $current=${binary%/*} in *"$folder"*) ;; *) rm -rf "$folder" ;; esac
 done
 """
@@ -55,18 +55,22 @@ class EndedBefore(AssertionError):
 
 class Place(Fleet):
     """A host that serves TURN or an SFU with its app. A and B differ in configuration, firewall,
-    binary, secret rows, certificate, and in having a second pool or not."""
+    binary, secret rows, certificate, and in having a second pool or not; C, of TURN hosts, is A and
+    watches itself, without `long` on Debian 13 only."""
 
     def __init__(self, name: str, kind: str, folder: Path, www: str, long: bool = False) -> None:
         self.host, self.kind, self.long = Host(name), kind, long
         for certificate in "AB":
             ca.issue(self.host.fqdn, (self.host.ipv4, self.host.ipv6), 90, folder / certificate)
-        self.states = {state: self._data(state, folder, www) for state in "AB"}
+        has_monitor = kind == "turn" and (long or plan.find_host(name).suite == "trixie")
+        states = "ABC" if has_monitor else "AB"
+        self.states = {state: self._data(state, folder, www) for state in states}
         host_data: dict[str, Any] = {"address": self.host.ipv4, "address6": self.host.ipv6}
         groups = {"turn": [(self.host.fqdn, {**host_data, "pools": ["calls"]})]}
         if kind == "sfu":
             groups = {"livekit": [(self.host.fqdn, host_data)], "app": [self.host.fqdn]}  # type: ignore[list-item]
         names = ["turn/calls", "turn/next", "turn/gadget", "livekit/api_secret"]
+        names += ["fleet/ca", "monitor/password"]
         super().__init__(folder, groups, self.states["A"], names)
         # All hosts have the same, because a test may put two into one inventory.
         SHARED.setdefault("secrets", self.secrets)
@@ -98,11 +102,12 @@ class Place(Fleet):
                 "listening_port": 3479,
                 "tls_listening_port": 5350,
             }
+        pair = "B" if state == "B" else "A"
         own: dict[str, Any] = {
             "turn": {"total_quota": 1200 + 100 * (state == "B"), "pools": pools},
             "tls": {
-                "certificate": f"{folder}/{state}/{{host}}.pem",
-                "key": f"{folder}/{state}/{{host}}.key",
+                "certificate": f"{folder}/{pair}/{{host}}.pem",
+                "key": f"{folder}/{pair}/{{host}}.key",
                 "ca": f"{ca.CA_CERTIFICATE}",
             },
         }
@@ -125,6 +130,16 @@ class Place(Fleet):
                     "commands": ["echo restarted >> /run/app-log"],
                 },
             }
+        if state == "C":
+            nobody = f"http://{plan.MACHINE.ipv4}:9/nobody"
+            own["monitor"] = {
+                "url": f"https://{self.host.fqdn}",
+                "password": "secret:monitor/password",
+                "page": {"webhooks": [nobody]},
+                "watchdog": nobody,
+                "wheels": str(wheels.publish()),
+            }
+            own |= {"edge": {}, "fleet_ca": "secret:fleet/ca"}
         return {
             "ssh_user": "debian",
             "ssh_key": f"{plan.STATE}/id_ed25519",
@@ -142,6 +157,8 @@ class Place(Fleet):
         self.data["deploy"]["confirm_timeout"] = timer
         if self.kind == "turn" and state == "B":
             self.groups["turn"][0][1]["pools"] = ["calls", "gadget"]
+        if state == "C":
+            self.groups["monitor"] = [self.host.fqdn]
         self.deploy_file, self.environment = "deploy.py", {}
 
     def reach_state(self, state: str, verb: str = "") -> Run:
@@ -155,10 +172,11 @@ class Place(Fleet):
 
     def learn(self) -> None:
         """What the host is like bare, with A and with B."""
-        for state in "AB":
+        for state in self.states:
             release = self.declared(state).release
             self.paths |= {*release.files, *release.links, *release.environments}
             self.units |= {*release.services, "callready-firewall.service"}
+        self.paths.discard("/etc/haproxy/haproxy.cfg")  # Debian's is there as long as the package
         self.deliver()
         self.good["none"] = self.snapshot()
         for state in "AB":
@@ -270,11 +288,11 @@ class Place(Fleet):
         return declare(validate(str(self.inventory), data), name)
 
     def ready(self, start: str = "", timer: int = TIMER) -> None:
-        """Have the host in a good state (`start`, or A or B as it is), whatever was before."""
+        """Have the host in a good state (`start`, or B if it is, or A), whatever was before."""
         if not self.now:
             self.deliver()
             self.now = "none"
-        if self.now != (start := start or self.now.replace("none", "A")):
+        if self.now != (start := start or ("B" if self.now == "B" else "A")):
             self.reach_state(start)
         self.source, self.target = self.now, "A" if self.now == "B" else "B"
         if self.now == "none":

@@ -99,6 +99,12 @@ def loss(above: float) -> Series:
     }
 
 
+def came(**ago: float) -> Series:
+    """When logs of hosts came last, in seconds before the end."""
+    name = 'callready_logs_last_seconds{{host="mon1",sender="{}"}}'
+    return {name.format(host): always(END - seconds) for host, seconds in ago.items()}
+
+
 class Case(NamedTuple):
     """A fault, the labels and the summary of the alert that it brings, and what nearly is one."""
 
@@ -299,6 +305,21 @@ CASES: dict[str, Case] = {
         {"host": "mon1", "integration": "email"},
         "Alerts do not arrive by email: nobody would be told that calls fail",
         series(FAILED, always(3), host="mon1", integration="email"),
+    ),
+    "LogsMissing": Case(
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=1100, mon1=60),
+        {"host": "turn1"},
+        "What turn1 logs has not come to the monitor for 15 minutes: callers notice nothing, and it "
+        "is in that host's journal only",
+        # It is off, which is told; and one that has come.
+        up("turn1", node=0) | up("mon1", prometheus=1) | came(turn1=1100, mon1=60, sfu1=840),
+    ),
+    "LogsMissing, of all": Case(
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=1100, mon1=1100),
+        {"host": "mon1"},
+        "What mon1 logs has not come to the monitor for 15 minutes: callers notice nothing, and it "
+        "is in that host's journal only",
+        up("turn1", node=1) | up("mon1", prometheus=1) | came(turn1=840, mon1=840),
     ),
     "PacketLoss": Case(
         loss(0.2),
@@ -646,13 +667,24 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
     values |= {name: time.time() - 90 for name in series("ALERTS_FOR_STATE", "", **alert)}
     quota = share(*QUOTA, 450, 500, host="turn1", pool="calls")
     ends = {name: time.time() + 8.5 * DAY for name in series(NOT_AFTER, "", **SERVED)}
-    page = shown(tmp_path, values | now(quota) | ends)
+    changed = {
+        name: time.time() - ago
+        for how, ago in (("deploy", 7_230), ("reverted", 3_630))
+        for name in series(
+            "callready_release_change_seconds", "", host="sfu1", release="0a", how=how
+        )
+    }
+    page = shown(tmp_path, values | now(quota) | ends | changed)
     assert "✗ Callers suffer: 1 alert Hosts up 3 of 4" in page
     assert "TurnDown turn1 · calls 1m 3" in page
     assert "✗ sfu1 1 of 2 paths fail" in page and "turn1 calls ✗ UDP IPv4 3" in page
     assert "turn1 ✗ down TURN calls" in page
     assert "calls turn1 450 of 500" in page
     assert "sfu.example sfu1 443/tcp 8" in page
+    assert re.search("Last release 1h 0m 3.s ago", page)
+    assert re.search(
+        r"sfu1 reverted 0a \S+ \S+ UTC 1h 0m 3.s sfu1 deploy 0a \S+ \S+ UTC 2h 0m", page
+    )
 
 
 def test_the_page_needs_nothing_from_outside_and_no_script() -> None:

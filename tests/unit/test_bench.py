@@ -1,3 +1,4 @@
+import gzip
 import subprocess
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from bench import contenders, report, verification
 from bench.__main__ import main
 from bench.report import Case, Table, markdown
+from bench.watching import Metrics, write_monitor
 from bench.world import HOSTS, BenchError
 from lab.plan import SUITES, find_host
 
@@ -115,3 +117,16 @@ def test_the_verification_has_a_part_of_the_page_which_the_rest_leaves(
     assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
     report.write_part(text)
     assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
+
+
+def test_a_fleet_on_loopback_says_what_a_host_does(tmp_path: Path) -> None:
+    said = '# TYPE a_total counter\na_total{{x="1 2"}} {}\n# TYPE b gauge\nb 1.5\nc NaN\n'
+    metrics = Metrics(said.format(5), said.format(8))
+    for _ in range(3):
+        before = metrics.now['a_total{x="1 2"}']
+        metrics.change()
+        assert metrics.now['a_total{x="1 2"}'] - before in (1, 2, 3, 4, 5)
+    assert gzip.decompress(metrics.body).decode().endswith("b 1.5\n")
+    write_monitor(tmp_path, ["127.1.0.3", "127.1.0.4"])
+    config = (tmp_path / "prometheus.yml").read_text()
+    assert config.count('"127.1.0.3:') == 3 and config.count('"127.1.0.4:') == 1

@@ -72,6 +72,12 @@ def value(metrics: str, name: str, more: str = "") -> str | None:
     return next((line.split()[-1] for line in lines if series in line), None)
 
 
+@pytest.mark.parametrize(("count", "seconds"), [(500, 20.0), (1000, 40.0)])
+def test_a_large_fleet_is_asked_more_rarely(count: int, seconds: float) -> None:
+    asking = Caller([fake(passes, f"turn{n}") for n in range(count)])
+    assert value(asking.metrics(), "interval_seconds") == repr(seconds)
+
+
 def test_what_passes_is_one_with_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1_600_000_000.5)
     asking, ask = one(passes)

@@ -16,11 +16,13 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import jwt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from livekit.api import TokenVerifier
 from pydantic import SecretStr
 from websockets.sync.server import ServerConnection, serve
 
@@ -51,6 +53,18 @@ def cli(module: str, *arguments: str, **environment: str) -> subprocess.Complete
         env={"PATH": "/usr/bin:/bin", **environment},
         cwd=Path(__file__).parents[2],
     )
+
+
+def test_a_token_is_one_that_livekits_own_verifier_takes() -> None:
+    secret = SecretStr("s" * 32)
+    made = livekit.token("APIkey", secret, "daily", "somebody", create=True).get_secret_value()
+    claims = TokenVerifier("APIkey", "s" * 32).verify(made)
+    assert claims.video and (claims.identity, claims.video.room) == ("somebody", "daily")
+    assert claims.video.room_join and claims.video.room_create
+    ended = livekit.token("APIkey", secret, ttl=-3600).get_secret_value()
+    for key, other, refused in (("APIkey", "t" * 32, made), ("APIkey", "s" * 32, ended)):
+        with pytest.raises(jwt.PyJWTError):
+            TokenVerifier(key, other).verify(refused)
 
 
 def free_port(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM) -> int:

@@ -303,6 +303,22 @@ def test_a_screen_of_many_hosts_has_one_line_each() -> None:
     assert "✓ 41 others" in "\n".join(many) and len(many) < 20
 
 
+def test_a_screen_says_what_the_monitor_sees() -> None:
+    figures = {
+        "test_password": "at https://mon1.lab.test",
+        "test_targets": "16 of 16 targets up",
+        "test_alerts": "28 of 28 alerts quiet",
+        "test_test_calls": "12 of 12 calls so far, 2 of 2 joins so far",
+    }
+    rows = [Row("mon1.lab.test", check, check, True, text) for check, text in figures.items()]
+    text = " ".join(shown(replace(CLEAN, rows=tuple(rows))))
+    assert (
+        "mon1.lab.test: 16 of 16 targets up, 28 of 28 alerts quiet, 12 of 12 calls so far, 2 of 2 "
+        "joins so far, at https://mon1.lab.test"
+    ) in text
+    assert "targets up" not in " ".join(shown(SAMPLES["clean"]))
+
+
 def test_a_terminal_without_these_characters_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), "ascii"))
     text = "\n".join(shown(BROKEN))

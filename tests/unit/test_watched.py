@@ -101,6 +101,7 @@ def test_every_certificate_that_is_served_is_asked_for() -> None:
         "certificate monitor.callready.test [2001:db8::41]:443",
         "fleet monitor",
         "fleet host",
+        *(f"sender {name}" for name in (SFU1, TURN1, TURN2, MON1)),
     ]
 
 
@@ -149,6 +150,15 @@ def test_the_state_of_the_apps_units_is_measured_too() -> None:
     )
     (pattern,) = (line for line in unit.splitlines() if "unit-include" in line)
     assert pattern.endswith("[.](service|timer)|web[.]service \\")
+
+
+def test_calls_come_first() -> None:
+    release = declare(watched(), MON1).release
+    units = [unit for unit in release.services if unit.startswith("callready-")]
+    assert len(units) == 8
+    for unit in units:
+        text = release.files[f"/etc/systemd/system/{unit}"].content.decode()
+        assert "\nCPUWeight=20\nOOMScoreAdjust=500\n" in text and "\nMemoryMax=" in text, unit
 
 
 # The script
@@ -241,14 +251,49 @@ def test_a_release_that_waits_and_reverts_are_told(measured: Measured) -> None:
     (measured.folder / "etc/callready/current").symlink_to("releases/0123456789abcdef")
     measured.write("var/lib/callready/pending", "0123456789abcdef 1@x root since now\n")
     os.utime(measured.folder / "var/lib/callready/pending", (1_800_000_000, 1_800_000_000))
-    measured.write(
-        "var/lib/callready/history",
-        "now\ta\troot\tdeploy\trun\nnow\ta\troot\treverted from b\t-\nnow\tc\tme\treverted from d\t-\n",
-    )
+    history = [
+        ("2026-11-30T02:18:46Z", "a", "deploy"),
+        ("2026-11-30T02:18:47Z", "a", "reverted from b"),
+        ("2027-01-15T08:00:00Z", "c", "deploy"),
+        ("2027-01-15T08:00:01Z", "a", "reverted from c"),
+    ]
+    lines = (f"{at}\t{release}\troot\t{how}\trun\n" for at, release, how in history)
+    measured.write("var/lib/callready/history", "".join(lines))
     found = measured.run()
     assert found['callready_release_info{release="0123456789abcdef"}'] == "1"
     assert (found["callready_release_pending"], found["callready_reverts_total"]) == ("1", "2")
     assert found["callready_release_pending_since_seconds"] == "1800000000"
+    changes = {name: at for name, at in found.items() if "_change_" in name}
+    assert changes == {
+        f'callready_release_change_seconds{{release="{release}",how="{how}"}}': at
+        for release, how, at in (
+            ("a", "deploy", "1796005126"),
+            ("c", "deploy", "1800000000"),
+            ("a", "reverted", "1800000001"),
+        )
+    }
+
+
+def test_when_the_logs_of_each_host_came_is_told_on_the_monitor(measured: Measured) -> None:
+    measured.configure(MON1)
+    for host, hour, ended in (
+        (TURN1, "2026-01-31T12", 1_800_000_000),
+        (TURN1, "2026-01-31T13", 1_800_000_900),
+        (MON1, "2026-01-31T13", 1_800_000_800),
+        ("others", "2026-01-31T13", 1_800_000_700),
+    ):
+        path = f"var/log/callready/{host}/{hour}.jsonl"
+        measured.write(path, "")
+        os.utime(measured.folder / path, (ended, ended))
+    found = {name: value for name, value in measured.run().items() if "_logs_" in name}
+    assert found == {
+        f'callready_logs_last_seconds{{sender="{host}"}}': last
+        for host, last in ((SFU1, "0"), (TURN1, "1800000900"), (TURN2, "0"), (MON1, "1800000800"))
+    }
+    unit = f"/etc/systemd/system/{MEASURE}"
+    assert "\nSupplementaryGroups=adm\n" in content(unit, MON1)
+    assert "adm" not in content(unit, TURN1)
+    assert "sender" not in content("/etc/callready/measure.conf", MON1, ("*", "monitor.logs", None))
 
 
 @pytest.mark.tools

@@ -17,6 +17,7 @@ from tests.verify.history import Changes, Found, Row, Run
 Column = tuple[str, str]
 
 _WAYS = ("UDP", "TCP", "TLS", "TLS 443")
+_WATCHED = ("test_targets", "test_alerts", "test_test_calls", "test_password")
 _GAP, _CELL = 2, 9  # characters
 _HOSTS, _CAUSES = 20, 4  # so many are told in full
 _SCREEN, _END = 40, 6  # lines; those below what is not explained
@@ -59,6 +60,7 @@ class Screen:
         self._unexplained([row for row in run.failed if row.name in {*run.unexplained}])
         for note in run.notes:
             self._wrapped(note, "")
+        self._monitors(run.rows)
         if changed is not None:
             self._wrapped(f"Since {changed.since.astimezone():%Y-%m-%d %H:%M}: {changed}", "")
         self._write(run.verdict, green=run.is_good, red=not run.is_good, bold=True)
@@ -87,6 +89,13 @@ class Screen:
             placeholder=" …",
         ):
             self._line(line, **markup)
+
+    def _monitors(self, rows: Sequence[Row]) -> None:
+        """What each monitor sees, and where it shows that."""
+        for host in dict.fromkeys(row.host for row in rows if row.check == _WATCHED[0]):
+            said = {row.check: row.figure for row in rows if row.host == host}
+            figures = filter(None, map(said.get, _WATCHED))
+            self._wrapped(f"{host}: {', '.join(figures)}", "")
 
     def _paths(self, paths: Sequence[Tried]) -> None:
         columns: dict[Column, list[Tried]] = {}

@@ -1,10 +1,11 @@
 # shellcheck shell=dash
 # What no exporter knows of this host, as metrics for node_exporter (prometheus.io, "text-based
-# format"): allocations, the packet filter's counters, releases, the certificates that callers get.
+# format"): allocations, the packet filter's counters, releases, the certificates that callers get; on
+# the monitor, when each host's logs came last.
 #   measure        every 15 seconds; a service runs this
 #   measure once
-# Lines `pool NAME QUOTA FIRST LAST`, `certificate NAME ADDRESS:PORT` and, of certificates of the fleet's
-# authority, `fleet KIND`.
+# Lines `pool NAME QUOTA FIRST LAST`, `certificate NAME ADDRESS:PORT`, of certificates of the fleet's
+# authority `fleet KIND`, and of hosts whose logs come here `sender NAME`.
 CONFIG=$ROOT/measure.conf
 METRICS=$RUN/callready-measure/callready.prom
 certificates='' rounds=0
@@ -65,6 +66,27 @@ print_releases() {
     [ $pending = 0 ] ||
         printf '# TYPE callready_release_pending_since_seconds gauge\ncallready_release_pending_since_seconds %s\n' \
             "$(stat -c %Y "$STATE/pending")"
+    # The last changes; of one that came twice, the later.
+    tail -n 5 "$STATE/history" 2> /dev/null | TZ=UTC awk -F "$T" '
+        {
+            gsub(/[^0-9]/, " ", $1)
+            sub(/ .*/, "", $4)
+            last[$2 "\",how=\"" $4] = mktime($1)
+        }
+        END {
+            if (NR) print "# TYPE callready_release_change_seconds gauge"
+            for (each in last) printf "callready_release_change_seconds{release=\"%s\"} %.0f\n", each, last[each]
+        }'
+}
+
+# When the last line of each host came; 0: never.
+print_senders() {
+    find "$CALLREADY_ROOT/var/log/callready" -name '*.jsonl' -printf '%Ts %P\n' 2> /dev/null | awk '
+        NR == FNR { if ($1 == "sender") last[$2] = 0; next }
+        { sub("/.*", "", $2) }
+        $2 in last && last[$2] < $1 { last[$2] = $1 }
+        END { for (name in last) printf "callready_logs_last_seconds{sender=\"%s\"} %s\n", name, last[name] }' \
+        "$CONFIG" -
 }
 
 # print_certificates: until when callers, and hosts of the fleet, can go on with what they get; fails
@@ -96,12 +118,15 @@ measure() {
     if [ $rounds = 0 ]; then
         rounds=20
         certificates=$(print_certificates) || rounds=4
+        # A host that has nothing to say is heard on the monitor all the same.
+        printf 'measured, and certificates too\n'
     fi
     rounds=$((rounds - 1))
     {
         print_pools
         print_filter
         print_releases
+        ! grep -q ^sender "$CONFIG" || print_senders
         printf '%s\n' "$certificates"
         printf '# TYPE callready_measured_seconds gauge\ncallready_measured_seconds %s\n' "$(date +%s)"
     } > "$METRICS.new" && mv "$METRICS.new" "$METRICS"
