@@ -10,10 +10,10 @@ export RECIPIENTS
 # Every shell script, by its name or by its first line.
 SCRIPTS = $(shell .venv/bin/shfmt -f $$(git ls-files))
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
-CALLER = $(if $(filter lab lab-watching,$(ENV)),$(PYTHON) -m lab client --,)
+CALLER = $(if $(filter lab lab-watching lab-recording,$(ENV)),$(PYTHON) -m lab client --,)
 
-LAB_PACKAGES := aapt android-framework-res apt-cacher-ng conntrack faketime iproute2 mmdebstrap nftables openssh-client \
-	openssl prometheus sqlite3 strace systemd-container testssl.sh
+LAB_PACKAGES := aapt android-framework-res apt-cacher-ng conntrack docker-registry faketime iproute2 mmdebstrap nftables \
+	openssh-client openssl prometheus sqlite3 strace systemd-container testssl.sh
 ifeq ($(shell command -v go),)
 LAB_PACKAGES += golang-go
 endif
@@ -23,11 +23,12 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo demo-watching test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make demo-watching       the same with a fifth host that watches them"
+	@echo "make demo-recording      the same with hosts that record calls"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
 	@echo "make test-long           every alert by its fault in the lab; docs/watching.md; ends with lab-down"
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
@@ -65,10 +66,9 @@ lab-install: install .venv/lab-installed
 
 .venv/lab-installed: Makefile
 	@echo "--> packages of the lab: $(LAB_PACKAGES)"
-	@# The lab starts its own package cache; the machine need not run one.
-	@[ -e /lib/systemd/system/apt-cacher-ng.service ] || ln -sf /dev/null /etc/systemd/system/apt-cacher-ng.service
-	@# Prometheus is here for promtool.
-	@[ -e /lib/systemd/system/prometheus.service ] || ln -sf /dev/null /etc/systemd/system/prometheus.service
+	@# The lab starts its own package cache and registry, and Prometheus is here for promtool: the machine runs none.
+	@for unit in apt-cacher-ng docker-registry prometheus; do \
+		[ -e /lib/systemd/system/$$unit.service ] || ln -sf /dev/null /etc/systemd/system/$$unit.service; done
 	@dpkg-query -W $(LAB_PACKAGES) > /dev/null 2>&1 || { apt-get -qq update && \
 		DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install $(LAB_PACKAGES) \
 		2>&1 < /dev/null | sed -n -u 's/^Setting up /    /p'; dpkg-query -W $(LAB_PACKAGES) > /dev/null; }
@@ -104,6 +104,14 @@ demo-watching: lab-install
 	$(PYTHON) -m callready.secrets inventories/lab-watching
 	PYINFRA_YES=1 $(PYINFRA) inventories/lab-watching deploy.py
 	@$(MAKE) --no-print-directory verify ENV=lab-watching
+
+# The same with a Redis and a host that records.
+demo-recording: lab-install
+	$(PYTHON) -m lab up sfu1 turn1 turn2 app1 redis1 egress1
+	$(PYTHON) -m lab recorder
+	$(PYTHON) -m callready.secrets inventories/lab-recording
+	PYINFRA_YES=1 $(PYINFRA) inventories/lab-recording deploy.py
+	@$(MAKE) --no-print-directory verify ENV=lab-recording
 
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)

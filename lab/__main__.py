@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lab import archive, ca, hosts, plan, wheels
+from lab import archive, ca, hosts, plan, recorder, wheels
 from lab.lab import Lab
 from lab.run import LabError, locked, say
 
@@ -63,6 +63,8 @@ def _run(options: argparse.Namespace) -> int:
         case "wheels":
             with locked():
                 say(f"published {wheels.publish()}")
+        case "recorder":
+            say(f"published {recorder.NAME}@{recorder.publish()}")
         case "cert":
             print(_issue(options))
     return 0
@@ -148,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add("archive", "build and publish the LiveKit archive").add_argument(
         "--version", default=archive.VERSION
     )
+    add("recorder", "build the stand-in for egress, and start the registry that has it")
     add("wheels", "download the packages of the synthetic caller")
     cert = add("cert", "sign a certificate with the lab's authority")
     cert.add_argument("name")

@@ -19,6 +19,9 @@ KNOWN_HOSTS = plan.STATE / "known_hosts"
 NSPAWN = Path("/run/systemd/nspawn")
 SSH_CONFIG = plan.STATE / "ssh_config"
 
+# podman, which runs recordings, needs two more kinds of system calls than nspawn allows, and its
+# images cannot be overlays on the host's own overlay.
+#
 # A `reboot` inside ends nspawn with status 133; starting it again gives the host a new network
 # namespace, so nothing of its firewall outlives the reboot. Anything else leaves the host off.
 POWERED = """
@@ -26,7 +29,8 @@ while :; do
   status=0
   SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 systemd-nspawn --quiet --settings=no --register=no \
     --keep-unit --machine="$1" --directory="$2" --network-bridge="$3" --link-journal=no \
-    --resolv-conf=off --timezone=off --console=read-only --boot || status=$?
+    --resolv-conf=off --timezone=off --console=read-only \
+    --system-call-filter="@keyring bpf" --bind="$4:/var/lib/containers" --boot || status=$?
   [ $status = 133 ] || exit $status
 done
 """
@@ -91,7 +95,10 @@ def power_on(host: plan.Host) -> None:
         _mount(base, Path((base / "image").read_text()))  # the machine itself was rebooted
     _remove_nspawn_remains(host)
     network.remove_port(host)
-    group(host).start("sh", "-c", POWERED, "lab-host", host.name, base / "root", plan.BRIDGE)
+    containers = base / "containers"
+    containers.mkdir(exist_ok=True)
+    arguments = (host.name, base / "root", plan.BRIDGE, containers)
+    group(host).start("sh", "-c", POWERED, "lab-host", *arguments)
 
 
 def power_cut(host: plan.Host) -> None:

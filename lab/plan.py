@@ -70,6 +70,8 @@ HOSTS = {
         Host("turn2", 22, "trixie"),
         Host(APP_HOST, 31, "trixie"),
         Host("mon1", 41, "bookworm"),
+        Host("redis1", 51, "bookworm"),
+        Host("egress1", 61, "trixie"),
         *(Host(name, 101 + i, SUITES[i % 2]) for i, name in enumerate(BENCH_HOSTS)),
     )
 }

@@ -14,6 +14,7 @@ MODULES = {
     "pebble": "github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1",
     "pebble-challtestsrv": "github.com/letsencrypt/pebble/v2/cmd/pebble-challtestsrv@v2.10.1",
     "age-keygen": "filippo.io/age/cmd/age-keygen@v1.3.1",
+    "gofakes3": "github.com/johannesboyne/gofakes3/cmd/gofakes3@v1.2.0",
 }
 
 
