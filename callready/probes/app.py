@@ -60,6 +60,7 @@ def get(
     body: Mapping[str, Any] | None = None,
     at: tuple[str, int] | None = None,
     verify: bool = True,
+    timeout: float = TIMEOUT,
 ) -> tuple[httpx.Response, float]:
     """GET without a proxy and without following redirects; the response and its time (s).
 
@@ -70,9 +71,10 @@ def get(
         body: POSTed as JSON instead.
         at: address and port to connect to, wherever the URL's name leads.
         verify: False takes any certificate.
+        timeout: seconds until it must have answered.
 
     Raises:
-        ProbeError: no answer in 5 s, or a certificate that callers refuse.
+        ProbeError: no answer in time, or a certificate that callers refuse.
     """
     target = httpx.URL(url)
     headers = {"Host": target.netloc.decode(), **(headers or {})}
@@ -80,7 +82,7 @@ def get(
     extensions = {"sni_hostname": target.host}
     context = shared_context("http", ca_file, verify)
     try:
-        with httpx.Client(verify=context, trust_env=False, timeout=TIMEOUT) as client:
+        with httpx.Client(verify=context, trust_env=False, timeout=timeout) as client:
             start = time.perf_counter()
             if body:
                 response = client.post(place, headers=headers, json=body, extensions=extensions)

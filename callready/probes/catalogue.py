@@ -20,9 +20,11 @@ from callready.probes.probe import (
     LiveKit,
     Measured,
     Probe,
+    Recording,
     Stun,
     Turn,
 )
+from callready.probes.storage import Storage
 from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
@@ -66,6 +68,11 @@ def probes(
         host, port = place(check.url)
         common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
         found.append(Health(url=check.url, status=check.status, fields=check.fields, **common))
+    if settings.records and (livekit := settings.livekit):
+        host, port = place(livekit.url)
+        common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
+        storage = Storage.of(settings.records.storage)
+        found.append(Recording(url=livekit.url, keys=livekit.keys, storage=storage, **common))
     return found
 
 

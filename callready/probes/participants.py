@@ -57,8 +57,11 @@ class _Retries(logging.Handler):
 class Caller:
     """One participant: talks all the time, and notes when it hears and reads the other."""
 
+    tone = TONE  # what it says, again and again
+
     def __init__(self, name: str) -> None:
         self.name = name
+        self.voice = ""  # the track's id, once there is one
         self.room = rtc.Room()
         self.connected_at = 0.0
         self.connect_seconds = 0.0
@@ -115,14 +118,15 @@ class Caller:
         """Publish an audio track and keep it sounding; send data until the other has some."""
         source = rtc.AudioSource(RATE, 1)
         track = rtc.LocalAudioTrack.create_audio_track("voice", source)
-        await self.room.local_participant.publish_track(track)
+        publication = await self.room.local_participant.publish_track(track)
+        self.voice = publication.sid
         self.tasks.append(asyncio.create_task(self._sound(source)))
         self.tasks.append(asyncio.create_task(self._write()))
 
     async def _sound(self, source: rtc.AudioSource) -> None:
         while True:
-            for start in range(0, len(TONE), FRAME):
-                samples = TONE[start : start + FRAME].tobytes()
+            for start in range(0, len(self.tone), FRAME):
+                samples = self.tone[start : start + FRAME].tobytes()
                 await source.capture_frame(rtc.AudioFrame(samples, RATE, 1, FRAME))
 
     async def _write(self) -> None:

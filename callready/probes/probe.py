@@ -9,13 +9,16 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from callready.probes import Finding, ProbeError, endpoint, reason
+from callready.probes.storage import Storage
 from callready.secrets.masking import HIDDEN
 from callready.settings.android import address
 from callready.settings.pools import Transport
@@ -503,6 +506,63 @@ def _joined(findings: list[Finding]) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recording(Probe):
+    """The host records a short call, its sound only, and that is in the file. Where no call can be
+    made from here, or the file cannot be looked at, this is a warning.
+
+    Args:
+        url: of LiveKit. keys: its keys; the first one is used.
+        storage: where recordings go.
+        shell: path of the Unix socket that runs scripts on hosts (callready/rollout/shell.py).
+        others: hosts that it leads to too, and that may take a recording instead.
+    """
+
+    kind, module, words = "recording", "recording", "recording on {node}"
+    url: str
+    keys: Mapping[str, SecretStr]
+    storage: Storage
+    shell: str = ""
+    others: tuple[str, ...] = ()
+
+    def ask(self) -> Finding | None:
+        from callready.probes import recording
+
+        key, secret = next(iter(self.keys.items()))
+        api = recording.Api(self.url, key, secret, self.ca, verify=self.verify)
+        host, *others = (
+            recording.Host(name, partial(self._run, name)) for name in (self.node, *self.others)
+        )
+        with ExitStack() as stack:
+            try:
+                call = recording.talking(self.url, key, secret, self.ca, None, self.verify)
+                room = stack.enter_context(call)
+            except ProbeError as error:
+                suffers = f"nothing was recorded: {error.finding.suffers}"
+                return replace(error.finding, suffers=suffers, warning=True)
+            try:
+                what: recording.Kind = "audio_room_composite"
+                limit = recording.SHORT
+                proof = recording.prove(api, room, what, 3, host, self.storage, others, limit)
+            except recording.Elsewhere as error:
+                return replace(error.finding, warning=True)
+        if proof.found:
+            return None
+        look_at = "make verify, from where the storage is reached"
+        return Finding("nobody has looked at what is recorded", look_at, proof.why, warning=True)
+
+    def _run(self, name: str, script: str) -> str:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.connect(self.shell)
+            asked.sendall(f"{name}\n{script}".encode())
+            asked.shutdown(socket.SHUT_WR)
+            with asked.makefile() as answer:
+                status, _, text = answer.read().partition("\n")
+        if status != "0":
+            raise ProbeError(f"{name} cannot be looked at", "SSH and sudo there", text.strip())
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Https(Probe):
     """The edge answers for a name, whether what is behind it is there yet or not."""
 
@@ -554,7 +614,7 @@ class Health(Probe):
 
 KINDS: dict[str, type[Probe]] = {
     kind.kind: kind
-    for kind in (Stun, UdpPath, Turn, LiveKit, Join, Call, Https, Certificate, Health)
+    for kind in (Stun, UdpPath, Turn, LiveKit, Join, Call, Recording, Https, Certificate, Health)
 }
 
 
@@ -599,11 +659,12 @@ def hidden(finding: Finding, probes: Iterable[Probe]) -> Finding:
     return Finding(suffers, look_at, evidence, finding.warning)
 
 
-def _secrets(probe: Probe) -> Iterable[str]:
-    for value in vars(probe).values():
-        for each in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(each, SecretStr):
-                yield each.get_secret_value()
+def _secrets(value: object) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, dict) or is_dataclass(value):
+        for each in (value if isinstance(value, dict) else vars(value)).values():
+            yield from _secrets(each)
 
 
 def as_json(probe: Probe) -> dict[str, Any]:
@@ -612,11 +673,13 @@ def as_json(probe: Probe) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, SecretStr):
             return value.get_secret_value()
+        if is_dataclass(value):
+            return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return value
 
-    return {"kind": probe.kind, **{f.name: plain(getattr(probe, f.name)) for f in fields(probe)}}
+    return {"kind": probe.kind, **plain(probe)}
 
 
 def from_json(data: Mapping[str, Any]) -> Probe:

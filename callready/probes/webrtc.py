@@ -186,7 +186,7 @@ _CALLS = 25  # of one process: each leaves threads and 1 MB behind in it (measur
 def _participants(request: Request) -> Call | Finding:
     limit = 5 * CONNECT_TIMEOUT + request.duration
     idle = _idle[request.ca_file]
-    process, made = idle.pop() if idle else (_started(request.ca_file), 0)
+    process, made = idle.pop() if idle else (started("participants", request.ca_file), 0)
     assert process.stdin and process.stdout
     killer = threading.Timer(limit, process.kill)
     killer.start()
@@ -214,9 +214,10 @@ def _participants(request: Request) -> Call | Finding:
     return result
 
 
-def _started(ca_file: str | None) -> subprocess.Popen[bytes]:
+def started(module: str, ca_file: str | None) -> subprocess.Popen[bytes]:
+    """The process of a module of ours that makes calls, which trusts these authorities."""
     return subprocess.Popen(
-        [sys.executable, "-m", "callready.probes.participants"],
+        [sys.executable, "-m", f"callready.probes.{module}"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,  # the SDK writes whole tokens to its log: it goes nowhere

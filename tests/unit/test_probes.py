@@ -264,7 +264,7 @@ def test_a_process_makes_calls_until_one_fails(monkeypatch: pytest.MonkeyPatch) 
     script = f"GOOD = {good!r}\n{PARTICIPANTS}"
     command, pipe = [sys.executable, "-c", script], subprocess.PIPE
     monkeypatch.setattr(
-        webrtc, "_started", lambda _: subprocess.Popen(command, stdin=pipe, stdout=pipe)
+        webrtc, "started", lambda *_: subprocess.Popen(command, stdin=pipe, stdout=pipe)
     )
     monkeypatch.setattr(webrtc, "_idle", defaultdict(list))
 
