@@ -55,7 +55,7 @@ WORDS = {
     },
     "key": {
         1: "LiveKit knows the new key beside the old one",
-        2: "the new key is the one of the store; the monitor has it: give it to others that use it",
+        2: "the new key is the store's; monitor and egress have it: give it to others that use it",
         3: "the old key is gone",
     },
     "pool": {

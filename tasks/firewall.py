@@ -1,12 +1,15 @@
 """The packet filter: callready's own nftables table, made from the port plan."""
 
 from importlib.resources import files
+from typing import Any
 
 from callready.release.declaration import ROOT
 from callready.release.node import Node
+from callready.settings.egress import SUBORDINATES
 from callready.settings.fleet import Fleet
 from callready.settings.pools import ways
 from callready.settings.ports import Use
+from tasks.egress import MARK, addresses, not_public, reached
 
 UNIT = "callready-firewall.service"
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
@@ -34,12 +37,28 @@ def firewall(node: Node) -> None:
         listening=[use for use in listening if use not in redirected],
         relays=relays,
         media=[use for use in public if use.relay or use.setting == "livekit.rtc.tcp_port"],
+        recording=recording(node),
         untracked=[use for use in public if use.proto == "udp" and (use.relay or use in relays)],
     )
     loader = files("callready.release").joinpath("host/load-firewall.sh").read_bytes()
     node.release.file(LOADER, content=loader, mode=0o755)
     node.release.file(UNIT_FILE, UNIT + ".j2", loader=LOADER)
     node.release.enable(UNIT, UNIT_FILE, target="sysinit.target")
+
+
+def recording(node: Node) -> dict[str, Any] | None:
+    """What the template has to know of a host that records."""
+    if not (egress := node.settings.records):
+        return None
+    first, count = SUBORDINATES
+    return {
+        "users": f"{first}-{first + count - 1}",
+        "reached": list(reached(node)),
+        "networks": addresses(node, egress.allowed_networks),
+        "not_public": not_public(node),
+        "web": egress.web,
+        "mark": MARK,
+    }
 
 
 def matches(fleet: Fleet, use: Use) -> list[str]:

@@ -59,7 +59,8 @@ def livekit(node: Node) -> None:
         credentials=credentials,
         binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
-        restart_means="every running call reconnects once, a gap of seconds",
+        restart_means="every running call reconnects once, a gap of seconds"
+        + "; what is recorded then has the gap, or ends" * bool(node.fleet.group("egress")),
         # With Redis a node takes no new rooms after SIGTERM: others have to.
         drain="TERM" if node.fleet.cluster(node.name) else "",
     )

@@ -42,9 +42,10 @@ def monitor(node: Node) -> None:
         own=f"127.0.0.1:{PROMETHEUS_PORT}",
         caller=f"127.0.0.1:{CALLER_PORT}",
     )
-    release.file(files["alerts.yml"], "alerts.yml.j2", livekit_names=signalling_names(fleet))
+    names, groups = signalling_names(fleet), fleet.groups
+    release.file(files["alerts.yml"], "alerts.yml.j2", livekit_names=names, groups=groups)
     # Read anew for whoever looks at it.
-    release.file(f"{FOLDER}/consoles/index.html", "console.html.j2")
+    release.file(f"{FOLDER}/consoles/index.html", "console.html.j2", groups=groups)
     web, password = f"{FOLDER}/web.yml", f"{FOLDER}/password"
     hidden = settings.password.get_secret_value().encode()
     release.file(web, "web.yml.j2", mode=0o600, user=settings.user, hash=_hash(settings.password))

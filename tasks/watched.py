@@ -128,6 +128,8 @@ def modules(host: HostSettings) -> dict[str, Module]:
         bound = host.livekit_addresses
         address = "127.0.0.1" if not bound or "127.0.0.1" in bound else bound[0]
         found["livekit"] = Module(metrics.port, address, word)
+    if egress := host.records:
+        found["egress"] = Module(egress.prometheus_port)
     if host.watches:
         found["caller"] = Module(CALLER_PORT)
     return found

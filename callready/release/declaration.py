@@ -132,6 +132,17 @@ class Archive:
         return f"/opt/livekit/{self.version}/livekit-server"
 
 
+@dataclass(frozen=True)
+class Image:
+    """A container's image to have pulled: NAME@DIGEST, of which version, the number of its user,
+    and the authority (PEM) that its registry's HTTPS is signed by, if not a public one."""
+
+    reference: str
+    version: str
+    user: int
+    authority: bytes = b""
+
+
 @dataclass
 class Release:
     """The declared state of one host. Roles fill it in; the order of declarations does not
@@ -140,7 +151,7 @@ class Release:
     files: dict[str, File] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     masks: list[str] = field(default_factory=list)
-    new_masks: list[str] = field(default_factory=list)
+    new_masks: dict[str, str] = field(default_factory=dict)  # unit to package
     packages: dict[str, str] = field(default_factory=dict)
     users: list[str] = field(default_factory=list)
     services: dict[str, Service] = field(default_factory=dict)
@@ -154,8 +165,11 @@ class Release:
     promises: list[Promise] = field(default_factory=list)
     archive: Archive | None = None
     programs: Programs | None = None
+    image: Image | None = None
+    subordinates: list[str] = field(default_factory=list)  # lines of subuid(5)
     confirm_timeout: int = 60  # seconds
     drain: int = 0  # seconds
+    egress_drain: int = 0  # seconds
 
     def file(
         self,
@@ -186,10 +200,10 @@ class Release:
         """A unit that must never start by itself, masked before any package is installed."""
         self.masks.append(unit)
 
-    def mask_new(self, unit: str) -> None:
-        """A unit that its package, of the same name, must not start when callready installs it; on
-        a host that has the package it is the operator's."""
-        self.new_masks.append(unit)
+    def mask_new(self, unit: str, package: str = "") -> None:
+        """A unit that its package (of the same name, or what that comes with) must not start when
+        callready installs it; on a host that has the package it is the operator's."""
+        self.new_masks[unit] = package or unit.rpartition(".")[0]
 
     def sysctl(self, key: str, value: str | int) -> None:
         """A kernel setting; where a host cannot set it, the plan says so."""
@@ -200,6 +214,14 @@ class Release:
         self.archive = Archive(base_url, version, sha256)
         return self.archive.binary
 
+    def install_image(self, reference: str, version: str, user: int, authority: bytes) -> None:
+        """A container's image, as `Image` has it."""
+        self.image = Image(reference, version, user, authority)
+
+    def reserve_ids(self, name: str, first: int, count: int) -> None:
+        """User and group numbers of the host for what runs in a container (subuid(5))."""
+        self.subordinates = [f"{name}:{first}:{count}"]
+
     def service(
         self,
         unit: str,
@@ -209,31 +231,34 @@ class Release:
         binary: str = "",
         listens: Iterable[str] = (),
         reloads: bool = False,
+        in_container: bool = False,
         restart_means: str = "",
         drain: str | None = "",
     ) -> None:
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
 
-        The process carries a fingerprint of all that in its environment, or notes it in
-        /run/callready where it reloads, so "needs a restart" is a fact of the process, whichever
-        run changed its files; the copies of its credentials tell whether somebody edited one and
-        restarted it.
+        The process carries a fingerprint of all that in its environment, or, where it reloads or is
+        a container's and has another environment, notes it in /run/callready. So "needs a restart"
+        is a fact of the process, whichever run changed its files; the copies of its credentials
+        tell whether somebody edited one and restarted it.
         """
         given = sorted(self.files[path].sha256 for path in credentials)
         inputs = list(inputs)
         parts = [self.files[path].sha256 for path in inputs] + given + [binary]
         read = b"".join(self.files[path].content for path in inputs)
-        fingerprint = hashlib.sha256(read if reloads else "".join(parts).encode()).hexdigest()[:16]
+        is_noted = reloads or in_container
+        fingerprint = hashlib.sha256(read if is_noted else "".join(parts).encode()).hexdigest()[:16]
         self.file(
             f"/etc/systemd/system/{unit}.d/callready.conf",
             "drop-in.conf.j2",
             fingerprint=fingerprint,
             unit=unit,
             reloads=reloads,
+            is_noted=is_noted,
             inputs=" ".join(inputs),
         )
-        if reloads:
+        if is_noted:
             note = HOST.joinpath("note-inputs.sh").read_bytes()
             self.file("/usr/local/lib/callready/note-inputs", content=note, mode=0o755)
         self.services[unit] = Service(
@@ -354,6 +379,7 @@ class Release:
                 f"{path}:{','.join(e.values)}" for path, e in self.environments.items()
             ],
             "PLACES": [*self.files, *self.links, *self.databases, *self.environments],
+            "IMAGES": [self.image.reference] if self.image else [],
             "BINARIES": [
                 *([self.archive.binary] if self.archive else []),
                 *([self.programs.python] if self.programs else []),

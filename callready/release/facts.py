@@ -14,6 +14,7 @@ from statistics import mean
 from callready.release.manifest import Manifest
 
 HOST = files("callready.release").joinpath("host")
+OF_RECORDINGS = ("egress.sh", "release.sh", "survey.sh")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Facts:
     whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
     older callready); `elsewhere`, what kernel settings are without callready, and the file that
     says so (`-` for none); `outdated`, units that have a certificate of the fleet from before;
-    `obstacles`, what stands where it puts files: kind and words."""
+    `obstacles`, what stands where it puts files: kind and words; `subordinates`, the lines of
+    subuid(5) and subgid(5), by file; `cores` of the processor (0 where nothing asks); `recordings`,
+    how many run, and `held`, while egress starts none: the bytes that are free, and the least."""
 
     os: str = ""
     os_version: str = ""
@@ -129,6 +132,11 @@ class Facts:
     environments: dict[str, EnvironmentFact] = field(default_factory=dict)
     obstacles: dict[str, tuple[str, str]] = field(default_factory=dict)
     binaries: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
+    subordinates: dict[str, set[str]] = field(default_factory=dict)
+    cores: int = 0
+    recordings: int = 0
+    held: tuple[int, int] | None = None
 
     @property
     def current(self) -> str:
@@ -141,8 +149,9 @@ class SurveyError(Exception):
 
 
 def host_script(name: str) -> bytes:
-    """A script of `host/` as it is sent or installed: whole, after what all of them share."""
-    return b"".join(HOST.joinpath(part).read_bytes() for part in ("common.sh", name))
+    """A script of `host/` as it is sent or installed: whole, after what it shares with others."""
+    shared = ("common.sh", "recordings.sh") if name in OF_RECORDINGS else ("common.sh",)
+    return b"".join(HOST.joinpath(part).read_bytes() for part in (*shared, name))
 
 
 def script(variables: Mapping[str, Iterable[str]]) -> str:
@@ -197,6 +206,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         )
         for unit, load, active, enabled, pid, needs_reload, fingerprint, binary, given in of["unit"]
     }
+    subordinates: dict[str, set[str]] = defaultdict(set)
+    for file, line in of["subordinate"]:
+        subordinates[file].add(line)
     firewalld = units.get("firewalld.service")
     listeners = [
         Listener(proto, address, int(port), process, unit)
@@ -250,6 +262,11 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         },
         obstacles={path: (kind, words) for path, kind, words in of["obstacle"]},
         binaries=words("binary"),
+        images=words("image"),
+        subordinates=subordinates,
+        cores=int(word("cores") or 0),
+        recordings=int(word("recordings") or 0),
+        held=(int(word("held")), int(word("held", 1))) if of["held"] else None,
     )
 
 

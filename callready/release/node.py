@@ -22,14 +22,15 @@ from callready.settings.ports import Use, port_plan
 @dataclass
 class Node:
     """A host: its inventory name, the fleet it belongs to, the release that the roles declare, and
-    what the survey has to tell for that: sshd's real ports (none: it has not yet), and kernel
-    settings of somebody else."""
+    what the survey has to tell for that: sshd's real ports (none: it has not yet), kernel
+    settings of somebody else, and the processor's cores (0: it has not yet)."""
 
     name: str
     fleet: Fleet
     release: Release = field(default_factory=Release)
     ssh_ports: tuple[int, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
+    cores: int = 0
     survey_roles: tuple[Callable[[Node], None], ...] = ()
     """The roles that declare anew with what the survey has told."""
 
@@ -51,8 +52,10 @@ class Node:
         return Identity(self.name, tuple(filter(None, addresses)), ("server", "client"))
 
     def learn(self, facts: Facts) -> None:
-        """Take over what the survey found sshd to listen on, and what others have set."""
+        """Take over what the survey found sshd to listen on, and what others have set, and how
+        much the host can do."""
         self.ssh_ports = tuple(sorted(facts.ssh_ports))
+        self.cores = facts.cores
         self.sysctls = {key: value for key, (value, _) in facts.elsewhere.items()}
         for role in self.survey_roles:
             role(self)

@@ -18,6 +18,7 @@ from callready.release.declaration import ROOT, Release, Row, Service
 from callready.release.facts import Facts, FileFact, UnitFact
 from callready.release.manifest import FORMAT, Manifest, UnitLine
 from callready.release.programs import PACKAGES
+from callready.settings.ports import EGRESS
 
 NONE = "none"  # the release that a host has before its first one
 # By which the history tells what was deployed together.
@@ -190,6 +191,8 @@ def _unit_returns(
         made.add("!", "unit", f"{unit}: restart, the earlier release has it otherwise")
     if service:
         _interrupt(made, release, facts, service)
+    elif unit == EGRESS:
+        _end_recordings(made, release, facts)
 
 
 def _programs(made: Plan, release: Release, facts: Facts) -> None:
@@ -201,7 +204,7 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
     if missing:
         wanted = (f"{n}={v}" if v else n for n, v in missing.items())
         made.install.append(step("check_candidates", *wanted))
-    new = [unit for unit in release.new_masks if unit.removesuffix(".service") in missing]
+    new = [unit for unit, package in release.new_masks.items() if package in missing]
     for unit in [*release.masks, *new]:
         is_masked = unit in facts.units and facts.units[unit].load == "masked"
         if not is_masked:
@@ -224,6 +227,7 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
         made.install.append(
             step("install_livekit", archive.base_url, archive.version, name, sha256)
         )
+    _image(made, release, facts)
     programs = release.programs
     if programs and programs.python not in facts.binaries:
         made.add("+", "binary", programs.python)
@@ -233,6 +237,34 @@ def _programs(made: Plan, release: Release, facts: Facts) -> None:
             arguments += [wheel.name, SecretBytes(wheel.read_bytes())]
         name = programs.python.split("/")[3]
         made.install.append(step("install_programs", name, programs.index, *arguments))
+
+
+def _image(made: Plan, release: Release, facts: Facts) -> None:
+    why = (
+        "the packet filter takes that user's containers for recordings: usermod(8) gives it others"
+    )
+    for line in release.subordinates:
+        if any(line not in facts.subordinates.get(file, ()) for file in ("subuid", "subgid")):
+            made.add("+", "range", f"{line} (subuid, subgid)")
+            made.install.append(step("reserve_ids", line))
+        made.notes += [f"{other} overlaps {line}: {why}" for other in _overlapping(line, facts)]
+    image = release.image
+    if image and image.reference not in facts.images:
+        made.add("+", "image", f"{image.reference} ({image.version})")
+        authority = [SecretBytes(image.authority)] if image.authority else []
+        made.install.append(step("install_image", image.reference, str(image.user), *authority))
+
+
+def _overlapping(line: str, facts: Facts) -> list[str]:
+    """The lines of subuid(5) and subgid(5) of others whose numbers are also in this one's."""
+    first, count = map(int, line.split(":")[1:])
+    found = list[str]()
+    for other in sorted(set[str]().union(*facts.subordinates.values()) - {line}):
+        _, start, size = f"{other}::".split(":")[:3]
+        is_range = start.isdigit() and size.isdigit()
+        if is_range and int(start) < first + count and first < int(start) + int(size):
+            found.append(other)
+    return found
 
 
 def _rows(made: Plan, release: Release, facts: Facts) -> None:
@@ -314,10 +346,13 @@ def _files(made: Plan, release: Release, facts: Facts) -> None:
         return
     made.release = release.id
     made.prepare.append(step("stage", release.id))
+    if EGRESS in units_gone:
+        _end_recordings(made, release, facts)
     made.switch.append(step("arm", str(release.confirm_timeout)))
     # Before the manifest that names them is replaced: a run cut short is taken up again.
     if units_gone:
-        made.switch.append(step("stop", *units_gone))
+        # The last that was started goes first: what it ends with may need the others.
+        made.switch.append(step("stop", *reversed(units_gone)))
     if RULES in gone:
         made.add("-", "firewall", "table inet callready")
         made.switch.append(step("unload_firewall"))
@@ -387,7 +422,16 @@ def _firewall(made: Plan, release: Release, facts: Facts) -> None:
 
 def _units(made: Plan, release: Release, facts: Facts) -> None:
     for unit, service in release.services.items():
-        needs = _needs(service, facts.units.get(unit))
+        found = facts.units.get(unit)
+        if unit == EGRESS and facts.held and not (found and found.is_running):
+            free, least = facts.held
+            made.notes.append(
+                f"{unit} takes no recordings until there is room, then starts by itself: "
+                f"{_gigabytes(free)} are free in /var/lib/egress, fewer than {_gigabytes(least)} "
+                "(egress.min_free)"
+            )
+            continue
+        needs = _needs(service, found)
         if not needs and unit in facts.outdated:
             needs = "!", "restart, its certificate of the fleet was replaced", "restart"
         if needs:
@@ -428,7 +472,9 @@ def _serves_another(release: Release, facts: Facts, unit: str) -> bool:
 
 
 def _interrupt(made: Plan, release: Release, facts: Facts, service: Service) -> None:
-    """Say what it does to calls, and wait for them if that is wanted."""
+    """Say what it does to calls and recordings, and wait for them if that is wanted."""
+    if service.unit == EGRESS:
+        _end_recordings(made, release, facts)
     if not service.restart_means:
         return
     if service.drain is None:
@@ -444,6 +490,17 @@ def _interrupt(made: Plan, release: Release, facts: Facts, service: Service) -> 
         made.prepare.append(
             step("drain", service.unit, service.drain or "-", str(release.drain), *service.listens)
         )
+
+
+def _end_recordings(made: Plan, release: Release, facts: Facts) -> None:
+    """Say what becomes of the recordings of this host, and wait for them if that is wanted."""
+    count, seconds = facts.recordings, release.egress_drain
+    runs = f"{count or 'no'} {'recording runs' if count == 1 else 'recordings run'} now"
+    wait = f"egress takes no new ones, up to {seconds} s are waited for those that run, and "
+    then = f"what runs {'then' if seconds else 'when egress stops'} is ended, with complete files"
+    made.notes.append(f"{runs}: {wait * bool(seconds)}{then}")
+    if seconds:
+        made.prepare.append(step("drain_egress", str(seconds)))
 
 
 def _acme(made: Plan, release: Release, facts: Facts) -> None:
@@ -511,6 +568,10 @@ def media_ports(facts: Facts, service: Service) -> int:
     or more for each participant of LiveKit."""
     ports = {i.port for i in facts.listeners if i.unit == service.unit and i.proto == "udp"}
     return len(ports - {int(port[4:]) for port in service.listens if port.startswith("udp/")})
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def content_name(content: bytes) -> str:

@@ -64,6 +64,7 @@ def of(node: Node, facts: Facts) -> Iterator[str]:
     yield from in_the_way(node.release, facts)
     yield from _versions(node, facts)
     yield from _taken_ports(node, facts)
+    yield from _recording(node.settings, facts)
     yield from _app(node, facts)
     yield from _challenges(node, facts)
     for key, message in overlaps(node.ports):
@@ -216,6 +217,17 @@ def _conflict(node: Node, item: Listener) -> str | None:
 
 def _unit_file(unit: str) -> str:
     return "/etc/systemd/system/" + re.sub("@.*[.]", "@.", unit)
+
+
+def _recording(host: HostSettings, facts: Facts) -> Iterator[str]:
+    """What would start and take no recording, or not start."""
+    if not (egress := host.records) or not facts.cores or egress.fitting(facts.cores):
+        return
+    kind, cost = min(egress.costs(facts.cores).items(), key=lambda item: item[1])
+    yield (
+        f"it has {facts.cores} cores, and the cheapest recording, {kind}, takes {cost:g} "
+        "(egress.cpu_cost): lower that, or record on a larger host"
+    )
 
 
 def _app(node: Node, facts: Facts) -> Iterator[str]:

@@ -23,7 +23,7 @@ PREFIX = "secret:"
 NEXT, PREVIOUS = ".next", ".previous"
 GENERATION = ".generation"
 # The settings that name one of LiveKit's keys.
-NAMING_KEYS = ("livekit.webhook.api_key", "monitor.livekit_key")
+NAMING_KEYS = ("livekit.webhook.api_key", "monitor.livekit_key", "egress.livekit_key")
 
 
 class Store:

@@ -252,6 +252,30 @@ def _redis(fleet: Fleet) -> Findings:
         yield list(both), Problem("fleet_ca", why)
 
 
+def _egress(fleet: Fleet) -> Findings:
+    """Recorders and SFUs meet in one Redis."""
+    recording = fleet.group("egress")
+    having = [name for name, host in fleet.hosts.items() if host.egress]
+    if having and not recording:
+        why = "is set, and no host is in group egress: put one into it, or take egress out"
+        yield having, Problem("egress", why)
+    without = [
+        *(name for name in recording if not fleet.redis_for(name, "egress")),
+        *(name for name in fleet.group("livekit") if not fleet.redis_for(name, "livekit")),
+    ]
+    for name in recording:
+        redis = fleet.redis_for(name, "egress")
+        if redis and redis.address.startswith("/"):
+            why = f"{redis.address} is a socket, which egress' container has not: use HOST:PORT"
+            yield [name], Problem("livekit.redis.address", why)
+    if recording and without:
+        why = (
+            "is missing: by it LiveKit and egress find each other; put a host into group redis "
+            "(docs/recording.md), or name a Redis of your own in livekit.redis"
+        )
+        yield without, Problem("redis", why)
+
+
 def _clusters(fleet: Fleet) -> Findings:
     """SFUs behind one URL: a room is on one node, and Redis says on which."""
     nodes: dict[tuple[str, int], list[str]] = {}
@@ -279,7 +303,7 @@ def _clusters(fleet: Fleet) -> Findings:
 
 _OF_HOSTS = (
     *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
-    *(_names, _monitor, _redis, _clusters),
+    *(_names, _monitor, _redis, _egress, _clusters),
 )
 
 

@@ -32,6 +32,11 @@ class Fleet:
         return {key: host for key, host in self.hosts.items() if name in host.groups}
 
     @property
+    def groups(self) -> set[str]:
+        """Those of the inventory that have a host."""
+        return {name for host in self.hosts.values() for name in host.groups}
+
+    @property
     def watched(self) -> dict[str, HostSettings]:
         """The hosts that the monitor measures."""
         return {key: host for key, host in self.hosts.items() if host.watched}

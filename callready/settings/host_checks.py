@@ -15,6 +15,9 @@ from callready.settings.uris import place
 
 Problems = Iterator[Problem]
 
+RECORDED_WITHIN = 45
+"""Seconds until a host that records is confirmed: egress starts, and records a call of three."""
+
 
 def sources_key(setting: str) -> str:
     """The key that says to whom a use of the port plan with this setting is open."""
@@ -204,7 +207,7 @@ def _quotas(host: HostSettings) -> Problems:
 # compares it with what the roles declare.
 _OURS = re.compile(
     r"/etc/(callready|systemd|letsencrypt)/.*|/etc/sysctl\.d/60-callready\.conf|/etc/coturn/[^/]*\.conf"
-    r"|/etc/livekit/(livekit\.yaml|turn_secret)|/etc/haproxy/haproxy\.cfg|/opt/livekit/.*"
+    r"|/etc/egress/[^/]*|/var/lib/egress/.*|/etc/livekit/(livekit\.yaml|turn_secret)|/etc/haproxy/haproxy\.cfg|/opt/livekit/.*"
     r"|/usr/local/(lib/callready/.*|bin/livekit-server)|/var/lib/(callready|turn)/.*"
     r"|/(dev|proc|run|sys)/.*"
 )
@@ -305,8 +308,52 @@ def _monitor(host: HostSettings) -> Problems:
         )
 
 
+def _egress(host: HostSettings) -> Problems:
+    if "egress" in host.groups and host.egress is None:
+        yield Problem("egress", "is missing: the host is in group egress (docs/recording.md)")
+    if not (egress := host.records):
+        return
+    if not (livekit := host.livekit):
+        yield Problem("livekit", "is missing: egress joins rooms by its URL, with one of its keys")
+        return
+    key = egress.livekit_key
+    if key and key not in livekit.keys:
+        yield Problem(
+            "egress.livekit_key",
+            f"is {key}, which is not one of livekit.keys: add it there, with a secret of its own "
+            'such as "secret:egress/livekit"',
+        )
+    if key in (None, next(iter(livekit.keys))):
+        yield Problem(
+            "egress.livekit_key",
+            "recordings have the app's key, which cannot be taken away alone: give livekit.keys "
+            "another one after it, and name that here",
+            "warning",
+        )
+    if not host.firewall.enabled:
+        yield Problem(
+            "egress",
+            "needs the packet filter, which keeps what is recorded from this host's own services "
+            "and from private networks, and firewall.enabled is False: enable it",
+        )
+    at = android.address(place(livekit.url)[0])
+    if at and at.is_loopback:
+        yield Problem(
+            "livekit.url", f"{at} is loopback, where egress' clients do not look: name the host"
+        )
+    if (file := egress.registry_ca) and not Path(file).expanduser().is_file():
+        yield Problem("egress.registry_ca", f"{file}: no such file")
+    if (timeout := host.deploy.confirm_timeout) < RECORDED_WITHIN and not host.deploy.gate_from:
+        yield Problem(
+            "deploy.confirm_timeout",
+            f"{timeout} s are too few for egress to start and the deploy to look at a recording: "
+            f"{RECORDED_WITHIN} or more",
+        )
+
+
 _OF_ROLES = (
     _monitor,
+    _egress,
     _addresses,
     _internal_address,
     _candidates,

@@ -19,6 +19,7 @@ from pydantic import (
 
 from callready.settings import dns_providers
 from callready.settings.android import Android
+from callready.settings.egress import Egress
 from callready.settings.monitor import Monitor
 from callready.settings.redis import USERS, RedisServer
 from callready.settings.types import (
@@ -61,7 +62,7 @@ from callready.settings.types import (
 
 PROMETHEUS_PORT = 9090  # on loopback
 # The groups whose hosts get something on them that runs.
-ROLES = frozenset({"redis", "livekit", "turn", "app", "monitor"})
+ROLES = frozenset({"redis", "livekit", "turn", "egress", "app", "monitor"})
 
 
 class Host(Section):
@@ -681,6 +682,7 @@ class HostSettings(Section):
     redis: RedisServer | None = Field(None, description="What SFUs and recorders share.")
     livekit: LiveKit | None = Field(None, description="The SFU.")
     turn: Turn = Field(Turn(), description="coturn.")
+    egress: Egress | None = Field(None, description="Recording.")
     app: App | None = Field(None, description="The application's environment.")
     android: Android | None = Field(None, description="The Android project.")
 
@@ -703,6 +705,11 @@ class HostSettings(Section):
     def backend(self) -> App | None:
         """The application's settings, if this host runs it."""
         return self.app if "app" in self.groups else None
+
+    @property
+    def records(self) -> Egress | None:
+        """The settings of egress, if this host runs it."""
+        return self.egress if "egress" in self.groups else None
 
     @property
     def watches(self) -> Monitor | None:
@@ -738,9 +745,9 @@ class HostSettings(Section):
 
     @property
     def is_server(self) -> bool:
-        """Whether callers or other hosts of the fleet reach this host, so that its kernel and
-        firewall are ours to set."""
-        return self.serves or "redis" in self.groups
+        """Whether callers reach this host, or other hosts of the fleet do, or it records what
+        callers say, so that its kernel and firewall are ours to set."""
+        return self.serves or bool(self.groups & {"redis", "egress"})
 
     @property
     def has_release(self) -> bool:

@@ -12,11 +12,11 @@ from callready.settings import pools
 from callready.settings.models import PROMETHEUS_PORT, ROLES, HostSettings
 from callready.settings.types import PROTOCOLS
 
-Role = Literal["sshd", "redis", "livekit", "coturn", "edge", "acme", "monitor", "extra"]
+Role = Literal["sshd", "redis", "livekit", "coturn", "egress", "edge", "acme", "monitor", "extra"]
 # Or some: networks and groups of the inventory, as `Fleet.networks` takes them.
 Audience = Literal["anyone", "this host"] | tuple[str, ...]
-LIVEKIT = "livekit-server.service"
-REDIS = "callready-redis.service"
+LIVEKIT, EGRESS = "livekit-server.service", "callready-egress.service"
+EGRESS_SPACE, REDIS = "callready-egress-space.service", "callready-redis.service"
 # Debian's units of these programs are masked: they listen on every address.
 NODE_EXPORTER, EXPORTERS = "callready-node-exporter.service", "callready-exporters.service"
 MEASURE = "callready-measure.service"
@@ -92,6 +92,7 @@ def port_plan(host: HostSettings, ssh_ports: tuple[int, ...] = ()) -> list[Use]:
         *_redis(host),
         *_livekit(host),
         *_coturn(host),
+        *_egress(host),
         *_edge(host),
         *_acme(host),
         *_monitor(host),
@@ -162,6 +163,14 @@ def _coturn(host: HostSettings) -> Iterator[Use]:
         for proto in ("udp", "tcp") if pool.tcp_relay else ("udp",):
             first, last = pool.min_port, pool.max_port
             yield use(unit, proto, first, last, "relay range", f"{key}.min_port", relay=True)
+
+
+def _egress(host: HostSettings) -> Iterator[Use]:
+    if egress := host.records:
+        purposes = {"template": "layouts of rooms", "health": "health", "prometheus": "metrics"}
+        for name, purpose in purposes.items():
+            port, key = getattr(egress, f"{name}_port"), f"egress.{name}_port"
+            yield Use("egress", "egress", EGRESS, "tcp", port, port, purpose, key, "this host")
 
 
 def _edge(host: HostSettings) -> Iterator[Use]:

@@ -223,6 +223,14 @@ Unit = Annotated[
 ]
 Path = Annotated[str, matching(_PATH, "an absolute path without spaces")]
 Version = Annotated[str, matching(r"\d+\.\d+\.\d+", "a version such as 1.13.5")]
+ImageName = Annotated[
+    str,
+    matching(
+        r"[a-z0-9-]+(\.[a-z0-9-]+)*(:[0-9]{1,5})?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+",
+        "an image with its registry and without a tag, such as docker.io/livekit/egress",
+    ),
+]
+Digest = Annotated[str, matching(r"sha256:[0-9a-f]{64}", "a digest, sha256: and 64 hex digits")]
 Command = Annotated[str, AfterValidator(_command)]
 ControllerFile = Annotated[str, AfterValidator(_controller_file)]
 Name = Annotated[str, AfterValidator(host_name)]

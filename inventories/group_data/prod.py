@@ -21,6 +21,14 @@ livekit = {
 
 # redis = {"livekit_password": "secret:redis/livekit"}
 
+# Recordings (docs/recording.md): the image, pinned, a key of their own in livekit.keys, and where
+# they go, if not to the host's disk. redis needs "egress_password": "secret:redis/egress" too.
+# egress = {
+#     "digest": "sha256:…",
+#     "livekit_key": "APIegress",
+#     "storage": {"s3": {"bucket": "…", "access_key": "…", "secret": "secret:egress/s3"}},
+# }
+
 turn = {
     "pools": {
         # For LiveKit: relays reach the SFU and nothing else. TURN over TLS on 443 too, for callers

@@ -25,7 +25,7 @@ SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 SHA256 = hashes.SHA256()
 SOURCE = "inventories/test"
 SFU1, TURN1, TURN2 = "sfu1.callready.test", "turn1.callready.test", "turn2.callready.test"
-MON1 = "mon1.callready.test"
+MON1, REC1 = "mon1.callready.test", "rec1.callready.test"
 
 Edit = tuple[str, str, Any]  # inventory name or "*", dotted path, value (... takes the key out)
 
@@ -40,6 +40,8 @@ SECRETS = {
     "redis/password": "unit-redis",
     "redis/livekit": "unit-redis-livekit-password-0000009",
     "redis/egress": "unit-redis-egress-password-00000010",
+    "egress/livekit": "unit-livekit-key-of-egress-000011",
+    "egress/s3": "unit-s3",
     "sudo/prod": "unit-sudo",
     "fleet/ca": "unit-fleet-authority-00000000007",
     "monitor/password": "unit-monitor-password-0000000008",
@@ -216,6 +218,28 @@ WATCHED: list[Edit] = [
 def watched(*edits: Edit) -> Fleet:
     """The three hosts, and one that watches them."""
     return load(*WATCHED, *edits)
+
+
+EGRESS = {"digest": f"sha256:{'5' * 64}", "livekit_key": "APIrecord"}
+RECORDED: list[Edit] = [
+    (SFU1, "groups", ["livekit", "redis"]),
+    (REC1, "groups", ["egress"]),
+    (REC1, "address", "192.0.2.51"),
+    (REC1, "livekit", GROUP["livekit"]),
+    ("*", "livekit.keys.APIrecord", "secret:egress/livekit"),
+    ("*", "fleet_ca", "secret:fleet/ca"),
+    (
+        "*",
+        "redis",
+        {"livekit_password": "secret:redis/livekit", "egress_password": "secret:redis/egress"},
+    ),
+    ("*", "egress", EGRESS),
+]
+
+
+def recorded(*edits: Edit) -> Fleet:
+    """The three hosts, and one that records; Redis is beside the SFU."""
+    return load(*RECORDED, *edits)
 
 
 def bare() -> Facts:

@@ -127,6 +127,7 @@ NOTHING: dict[str, list[str]] = {
         "TLS_ENDPOINTS",
         "ENVIRONMENTS",
         "PLACES",
+        "IMAGES",
         "BINARIES",
     )
 }

@@ -121,6 +121,13 @@ def test_jumps_maps_and_sets() -> None:
     assert (found.chain, found.flows) == ("deep", (STUN._replace(family=4),))
 
 
+def test_what_leaves_of_a_container_is_none_of_calls() -> None:
+    user = {"meta": {"key": "skuid"}}
+    of_container = is_(user, {"range": [200000, 265535]})
+    assert met(table([of_container, DROP], [is_(user, 201001), DROP], hook="output")) == []
+    assert met(table([is_(user, {"range": [0, 265535]}), DROP], hook="output"))
+
+
 def test_what_leaves_is_met_too() -> None:
     source = {"payload": {"protocol": "udp", "field": "sport"}}
     (found,) = met(table([is_(source, 3478), DROP], hook="output"))

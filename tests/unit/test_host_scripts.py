@@ -518,3 +518,16 @@ def test_a_unit_that_the_operator_masked_stays_masked(machine: Machine, is_their
     assert unit.is_symlink()
     machine.apply(NOTHING, "uninstall coturn.service")
     assert unit.is_symlink() == is_theirs and other.exists()
+
+
+def test_numbers_that_were_reserved_are_given_back_and_no_others(machine: Machine) -> None:
+    others = "debian:100000:65536\nsecond:165536:65536\n"
+    files = [machine.root / "etc" / name for name in ("subuid", "subgid")]
+    for file in files:
+        file.write_text(others)
+    line = "egress-ctr:200000:65536"
+    for _ in range(2):
+        assert machine.apply(f"reserve_ids {line}") == f"reserving users and groups: {line}\n"
+        assert [file.read_text() for file in files] == [f"{others}{line}\n"] * 2
+    machine.apply("uninstall")
+    assert [file.read_text() for file in files] == [others] * 2

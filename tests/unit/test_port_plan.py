@@ -252,7 +252,7 @@ TABLES: dict[str, tuple[str, list[Edit], str]] = {
         monitor       tcp 9090  Prometheus          local
         monitor       tcp 9093  Alertmanager        local
         monitor       tcp 9436  test calls          local
-        logs          tcp 9999  logs                to app, livekit, monitor, redis, turn
+        logs          tcp 9999  logs                to app, egress, livekit, monitor, redis, turn
         """,
     ),
     "the packet filter has 443": (

@@ -27,6 +27,7 @@ from callready.settings.ports import EXPORTERS, MEASURE, NODE_EXPORTER
 from callready.settings.uris import stun_uris, turn_uris
 from tasks import declare
 from tests.support.inventories import (
+    REC1,
     SECRETS,
     SFU1,
     TURN1,
@@ -34,6 +35,7 @@ from tests.support.inventories import (
     Edit,
     box,
     load,
+    recorded,
     watched,
     write_store,
 )
@@ -583,10 +585,15 @@ def nft(commands: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def recording() -> Fleet:
+    """A host that records, also web pages, and may reach a network."""
+    return recorded(("*", "egress.web", True), ("*", "egress.allowed_networks", ["10.0.0.0/24"]))
+
+
 @pytest.mark.tools
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "recording"])
 def test_nft_takes_the_rules(case: str, tmp_path: Path) -> None:
-    make, hosts = CASES[case]
+    make, hosts = CASES.get(case, (recording, [REC1]))
     for host in hosts:
         (tmp_path / "rules").write_bytes(declare(make(), host).release.files[RULES].content)
         run = nft("nft -c -f rules && nft -f rules && nft -f rules && nft list ruleset", tmp_path)

@@ -225,6 +225,7 @@ def rotated(entries: dict[str, str]) -> dict[str, object]:
         },
         "turn": {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}},
         "monitor": {"livekit_key": "APIunit"},
+        "egress": {"livekit_key": "APIunit"},
     }
     found = rotating(data, entries)
     assert data["turn"] == {"pools": {"calls": {"secrets": ["secret:turn/calls"]}}}
@@ -233,6 +234,7 @@ def rotated(entries: dict[str, str]) -> dict[str, object]:
         "keys": found["livekit"]["keys"],
         "webhook": found["livekit"]["webhook"]["api_key"],
         "monitor": found["monitor"]["livekit_key"],
+        "egress": found["egress"]["livekit_key"],
     }
 
 
@@ -261,6 +263,7 @@ def test_a_livekit_key_keeps_its_name_while_its_secret_is_the_same() -> None:
         **other,
     }
     assert next(iter(second["keys"])) == second["webhook"] == second["monitor"] == "APIunit-2"
+    assert second["egress"] == "APIunit-2"
     later = rotated({"livekit/key.next": "c", "livekit/key.generation": "2"})
     assert list(later["keys"])[:2] == ["APIunit-2", "APIunit-3"]  # type: ignore[call-overload]
 

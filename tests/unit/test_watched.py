@@ -13,6 +13,7 @@ import yaml
 from callready.release.facts import host_script
 from callready.settings.ports import EXPORTERS, MEASURE, NODE_EXPORTER
 from tasks import declare
+from tasks.monitor import FOLDER
 from tests.support.inventories import MON1, SECRETS, SFU1, TURN1, TURN2, Authority, load, watched
 from tests.unit.test_render import nft
 
@@ -331,3 +332,26 @@ def test_a_certificate_of_the_fleet_ends_when_it_says(
     end = int(found['callready_certificate_not_after_seconds{name="fleet",endpoint="host"}'])
     assert end - int(found["callready_measured_seconds"]) in range(3 * 86400 - 600, 3 * 86400 + 1)
     assert not [name for name in found if "monitor" in name]
+
+
+def test_egress_is_asked_where_it_listens_and_only_where_it_is() -> None:
+    recording = (
+        ("*", "redis.livekit_password", "secret:redis/livekit"),
+        ("*", "redis.egress_password", "secret:redis/egress"),
+        ("*", "egress", {"digest": f"sha256:{'ab' * 32}", "prometheus_port": 7999}),
+        (SFU1, "groups", ["livekit", "redis", "egress"]),
+    )
+    modules = yaml.safe_load(content("/etc/callready/exporters.yml", SFU1, *recording))["modules"]
+    assert modules["egress"]["http"] == {"address": "127.0.0.1", "port": 7999}
+    asked = yaml.safe_load(content(f"{FOLDER}/prometheus.yml", MON1, *recording))
+    (job,) = (each for each in asked["scrape_configs"] if each["job_name"] == "egress")
+    assert [target["labels"] for target in job["static_configs"]] == [{"host": SFU1}]
+    rules = content(f"{FOLDER}/alerts.yml", MON1, *recording)
+    assert "alert: EgressDown" in rules and "alert: RedisDown" in rules
+    assert "Recordings" in content(f"{FOLDER}/consoles/index.html", MON1, *recording)
+
+
+def test_a_fleet_that_records_nothing_is_asked_for_nothing_of_it() -> None:
+    for path in ("prometheus.yml", "alerts.yml", "consoles/index.html"):
+        text = content(f"{FOLDER}/{path}", MON1).lower()
+        assert not any(word in text for word in ("egress", "redis", "recording")), path

@@ -23,6 +23,7 @@ finish() {
     trap - EXIT
     set +e
     rm -rf "$here" ${new:+"$new"}
+    [ "$(cat "$EGRESS_DRAINING" 2> /dev/null)" != $$ ] || record_again
     if [ -n "$armed" ] && [ $status != 0 ]; then
         [ $status != 143 ] || complain "stopped: this host has waited for its confirmation as long as deploy.confirm_timeout says"
         exec 9>&-
@@ -192,6 +193,37 @@ install_programs() {
     printf '%s\n' "$target" >> "$STATE/binaries"
     sync -f "$made"
     mv "$made" "$target"
+}
+
+# reserve_ids NAME:FIRST:COUNT: user and group numbers that useradd(8) gives to nobody else.
+reserve_ids() {
+    local file
+    say "reserving users and groups: $1"
+    for file in "$CALLREADY_ROOT/etc/subuid" "$CALLREADY_ROOT/etc/subgid"; do
+        ! grep -qsxF "$1" "$file" || continue
+        printf '%s %s\n' "$file" "$1" >> "$STATE/subordinates"
+        printf '%s\n' "$1" >> "$file" || fail "$file cannot be written"
+    done
+}
+
+# install_image NAME@DIGEST USER [AUTHORITY]: a container's image, whose registry's HTTPS may be
+# signed by AUTHORITY; its user has the number USER, by which its folders are its own.
+install_image() {
+    local image="$1" trusted="$here/registry" found
+    say "pulling $image"
+    mkdir "$trusted"
+    [ $# = 2 ] || ln "$here/files/$3" "$trusted/ca.crt"
+    if ! podman image exists "$image"; then
+        # Noted before, so that one that was just pulled is not taken for somebody else's.
+        printf '%s\n' "$image" >> "$STATE/images"
+        podman pull --quiet --cert-dir "$trusted" "$image" > /dev/null 2> "$here/podman" < /dev/null ||
+            fail "cannot pull $image: $(tail -n 3 "$here/podman"); egress.image says where it comes from"
+    fi
+    found=$(podman run --rm --pull=never --network=none --cgroups=disabled --read-only --cap-drop=all \
+        --security-opt=no-new-privileges --entrypoint=id "$image" -u 2> "$here/podman" < /dev/null) ||
+        fail "$image does not run here: $(tail -n 3 "$here/podman")"
+    [ "$found" = "$2" ] ||
+        fail "$image runs as user $found, egress' own image as $2: egress.digest is another image's"
 }
 
 # stage RELEASE: write the release beside the others, whole or not at all, and let the programs read
@@ -483,11 +515,49 @@ drain() {
     [ "$signal" = - ] || systemctl kill -s KILL "$unit" 2> /dev/null || :
 }
 
+# drain_egress SECONDS: wait for the recordings to end; those that are left then are ended, with complete
+# files. It takes no new ones from now on, and is not started again before the restart that follows.
+drain_egress() {
+    local left="$1" count
+    (umask 022 && mkdir -p "$RUN/callready")
+    echo $$ > "$EGRESS_DRAINING"
+    stop_taking_recordings
+    # Whoever waited may go away: egress does not wait for what does not come then (finish).
+    trap 'exit 141' PIPE
+    say "waiting up to $left s for recordings to end; no new one starts"
+    while [ "$left" -gt 0 ]; do
+        count=$(pids_of recording | wc -l)
+        [ "$count" != 0 ] || break
+        [ $((left % 10)) != 0 ] || say "recordings that run: $count, $left s left"
+        sleep 1
+        left=$((left - 1))
+    done
+    # As long as an upload may take.
+    end_recordings 60 1 || say "a recording does not end: what it has is kept when egress starts"
+    eventually 20 0.5 is_egress_gone || : # by itself, after the last one
+    trap - PIPE
+}
+
+is_egress_gone() { [ -z "$(pids_of init)" ]; }
+
+# record_again: a deploy that drained egress has not come to its restart. Recordings that still run go on.
+record_again() {
+    rm -f "$EGRESS_DRAINING"
+    systemctl start --no-block callready-egress.service
+    [ -z "$(pids_of recording)" ] ||
+        complain "egress takes new recordings when those that run have ended, which goes on; to end them now, with complete files: systemctl restart callready-egress"
+}
+
 # uninstall UNIT...: nothing of callready is left, the units it masked are not any more, and the
 # packages it installed go if nothing else needs them.
 uninstall() {
-    local unit user version
+    local unit user version image file line
     [ "$(name_of current)" = none ] || fail "this host still has release $(name_of current)"
+    sort -u "$STATE/images" 2> /dev/null | while read -r image; do remove_image "$image"; done
+    ! grep -qsxF podman "$STATE/packages" || empty_storage
+    sort -u "$STATE/subordinates" 2> /dev/null | while read -r file line; do
+        sed -i "/^$line\$/d" "$file"
+    done
     # shellcheck disable=SC2046 # a package is one word
     [ ! -s "$STATE/packages" ] || purge_packages $(sort -u "$STATE/packages")
     for unit; do unmask "$unit"; done
@@ -500,6 +570,13 @@ uninstall() {
         "$UNIT_FILES"/callready-revert.service "$RUN"/callready*
     systemctl daemon-reload
     say "nothing of callready is left on this host"
+}
+
+# empty_storage: of podman, which callready installed, unless somebody else has something in it.
+empty_storage() {
+    [ -z "$({ podman ps -aq && podman images -aq && podman volume ls -q; } 2>&1)" ] || return 0
+    podman system reset --force > "$here/podman" 2>&1 || complain "$(tail -n 3 "$here/podman")"
+    rm -rf --one-file-system "$CALLREADY_ROOT"/var/lib/containers/storage "$CALLREADY_ROOT"/var/lib/containers/cache || :
 }
 
 # unmask UNIT: if callready masked it (an older one has not noted that), and if its package is not one

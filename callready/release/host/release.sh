@@ -67,6 +67,12 @@ remove_program() {
     esac
 }
 
+# remove_image NAME@DIGEST: of a container; one that another container uses stays.
+remove_image() {
+    ! podman image exists "$1" 2> /dev/null || podman rmi "$1" > /dev/null 2>&1 ||
+        complain "$1 stays: another container uses it"
+}
+
 # switch_to RELEASE: by one rename, made ready when the switch was armed, because a full disk has no
 # room for a link.
 switch_to() {
@@ -334,6 +340,7 @@ restart() {
     local unit
     for unit; do
         say "restarting $unit"
+        [ "$unit" != callready-egress.service ] || rm -f "$EGRESS_DRAINING"
         systemctl reset-failed "$unit" 2> /dev/null || :
         systemctl restart "$unit" || fail "$unit does not start: $(last_words "$unit")"
     done
@@ -354,9 +361,16 @@ last_words() {
 # wait_for_ports UNIT PROTO/PORT...: a unit is up when every port it should serve is open, not before.
 wait_for_ports() {
     local missing
+    if is_held "$1"; then
+        say "$1 starts when there is room for recordings again"
+        return
+    fi
     eventually 30 0.5 is_up "$@" ||
         fail "$1 does not listen on$missing after 15 s: $(last_words "$1")"
 }
+
+# is_held UNIT: whether it is not to run now.
+is_held() { [ "$1" = callready-egress.service ] && [ -e "$EGRESS_FULL" ]; }
 
 # is_up UNIT PROTO/PORT...: says in `missing` which ports are not open.
 is_up() {
@@ -403,8 +417,9 @@ set_kernel() {
 # put_services TO FROM: every unit of TO runs with what TO says, those that only FROM has are stopped.
 put_services() {
     local unit fingerprint credentials how ports timer
+    # The last that was started goes first: what it ends with may need the others.
     # shellcheck disable=SC2046 # a unit is one word
-    stop $(gone 'unit|timer' "$2" "$1")
+    stop $(gone 'unit|timer' "$2" "$1" | tac)
     for unit in $(gone unit "$2" "$1"); do
         # One of the same name that was there before callready, or whose package was.
         if [ -e "$UNIT_FILES/$unit" ] || { systemctl is-enabled --quiet "$unit" 2> /dev/null &&
@@ -536,9 +551,10 @@ print_previous() {
     [ -z "$good" ] || cat "$ROOT/releases/$good/manifest"
 }
 
-# Five releases are kept, and what they need: versions of livekit-server, databases, certificates.
+# Five releases are kept, and what they need: versions of livekit-server, images, databases,
+# certificates.
 tidy() {
-    local kept folder version database pair file
+    local kept folder version image database pair file
     drop_copies "$(name_of current)"
     kept=" $(name_of current) $(list_confirmed | awk '!seen[$1]++ { print $1 }' | head -n 5 | tr '\n' ' ')"
     for folder in "$ROOT"/releases/*; do
@@ -547,6 +563,9 @@ tidy() {
     sort -u "$STATE/binaries" 2> /dev/null | while read -r version; do
         grep -qs "^ExecStart=$version/" "$ROOT"/releases/*/files"$UNIT_FILES"/*.service ||
             remove_program "$version"
+    done
+    sort -u "$STATE/images" 2> /dev/null | while read -r image; do
+        grep -qsF "$image" "$ROOT"/releases/*/files"$UNIT_FILES"/*.service || remove_image "$image"
     done
     # Secrets, too, go with the last release that has them.
     sort -u "$STATE/databases" 2> /dev/null | while read -r database; do

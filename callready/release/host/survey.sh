@@ -282,12 +282,34 @@ print_binaries() {
     done
 }
 
+# image NAME@DIGEST / subordinate FILE LINE: of subuid(5) and subgid(5) / cores N
+print_containers() {
+    local image file
+    [ -n "$IMAGES" ] || return 0
+    for file in subuid subgid; do
+        [ ! -e "/etc/$file" ] || sed "s/^/subordinate$T$file$T/" "/etc/$file"
+    done
+    printf 'cores\t%s\n' "$(nproc)"
+    command -v podman > /dev/null || return 0
+    for image in $IMAGES; do
+        ! podman image exists "$image" 2> /dev/null || printf 'image\t%s\n' "$image"
+    done
+}
+
 # served ENDPOINT NAME SERIAL
 print_served() {
     local item
     for item in $TLS_ENDPOINTS; do # ADDRESS:PORT,NAME
         printf 'served\t%s\t%s\t%s\n' "${item%,*}" "${item#*,}" "$(ask_serial "${item%,*}" "${item#*,}")"
     done
+}
+
+# recordings COUNT: that run now / held FREE LIMIT: egress starts none, for want of room (bytes)
+print_recordings() {
+    local free limit
+    [ -d "$RECORDINGS" ] || return 0
+    printf 'recordings\t%s\n' "$(pids_of recording | wc -l)"
+    ! read -r free _ limit 2> /dev/null < "$EGRESS_FULL" || printf 'held\t%s\t%s\n' "$free" "$limit"
 }
 
 print_all() {
@@ -307,6 +329,8 @@ print_all() {
     print_environments
     print_obstacles
     print_binaries
+    print_containers
+    print_recordings
 }
 
 # Handshakes take their time while the rest is read; apart, so that no line is torn.
