@@ -45,8 +45,11 @@ class Deployment:
         it returns to promised."""
         issued = not self.node.release.unissued(self.facts)
         if self.previous is None:
-            return gate.probes(self.node, issued)
-        return gate.promised(self.node, self.previous.manifest, issued)
+            found = gate.probes(self.node, issued)
+        else:
+            found = gate.promised(self.node, self.previous.manifest, issued)
+        # That there is no room for recordings is said; no release is better for it.
+        return [probe for probe in found if not (self.facts.held and probe.kind == "recording")]
 
     @property
     def busy(self) -> dict[str, int]:

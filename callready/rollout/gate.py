@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from callready.probes import catalogue, local_address
-from callready.probes.probe import Join, LiveKit, Probe, UdpPath, without_credentials
+from callready.probes.probe import Join, LiveKit, Probe, Recording, UdpPath, without_credentials
 from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node, key_digest
 from callready.rollout.prober import Prober
@@ -25,8 +25,11 @@ def addresses(node: Node) -> list[str]:
 
 
 def probes(node: Node, certificates: bool = True) -> list[Probe]:
-    """What callers need of a host; `certificates` as `catalogue.probes` takes it."""
-    return catalogue.probes(node.name, node.settings, addresses(node), certificates)
+    """What callers need of a host; `certificates` as `catalogue.probes` takes it. What is recorded
+    are calls from here: with `deploy.gate_from` there are none."""
+    found = catalogue.probes(node.name, node.settings, addresses(node), certificates)
+    from_here = not node.settings.deploy.gate_from
+    return [probe for probe in found if from_here or not isinstance(probe, Recording)]
 
 
 def promised(node: Node, manifest: Manifest, certificates: bool = True) -> list[Probe]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from threading import Lock
 
@@ -13,20 +14,22 @@ from paramiko import SSHException
 from pyinfra import logger
 from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
+from pyinfra.connectors.util import CommandOutput
 
 from callready.probes import Finding, catalogue
-from callready.probes.probe import Health, Join, Probe
+from callready.probes.probe import Health, Join, Probe, Recording
 from callready.release.bundle import bundle
 from callready.release.plan import Step
 from callready.rollout import gate, ssh
 from callready.rollout.deployment import Deployment
 from callready.rollout.prober import WITHIN, Prober
 from callready.rollout.remote import as_root
+from callready.rollout.shell import shell
 from callready.rollout.tunnel import tunnel
 
-# Redis and relays are there before LiveKit needs them and tells callers of them, and LiveKit before
-# the app does.
-ROLES = ("redis", "turn", "livekit", "app", "monitor")
+# Redis and relays are there before LiveKit needs them and tells callers of them, LiveKit before it
+# is recorded, and both before the app asks for them.
+ROLES = ("redis", "turn", "livekit", "egress", "app", "monitor")
 UNPACK = (
     "umask 077; mkdir -p /var/lib/callready"
     " && d=$(mktemp -d /var/lib/callready/incoming.$$.XXXXXX)"
@@ -292,14 +295,27 @@ class Rollout:
             for probe in self._probes[name]
         ]
         problems = []
-        for probe, finding in self._ask(
-            name, probes, min(WITHIN, settings.deploy.confirm_timeout / 2)
-        ):
+        with ExitStack() as stack:
+            if any(isinstance(probe, Recording) for probe in probes):
+                path = stack.enter_context(shell(self._run))
+                recorders = self.deployments[name].node.fleet.group("egress").keys() - {name}
+                others = tuple(recorders & self.deployments.keys())
+                probes = [
+                    replace(probe, shell=path, others=others)
+                    if isinstance(probe, Recording)
+                    else probe
+                    for probe in probes
+                ]
+            found = self._ask(name, probes, min(WITHIN, settings.deploy.confirm_timeout / 2))
+        for probe, finding in found:
             if finding.warning:
                 logger.warning(f"{host.print_prefix}{probe.title}: {finding}")
             else:
                 problems.append(f"{probe.title}: {finding}")
         return problems
+
+    def _run(self, name: str, script: str) -> tuple[bool, CommandOutput]:
+        return as_root(self.hosts[name], self.deployments[name].node, script)
 
     def _unreachable(self, name: str, families: Mapping[int, str]) -> list[str]:
         """One sentence for each address family by which no new SSH connection can be opened."""

@@ -24,11 +24,13 @@ from callready.probes.probe import (
     Join,
     LiveKit,
     Probe,
+    Recording,
     Stun,
     Turn,
     as_json,
     from_json,
 )
+from callready.probes.storage import Bucket, Storage
 from callready.probes.turn import NoUri
 from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node
@@ -37,7 +39,7 @@ from callready.rollout.prober import Prober
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
 from tasks import declare
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, box, load
+from tests.support.inventories import REC1, SECRETS, SFU1, TURN1, TURN2, Edit, box, load, recorded
 
 pytestmark = pytest.mark.usefixtures("project")
 REPOSITORY = Path(__file__).parents[2]
@@ -102,6 +104,28 @@ def test_ipv6_is_asked_for_where_the_prober_has_it(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(gate, "local_address", lambda _: "2001:db8::1")
     assert by_ipv6()
     assert not by_ipv6((TURN1, "deploy", {"gate_from": TURN2}))
+
+
+def test_a_host_that_records_has_to_record_a_call_from_here() -> None:
+    """By the name that callers go by, with the app's key, to where recordings go."""
+    s3 = {"bucket": "recordings", "access_key": "AKEXAMPLE", "secret": "secret:egress/s3"}
+    fleet = recorded(("*", "egress.storage", {"prefix": "calls", "s3": s3}))
+    found = titled(fleet, REC1)
+    assert places(found) == {f"recording on {REC1}": "livekit.callready.test 443/tcp"}
+    (probe,) = found.values()
+    assert isinstance(probe, Recording)
+    assert (probe.url, next(iter(probe.keys))) == ("wss://livekit.callready.test", "APIunit")
+    secret = SecretStr(SECRETS["egress/s3"])
+    assert probe.storage == Storage("calls", Bucket("recordings", "AKEXAMPLE", secret))
+    node = declare(fleet, REC1)
+    (promise,) = node.promises
+    assert promise.key == probe.key and promise.key.kind == "recording"
+    assert gate.promised(node, Manifest(promises=[promise])) == [probe]
+    assert not gate.promised(declare(load(), TURN1), Manifest(promises=[promise]))
+
+
+def test_no_call_from_here_can_be_recorded_where_probes_are_sent_from_elsewhere() -> None:
+    assert not titled(recorded((REC1, "deploy", {"gate_from": SFU1})), REC1)
 
 
 def test_livekit_is_asked_where_it_answers() -> None:
