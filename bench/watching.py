@@ -132,7 +132,10 @@ def write_monitor(folder: Path, addresses: list[str]) -> ssl.SSLContext:
             (folder / f"{name}.{end}").write_bytes(content)
     fleet = {}
     for number, at in enumerate(addresses):
-        more = {"address": at, "address6": None, "internal_address": None, "watches": None}
+        more = {
+            "address": at,
+            **dict.fromkeys(("address6", "internal_address", "watches", "records")),
+        }
         fleet[f"host{number}"] = SimpleNamespace(sfu=is_sfu(at), has_edge=is_sfu(at), **more)
     config = render(
         "prometheus.yml.j2",
@@ -149,7 +152,7 @@ def write_monitor(folder: Path, addresses: list[str]) -> ssl.SSLContext:
     )
     (folder / "prometheus.yml").write_bytes(config.replace(b"/run/credentials/none/", b""))
     (folder / "password").touch()
-    rules = render("alerts.yml.j2", livekit_names=["livekit.example.com"])
+    rules = render("alerts.yml.j2", livekit_names=["livekit.example.com"], groups={"livekit"})
     (folder / "alerts.yml").write_bytes(rules)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=f"{folder}/ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED

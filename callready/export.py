@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,10 @@ def exported(fleet: Fleet) -> dict[str, bytes]:
         CA: b"".join(each.certificate for each in authorities),
         f"{CERTIFICATE}.cert": certificate,
         f"{CERTIFICATE}.key": key,
-        "alerts.yml": render("alerts.yml.j2", livekit_names=signalling_names(fleet)),
-        "dashboard.json": dashboard(),
+        "alerts.yml": render(
+            "alerts.yml.j2", livekit_names=signalling_names(fleet), groups=fleet.groups
+        ),
+        "dashboard.json": dashboard(fleet.groups),
     }
     for job in jobs["scrape_configs"]:
         targets = f"targets/{job['job_name']}.json"
@@ -52,9 +54,9 @@ def exported(fleet: Fleet) -> dict[str, bytes]:
     return files
 
 
-def dashboard() -> bytes:
-    """Grafana's dashboard of a fleet."""
-    return _json(json.loads(render("dashboard.json.j2")))
+def dashboard(groups: Iterable[str]) -> bytes:
+    """Grafana's dashboard of a fleet that has these groups."""
+    return _json(json.loads(render("dashboard.json.j2", groups=groups)))
 
 
 def expressions(shown: bytes) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ import yaml
 
 from callready import docs
 from callready.release.render import render
+from callready.settings.models import ROLES
 from lab.run import wait_until
 from tasks import declare
 from tasks.monitor import FOLDER
@@ -124,7 +125,30 @@ CONNTRACK = ("node_nf_conntrack_entries", "node_nf_conntrack_entries_limit")
 QUOTA = ("callready_turn_allocations", "callready_turn_quota")
 SESSIONS = ("haproxy_frontend_current_sessions", "haproxy_frontend_limit_sessions")
 DISK = ("node_filesystem_avail_bytes", "node_filesystem_size_bytes")
+FREE, MIN_FREE = "callready_egress_free_bytes", "callready_egress_min_free_bytes"
 SFU1 = up("sfu1", node=1, livekit=1, haproxy=1)
+
+
+def recorder(**values: float | str) -> Series:
+    """What is known of a host that records, and what differs from one that is well."""
+    known: dict[str, float | str] = {
+        "livekit_egress_is_terminating": 0,
+        "livekit_egress_is_disabled": 0,
+        **{f"callready_egress_{name}": 0 for name in ("held", "draining", "orphans", "backup")},
+        "callready_egress_pulseaudio": 1,
+        "callready_egress_recordings": 2,
+        FREE: 50e9,
+        MIN_FREE: 5e9,
+        **{f"callready_egress_{name}": value for name, value in values.items()},
+    }
+    every = up("rec1", node=1, egress=1)
+    for name, value in known.items():
+        every |= series(name, value if isinstance(value, str) else always(value), host="rec1")
+    return every
+
+
+TERMINATING = series("livekit_egress_is_terminating", always(1), host="rec1")
+REDIS = {"host": "redis1", "name": "callready-redis.service", "state": "active"}
 CASES: dict[str, Case] = {
     "HostDown": Case(
         up("turn1", node=0) | probed("stun", 0, **TURN1),
@@ -160,6 +184,17 @@ CASES: dict[str, Case] = {
         | answers("2xx", rising(2))
         | answers("5xx", rising(1), proxy="acme")
         | answers("5xx", rising(0.25), host="app2"),
+    ),
+    "RedisDown": Case(
+        up("redis1", node=1) | series(STATE, always(0), **REDIS),
+        REDIS,
+        "Redis on redis1 does not run: nobody can join a call, calls end within a minute, and no "
+        "recording starts",
+        # As long as a restart takes; and its host is told already.
+        up("redis1", node=1)
+        | series(STATE, f"1x70 0x3 1x{TWENTY_MINUTES}", **REDIS)
+        | up("redis2", node=0)
+        | series(STATE, always(0), **REDIS | {"host": "redis2"}),
     ),
     "SignallingFails": Case(
         SFU1 | probed("join", 0, "sfu1", family="6") | probed("join", 1, "sfu1"),
@@ -248,12 +283,83 @@ CASES: dict[str, Case] = {
         | up("sfu3", livekit=1)
         | refused(rising(0.4), "sfu3"),
     ),
+    "EgressDown": Case(
+        recorder() | up("rec1", egress=0),
+        {"host": "rec1", "job": "egress"},
+        "Egress on rec1 does not answer: no recording starts there, and those that ran are cut off",
+        # A deploy drains it.
+        recorder(draining=1) | up("rec1", egress=0),
+    ),
+    "EgressDown, with its host": Case(
+        recorder() | up("rec1", egress=0),
+        {"host": "rec1", "job": "egress"},
+        "Egress on rec1 does not answer: no recording starts there, and those that ran are cut off",
+        recorder() | up("rec1", egress=0, node=0),
+    ),
+    "RecordingsHeld": Case(
+        recorder(held=1) | up("rec1", egress=0),
+        {"host": "rec1"},
+        "rec1 has too little room: no new recording starts there, and those that run are ended "
+        "before the disk is full",
+        recorder(),
+    ),
+    "RecordingDiskFilling": Case(
+        # Of 50 GB in 20 minutes 8 are written, 48 more in two hours.
+        recorder(free_bytes=f"50e9-0.1e9x{TWENTY_MINUTES}"),
+        {"host": "rec1"},
+        "Recordings on rec1 fill its disk: at the present rate no new one starts within two hours",
+        recorder(free_bytes=f"50e9-0.07e9x{TWENTY_MINUTES}"),
+    ),
+    "RecordingDiskFilling, soon after its start": Case(
+        recorder(free_bytes=f"_x55 50e9-1e9x{TWENTY_MINUTES}"),
+        {"host": "rec1"},
+        "Recordings on rec1 fill its disk: at the present rate no new one starts within two hours",
+        recorder(free_bytes=f"_x65 50e9-1e9x{TWENTY_MINUTES}"),
+    ),
+    "RecordingsCannotStart": Case(
+        recorder() | TERMINATING,
+        {"host": "rec1"},
+        "Egress on rec1 takes no new recordings: it waits for those that run, and starts again "
+        "after the last one",
+        recorder(draining=1) | TERMINATING,
+    ),
+    "RecordingsCannotStart, without room": Case(
+        recorder() | TERMINATING,
+        {"host": "rec1"},
+        "Egress on rec1 takes no new recordings: it waits for those that run, and starts again "
+        "after the last one",
+        recorder(held=1) | TERMINATING,
+    ),
+    "PulseAudioDown": Case(
+        recorder(pulseaudio=0),
+        {"host": "rec1"},
+        "Egress on rec1 has lost its sound server: it refuses to record rooms and pages in Chrome",
+        # Then EgressDown says it.
+        recorder(pulseaudio=0) | up("rec1", egress=0),
+    ),
+    "RecordingsCutOff": Case(
+        recorder(orphans=2),
+        {"host": "rec1"},
+        "2 files of recordings that were cut off are kept on rec1: whoever asked for them has not "
+        "got them",
+        recorder(),
+    ),
+    "RecordingsNotUploaded": Case(
+        recorder(backup=3),
+        {"host": "rec1"},
+        "3 files of recordings could not be uploaded and are kept on rec1: their storage refuses "
+        "them or does not answer",
+        recorder(),
+    ),
     "MetricsMissing": Case(
         up("turn1", node=0, haproxy=0) | probed("stun", 1, **TURN1),
         {"host": "turn1"},
         "turn1 shows no metrics (haproxy, node): callers notice nothing, and alerts about it may "
         "not come",
-        up("turn1", node=0) | up("sfu1", node=1, livekit=0) | up("mon1", caller=0),
+        up("turn1", node=0)
+        | up("sfu1", node=1, livekit=0)
+        | up("mon1", caller=0)
+        | up("rec1", node=1, egress=0),
     ),
     "MeasurementStale": Case(
         series("node_time_seconds", rising(INTERVAL), host="turn1")
@@ -506,6 +612,8 @@ def test_each_alert_comes_on_its_fault_and_not_on_the_near_miss(tmp_path: Path) 
 # Of a broken layer and those above it only the lowest pages; None: nothing does.
 WELL = (
     SFU1
+    | recorder()
+    | series(STATE, always(1), **REDIS | {"host": "rec1"})
     | up("turn1", node=1)
     | up("app1", node=1, haproxy=1)
     | up("mon1", node=1, haproxy=1, prometheus=1, alertmanager=1, caller=1)
@@ -516,7 +624,7 @@ WELL = (
     | probed("call", 1, "sfu1", **RELAYED)
     | {
         f'{name}{{host="{host}"}}': rising(INTERVAL)
-        for host in ("sfu1", "turn1", "app1", "mon1")
+        for host in ("sfu1", "turn1", "app1", "mon1", "rec1")
         for name in ("node_time_seconds", "callready_measured_seconds")
     }
 )
@@ -560,6 +668,23 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
         up("sfu1", haproxy=0) | NO_SFU | NO_EDGE,
         {"alertname": "EdgeDown", "host": "sfu1", "job": "haproxy"},
     ),
+    "Redis is stopped": (
+        NO_SFU | series(STATE, always(0), **REDIS | {"host": "rec1"}),
+        {"alertname": "RedisDown", **REDIS, "host": "rec1"},
+    ),
+    "a host that records is off": (
+        up("rec1", node=0, egress=0),
+        {"alertname": "HostDown", "host": "rec1"},
+    ),
+    "egress is stopped": (
+        up("rec1", egress=0) | recorder(pulseaudio=0) | up("rec1", egress=0),
+        {"alertname": "EgressDown", "host": "rec1", "job": "egress"},
+    ),
+    "a disk of recordings is full": (
+        recorder(held=1) | TERMINATING | up("rec1", egress=0),
+        {"alertname": "RecordingsHeld", "host": "rec1"},
+    ),
+    "a deploy drains recordings": (recorder(draining=1) | TERMINATING, None),
     "LiveKit has other keys": (NO_SFU, {"alertname": "SignallingFails", "host": "sfu1"}),
     "media does not arrive": (
         NO_SFU | probed("join", 1, "sfu1") | joins(5, 30),
@@ -622,7 +747,7 @@ def shown(folder: Path, values: dict[str, float]) -> str:
     subprocess.run(blocks, cwd=folder, check=True, capture_output=True)
     (folder / "prometheus.yml").touch()
     (folder / "consoles").mkdir()
-    (folder / "consoles/index.html").write_bytes(render("console.html.j2"))
+    (folder / "consoles/index.html").write_bytes(render("console.html.j2", groups=ROLES))
     run = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
     run += [f"--web.listen-address={address}", "--web.console.templates=consoles"]
     pages: list[str] = []
@@ -653,7 +778,7 @@ def now(every: Series) -> dict[str, float]:
 @pytest.mark.tools
 def test_the_page_says_that_all_is_well(tmp_path: Path) -> None:
     page = shown(tmp_path, now(WELL))
-    assert "✓ All is well Hosts up 4 of 4 Test calls that connect ✓ 2 of 2 paths" in page
+    assert "✓ All is well Hosts up 5 of 5 Test calls that connect ✓ 2 of 2 paths" in page
     assert "Alerts" not in page
     assert "sfu1 2 paths, last call 3" in page
     assert "direct ✓ UDP IPv4 3" in page and "turn1 calls ✓ UDP IPv4 3" in page
@@ -675,10 +800,11 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
         )
     }
     page = shown(tmp_path, values | now(quota) | ends | changed)
-    assert "✗ Callers suffer: 1 alert Hosts up 3 of 4" in page
+    assert "✗ Callers suffer: 1 alert Hosts up 4 of 5" in page
     assert "TurnDown turn1 · calls 1m 3" in page
     assert "✗ sfu1 1 of 2 paths fail" in page and "turn1 calls ✗ UDP IPv4 3" in page
     assert "turn1 ✗ down TURN calls" in page
+    assert "rec1 ✓ records 2 41.91GiB 0 0" in page
     assert "calls turn1 450 of 500" in page
     assert "sfu.example sfu1 443/tcp 8" in page
     assert re.search("Last release 1h 0m 3.s ago", page)
@@ -688,5 +814,5 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
-    page = render("console.html.j2").decode()
+    page = render("console.html.j2", groups=ROLES).decode()
     assert not re.search(r"https?:|//\w|<script|@import|url\(", page)

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from callready.export import dashboard, exported, expressions, main, without_data
 from callready.release.authority import Authority, Identity
+from callready.settings.models import ROLES
 from callready.settings.problem import SettingsError
 from tasks import declare
 from tasks.monitor import FOLDER
@@ -41,6 +42,12 @@ SERIES = {
     f"livekit_participant_total{{{LIVEKIT}}}": 2,
     f'{LOSS},le="5"}}': 110,
     f'{LOSS},le="+Inf"}}': 114,
+    **{
+        f'callready_egress_{name}{{{AT},job="node"}}': value
+        for name, value in {"recordings": 1, "free_bytes": 50e9, "min_free_bytes": 5e9}.items()
+    },
+    f'callready_egress_orphans{{{AT},job="node"}}': 0,
+    f'callready_egress_backup{{{AT},job="node"}}': 0,
     f'node_cpu_seconds_total{{cpu="0",{AT},job="node",mode="idle"}}': 10822.65,
     f'node_memory_MemAvailable_bytes{{{AT},job="node"}}': 23314591744,
     f'node_memory_MemTotal_bytes{{{AT},job="node"}}': 25276059648,
@@ -116,7 +123,7 @@ def test_the_command_writes_it_anew_and_only_its_user_reads_the_key(
 
 
 def test_panels_of_the_dashboard_lie_beside_each_other() -> None:
-    board = json.loads(dashboard())
+    board = json.loads(dashboard(ROLES))
     cells = [
         (x, y)
         for panel in board["panels"]
@@ -129,7 +136,7 @@ def test_panels_of_the_dashboard_lie_beside_each_other() -> None:
 
 
 def test_an_expression_without_data_is_named() -> None:
-    found = without_data(dashboard(), lambda expression: "job=" not in expression)
+    found = without_data(dashboard(ROLES), lambda expression: "job=" not in expression)
     assert found == ['Hosts up: avg(up{job="node",host=~".*"})']
 
 
@@ -143,7 +150,7 @@ def test_every_expression_of_the_dashboard_finds_something(tmp_path: Path) -> No
             "eval_time": "20m",
             "exp_samples": [{"labels": "{}", "value": 1}],
         }
-        for _, expression in expressions(dashboard())
+        for _, expression in expressions(dashboard(ROLES))
     ]
     test = {"input_series": every, "promql_expr_test": asked}
     assert len(asked) > 20 and promtool(tmp_path, [test]) == ""
