@@ -29,6 +29,7 @@ from callready.diagnosis.packets import (
     samples,
 )
 from callready.diagnosis.xtables import expressions
+from callready.settings.egress import SUBORDINATES
 
 OURS = ("inet", "callready")
 HOOKS: dict[Direction, tuple[str, ...]] = {
@@ -387,6 +388,8 @@ class _Walk:
         left = body["left"]
         if isinstance(left, dict) and "numgen" in left:
             return "likely"
+        if left == {"meta": {"key": "skuid"}} and _is_of_containers(body["right"]):
+            return "no"
         if isinstance(left, dict) and left.get("payload", {}).get("base"):
             return "likely" if self.packet.proto == "udp" else "maybe"
         return self._compare(chain, body["op"], self.packet.value(left), body["right"])
@@ -431,6 +434,12 @@ class _Walk:
                 return said
         values = value if isinstance(value, frozenset) else (value,)
         return "yes" if any(equals(each, right) for each in values) else "no"
+
+
+def _is_of_containers(users: Any) -> bool:
+    """Whether these are users of containers, none of which serves callers."""
+    first = users.get("range", [0])[0] if isinstance(users, dict) else users
+    return isinstance(first, int) and first >= SUBORDINATES[0]
 
 
 def _obstacle(found: list[tuple[Flow, Hit]], sizes: Sequence[int]) -> Obstacle:

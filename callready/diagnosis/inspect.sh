@@ -290,6 +290,12 @@ print_workers() {
     done
 }
 
+# egress NAME VALUE: what the host has found of its recordings within two minutes
+print_recordings() {
+    find "$RUN/callready/egress.prom" -mmin -2 -exec \
+        sed -n "s/^callready_egress_\([a-z_]*\) /egress$T\1$T/p" {} + 2> /dev/null
+}
+
 inspect() {
     print_units
     print_dropins
@@ -308,6 +314,7 @@ inspect() {
     print_clocks
     print_databases
     print_workers
+    print_recordings
     printf 'end\n'
 }
 inspect < /dev/null

@@ -160,6 +160,8 @@ class Inspection:
     children: dict[str, int] = field(default_factory=dict)
     foreign_rows: tuple[tuple[str, str, str], ...] = ()
     """Database, table and row."""
+    egress: dict[str, int] = field(default_factory=dict)
+    """What the host knows of its recordings: its metrics callready_egress_…, by their names."""
 
     def unit(self, name: str) -> dict[str, str]:
         """A unit's properties; empty if it was not looked at."""
@@ -308,6 +310,7 @@ def parse(lines: Iterable[str]) -> Inspection:
         clocks={unit: state for unit, state in of["clocks"]},
         children={unit: int(count) for unit, count in of["children"]},
         foreign_rows=tuple((path, table, row) for path, table, row in of["foreign"]),
+        egress={name: int(value) for name, value in of["egress"]},
     )
 
 

@@ -85,6 +85,12 @@ KEYS = {
     "metrics-lost": "the monitor does not get a host's metrics: nobody is told what happens there",
     "monitor-open": "strangers read the monitor's metrics",
     "alerts-not-loaded": "alerts are not evaluated, or reach nobody",
+    # Recording
+    "recordings-held": "no recording starts, because a disk has too little room",
+    "recordings-draining": "no recording starts, because a deploy waits for those that run",
+    "sound-server-dead": "the sound server in egress' container is dead: no room is recorded",
+    "recordings-cut-off": "recordings were cut off, and what they have is kept",
+    "recordings-not-uploaded": "recordings could not be uploaded, and are kept on the host",
     # The app
     "app-down": "the app does not answer as it should",
     "app-open": "the app gives tokens or credentials to strangers",

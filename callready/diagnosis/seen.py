@@ -17,6 +17,7 @@ from callready.settings.pools import unit as turn_unit
 from callready.settings.ports import (
     ALERTMANAGER,
     CALLER,
+    EGRESS,
     EXPORTERS,
     LIVEKIT,
     LOG_RECEIVER,
@@ -36,6 +37,7 @@ _READ_BY = {
     f"{ROOT}/exporters.yml": EXPORTERS,
     f"{ROOT}/measure.conf": MEASURE,
     f"{ROOT}/redis/": REDIS,
+    "/etc/egress/": EGRESS,
     "/usr/local/lib/callready/measure": MEASURE,
 }
 GIB = 2**30
@@ -64,6 +66,7 @@ OF_APP = (
     *("test_workers", "test_health", "test_websocket", "test_call_from_the_app"),
     *("test_api_is_guarded", "test_https"),
 )
+OF_RECORDING = ("test_recorded", "test_refused", "test_sound_of_rooms")
 _OF_WATCHING = {
     ALERTMANAGER: ("test_alerts",),
     CALLER: ("test_test_calls",),
@@ -150,6 +153,8 @@ class Seen:
         if unit == REDIS:  # every SFU of it is concerned
             users = (*OF_SIGNALLING, *OF_CALLS, "test_access")
             return (*OF_UNIT, "test_saved", *(f"*:{check}" for check in users))
+        if unit == EGRESS:
+            return (*OF_UNIT, *OF_RECORDING, "test_measured")
         if unit == PROMETHEUS:
             return (*OF_UNIT, *OF_MONITOR)
         if unit.startswith("callready-"):

@@ -11,6 +11,7 @@ from callready.diagnosis.inspection import Inspection, Process, workers
 from callready.diagnosis.model import Cause, Place
 from callready.diagnosis.seen import FIREWALL, GIB, Seen
 from callready.release.plan import RULES
+from callready.settings.ports import EGRESS
 
 ON = ("enabled", "enabled-runtime", "masked", "masked-runtime", "static", "indirect")
 
@@ -125,6 +126,8 @@ class _Unit:
     def _down(self) -> Iterator[Cause]:
         name, inspection = self.name, self.seen.inspection
         result, is_starting = self.state.get("Result", ""), self._is("activating")
+        if name == EGRESS and (self.seen.facts.held or inspection.egress.get("draining")):
+            return  # said with what holds it
         if self._is_refused:
             return  # said with the certificate that keeps it from running
         if shows := _flaps(inspection, name, self.state):

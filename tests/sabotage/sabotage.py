@@ -17,14 +17,14 @@ from lab import plan
 from tests.support.fleet import PYINFRA, REPOSITORY, Host, eventually
 
 _numbers = itertools.count(1)
-# The layers of what needs a monitor, and a host of group redis.
-WATCHING, REDIS = "watching", "redis"
+# The layers of what needs a monitor, and hosts of the groups redis and egress.
+WATCHING, REDIS, RECORDING = "watching", "redis", "recording"
 
 
 @dataclass(frozen=True)
 class Service:
     """A deployed fleet like the lab's: an SFU, a TURN host of pool `calls` and one of pool
-    `avatar`, perhaps the app's host, the monitor, and the host of Redis."""
+    `avatar`, perhaps the app's host, the monitor, and those of egress and Redis."""
 
     inventory: str
     sfu: Host
@@ -32,11 +32,13 @@ class Service:
     avatar: Host
     app: Host | None = None
     monitor: Host | None = None
+    recorder: Host | None = None
     redis: Host | None = None
 
     @property
     def hosts(self) -> list[Host]:
-        every = (self.sfu, self.turn, self.avatar, self.app, self.monitor, self.redis)
+        more = (self.app, self.monitor, self.recorder, self.redis)
+        every = (self.sfu, self.turn, self.avatar, *more)
         return list(dict.fromkeys(host for host in every if host))
 
     @classmethod
@@ -49,19 +51,18 @@ class Service:
 
         turn = {pool: host(entry) for entry in groups["turn"] for pool in entry[1]["pools"]}
         calls = turn["calls"]
-        more = ("app", "monitor", "redis")
-        app, monitor, redis = (next(map(host, groups.get(each, ())), None) for each in more)
+        roles = ("app", "monitor", "egress", "redis")
+        more = (next(map(host, groups.get(each, ())), None) for each in roles)
         sfu, avatar = host(groups["livekit"][0]), turn.get("avatar", calls)
-        return cls(inventory, sfu, calls, avatar, app, monitor, redis)
+        return cls(inventory, sfu, calls, avatar, *more)
 
     def has(self, name: str) -> bool:
         """Whether what a sabotage breaks is here."""
         each = CATALOGUE[name]
         if each.role in ("app", "android"):
             return self.app is not None
-        if each.layer == REDIS:
-            return self.redis is not None
-        return self.monitor is not None or each.layer != WATCHING
+        needed = {WATCHING: self.monitor, REDIS: self.redis, RECORDING: self.recorder}
+        return needed.get(each.layer, self.sfu) is not None
 
     def deploy(self) -> None:
         """Have everything be as the inventory says."""

@@ -563,7 +563,8 @@ def ssh_stopped(at: Service) -> Broken:
 
 @sabotage("the app", "app", "app-down", "unit-stopped")
 def the_app_stopped(at: Service) -> Broken:
-    return scripted(at.app, "systemctl stop backend", restarted("backend"))
+    # The port too, or the next caller starts it again.
+    return scripted(at.app, "systemctl stop backend.socket backend", restarted("backend"))
 
 
 @sabotage("the app", "app", "unit-hung", "app-down")

@@ -57,6 +57,12 @@ def test_what_needs_a_monitor_is_left_out_where_there_is_none() -> None:
     assert not AT.has("redis hung") and replace(AT, redis=Host("sfu1")).has("redis hung")
 
 
+def test_what_needs_a_host_that_records_is_left_out_where_there_is_none() -> None:
+    assert not AT.has("egress stopped")
+    at = replace(AT, recorder=Host("h17"))
+    assert at.has("egress stopped") and at.host("recorder") in at.hosts
+
+
 def test_two_faults_are_two_causes() -> None:
     pair = [CATALOGUE["ipv6 media dropped"], CATALOGUE["coturn hung"]]
     assert judged(pair, AT, run(MEDIA, ("unit-hung", "turn1.lab.test"))).is_right
