@@ -38,6 +38,7 @@ SHARED = {
     "test_rotation": "h17-h20",
     "test_refusals": "fleet",
     "test_redis": "test_cluster",
+    "test_recorder": "test_gate",
 }
 
 

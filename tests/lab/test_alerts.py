@@ -578,7 +578,7 @@ def test_everybody_is_told_of_every_fault_and_of_nothing_else(
             watch.goes(told, 1000)
     assert watch.missing == [] == watch.others()
     named = {each.name for each in watch.every}
-    assert named == {*docs.alerts()} - {"ClockOff", "Watchdog"}
+    assert named == {*docs.alerts(())} - {"ClockOff", "Watchdog"}
     assert fleet.marker not in str([watch.sink.posts, watch.sink.mails])
     write(watch.every)
 
@@ -589,7 +589,7 @@ def write(found: list[Told]) -> None:
     head, begin, rest = path.read_text().partition("<!-- measured -->\n")
     _, end, tail = rest.partition("<!-- end of measured -->\n")
     lines = ["| alert | fault | to the message | after it, to the last |", "|---|---|---|---|"]
-    for name in docs.alerts():
+    for name in docs.alerts(()):
         for fault in dict.fromkeys(each.fault for each in found if each.name == name):
             each = max(
                 (each for each in found if (each.name, each.fault) == (name, fault)),

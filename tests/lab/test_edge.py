@@ -269,7 +269,7 @@ def test_the_token_of_the_app_is_rotated_and_nobody_refused(tmp_path: Path) -> N
             except app.Refused:
                 raise
             except ProbeError:
-                # It was in the queue of the port that the app closed as it went down: 502, once.
+                # A worker had taken it and not read it yet as it ended: 502, once.
                 cut.append(began)
                 ask(bearer)
             waits.append(time.monotonic() - began)

@@ -56,9 +56,9 @@ turn["pools"]["avatar"]["listening_port"] = 443
 livekit["rtc"] = {"tcp_port": 80}
 """
 LAN_BACKEND = """
-mkdir -p /etc/systemd/system/backend.service.d
-printf '[Service]\\nEnvironment=LISTEN=0.0.0.0:8000\\nIPAddressAllow=any\\n' \
-    > /etc/systemd/system/backend.service.d/lan.conf
+mkdir -p /etc/systemd/system/backend.socket.d
+printf '[Socket]\\nListenStream=\\nListenStream=0.0.0.0:8000\\n' \
+    > /etc/systemd/system/backend.socket.d/lan.conf
 systemctl daemon-reload
 """
 

@@ -133,8 +133,10 @@ def test_what_is_asked_finds_something(watched: Fleet) -> None:
     with what is wrong."""
     ask = partial(found, watched)
     eventually(lambda: bool(ask('callready_probe_success{probe="call",turn!=""}')))
-    eventually(lambda: not without_data(dashboard(), ask), 120)
-    (group,) = yaml.safe_load(docs.rules().replace("livekit_example_com", "h15_lab_test"))["groups"]
+    eventually(lambda: not without_data(dashboard(()), ask), 120)
+    (group,) = yaml.safe_load(docs.rules(()).replace("livekit_example_com", "h15_lab_test"))[
+        "groups"
+    ]
     asked = {
         series
         for rule in group["rules"]
