@@ -27,7 +27,7 @@ from callready.settings import models, types
 from callready.settings.fields import model_in, origin_of
 from callready.settings.fleet import Fleet
 from callready.settings.host_checks import unreachable
-from callready.settings.models import HostSettings
+from callready.settings.models import ROLES, HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError
 
@@ -91,14 +91,15 @@ TO_THE_MESSAGE = {
 }
 
 
-def rules() -> str:
-    """The rules of Prometheus for the hosts of the example."""
-    return render("alerts.yml.j2", livekit_names=["livekit.example.com"]).decode()
+def rules(groups: Iterable[str] = ROLES) -> str:
+    """The rules of Prometheus for a fleet that has hosts in these groups."""
+    names = ["livekit.example.com"]
+    return render("alerts.yml.j2", livekit_names=names, groups=groups).decode()
 
 
-def alerts() -> dict[str, dict[str, Any]]:
-    """Every alert by its name, as the rules have it."""
-    (group,) = yaml.safe_load(rules())["groups"]
+def alerts(groups: Iterable[str] = ROLES) -> dict[str, dict[str, Any]]:
+    """Every alert by its name, as the rules have it; of the same hosts."""
+    (group,) = yaml.safe_load(rules(groups))["groups"]
     return {rule["alert"]: rule for rule in group["rules"] if "alert" in rule}
 
 
@@ -171,11 +172,11 @@ hand. Unknown host keys are refused unless `ssh_strict_host_key_checking` says o
 ## A host's own data
 
 In `inventories/ENV`, beside the host's name. Its groups decide what it is: `livekit` (the SFU),
-`turn` (coturn), `redis` ([what SFUs share](redis.md)), `app` (the application's `.env`), `android`
-(a checkout of the app). A group is a list of hosts, each a name or a pair of name and data:
-`livekit = ["sfu2", ("sfu1", {…})]`. A host has one name and stands once in each of its groups; what
-each of them says of it is put together. Other variables of that file begin with `_` if they are
-lists.
+`turn` (coturn), `redis` ([what SFUs share](redis.md)), `egress` (recordings), `app` (the
+application's `.env`), `android` (a checkout of the app). A group is a list of hosts, each a name or
+a pair of name and data: `livekit = ["sfu2", ("sfu1", {…})]`. A host has one name and stands once in
+each of its groups; what each of them says of it is put together. Other variables of that file begin
+with `_` if they are lists.
 """
 
 POOL_NOTE = """\
@@ -239,6 +240,8 @@ _WORDS: dict[Any, str] = {
     types.Unit: "systemd unit",
     types.Path: "absolute path",
     types.Name: "host name",
+    types.ImageName: "image with its registry, without a tag",
+    types.Digest: "`sha256:…`",
     types.OpenPort: "`PORT/tcp`, `PORT/udp` or a range",
     types.Network: "address or network",
     types.Source: "address, network or group",

@@ -27,7 +27,7 @@ from callready import docs
 from callready.secrets import store as secrets
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
-from callready.settings.models import HostSettings
+from callready.settings.models import ROLES, HostSettings
 from callready.settings.ports import Use, port_plan
 
 ROOT = Path(__file__).parents[2]
@@ -192,7 +192,11 @@ VERIFY = ROOT / "tests/verify/conftest.py"
 
 
 # What callready starts by itself and nobody types.
-INTERNAL = {"callready.probes.participants", "callready.release.host.log_receiver"}
+INTERNAL = {
+    "callready.probes.participants",
+    "callready.probes.talkers",
+    "callready.release.host.log_receiver",
+}
 MODULES = {
     ".".join(path.with_suffix("").relative_to(ROOT).parts).removesuffix(".__main__")
     for path in ROOT.glob("callready/**/*.py")
@@ -265,12 +269,9 @@ def test_settings_that_are_shown_are_settings(page: Path) -> None:
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
         }
         assert values, f"{page.name}: {body}"
-        groups = {"livekit", "turn", "app", "monitor", "android"}
-        if any(isinstance(values.get(name), list) for name in groups):
-            hosts = [host for name in groups & values.keys() for host in values[name]]
-            wrong = [error for _, data in hosts for error in problems(data)]
-        else:
-            wrong = problems(values)
+        lists = [name for name in {*ROLES, "android"} if isinstance(values.get(name), list)]
+        hosts = [host for name in lists for host in values.pop(name)]
+        wrong = problems(values) + [error for _, data in hosts for error in problems(data)]
         assert not wrong, f"{page.name}: {wrong}"
 
 
