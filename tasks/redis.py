@@ -40,11 +40,12 @@ def redis(node: Node) -> None:
     credentials = [f"users.acl:{ACL}"]
     if is_remote := bool(node.settings.redis_clients):
         credentials += release.identity("host", node.settings.fleet_ca, node.identity)
+    address = fleet.redis_address(node.name, node.name)
     release.file(
         CONFIG,
         "redis.conf.j2",
         redis=settings,
-        address=fleet.redis_address(node.name, node.name),
+        address=address,
         acl=f"{CREDENTIALS}/users.acl",
         credentials=CREDENTIALS if is_remote else "",
     )
@@ -56,7 +57,11 @@ def redis(node: Node) -> None:
         credentials=credentials,
         state=REDIS.removesuffix(".service"),
         low_ports=has_low_port(node.ports, REDIS),
-        allowed=[n for networks in fleet.networks(node.settings.redis_clients) for n in networks],
+        # Its own address too: an operator asks from here.
+        allowed=[
+            *([address] * is_remote),
+            *(n for networks in fleet.networks(node.settings.redis_clients) for n in networks),
+        ],
     )
     release.enable(REDIS, unit_file)
     release.service(

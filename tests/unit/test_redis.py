@@ -122,7 +122,8 @@ def test_from_another_host_it_is_reached_over_tls() -> None:
         "ip saddr { 192.0.2.11/32, 192.0.2.21/32 } tcp",
         "ip6 saddr { 2001:db8::11/128, 2001:db8::21/128 } tcp",
     ]
-    allowed = "localhost 192.0.2.11/32 192.0.2.21/32 2001:db8::11/128 2001:db8::21/128"
+    sfus = "192.0.2.11/32 192.0.2.21/32 2001:db8::11/128 2001:db8::21/128"
+    allowed = f"localhost 192.0.2.22 {sfus}"  # an operator asks from the host itself
     assert f"IPAddressDeny=any\nIPAddressAllow={allowed}\n" in found[UNIT_FILE]
     # It knows Redis by this file, which it reads when it starts.
     assert FLEET_CA in sfu and "callready-redis" not in sfu[f"/etc/systemd/system/{LIVEKIT}"]
