@@ -14,18 +14,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from google.protobuf.json_format import ParseDict
-from livekit.api import AccessToken, VideoGrants
 from livekit.protocol.egress import EgressInfo, EgressStatus, ListEgressResponse
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
 from callready.probes import TIMEOUT, Finding, ProbeError, command, run
 from callready.probes.app import get, web_url
-from callready.probes.livekit import add_url, create_room, keys_from, new_room, token
+from callready.probes.livekit import add_url, create_room, granting, keys_from, new_room, token
 from callready.probes.storage import Storage, Unreadable
 from callready.probes.webrtc import CONNECT_TIMEOUT, Request, started, tokens
 
@@ -142,12 +140,11 @@ class Api:
         return found.items[0]
 
     def _ask(self, method: str, body: Mapping[str, Any], within: float = TIMEOUT) -> Any:
-        access = AccessToken(self.key, self.secret.get_secret_value())
-        access.with_grants(VideoGrants(room_record=True)).with_ttl(timedelta(seconds=60))
+        access = granting(self.key, self.secret, {"roomRecord": True}, ttl=60)
         answer, _ = get(
             web_url(self.url, "http", f"/twirp/livekit.Egress/{method}"),
             self.ca,
-            {"Authorization": f"Bearer {access.to_jwt()}"},
+            {"Authorization": f"Bearer {access.get_secret_value()}"},
             body,
             self.at,
             self.verify,
