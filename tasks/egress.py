@@ -28,6 +28,7 @@ CONFIG, SECCOMP, LOOPBACK = (
     f"{FOLDER}/{name}" for name in ("egress.yaml", "seccomp.json", "loopback.nft")
 )
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
+CA_FILE = "/etc/fleet-ca.pem"  # of the fleet, as the container sees it
 CONTAINER = UNIT.removesuffix(".service")
 SUBORDINATE_USER = "egress-ctr"
 # Of packets on loopback that are for Chrome's control port; a word of our own.
@@ -66,6 +67,7 @@ def egress(node: Node) -> None:
         mode=0o600,
         egress=settings,
         redis=redis,
+        ca_file=CA_FILE,
         key=key,
         secret=livekit.keys[key],
         url=livekit.url,
@@ -91,7 +93,8 @@ def egress(node: Node) -> None:
         gid=SUBORDINATES[0],
         recordings=RECORDINGS,
         backup=BACKUP,
-        ca_file=redis.ca_file,
+        authority=redis.ca_file,
+        ca_file=CA_FILE,
         after=[unit for unit, is_here in own if is_here],
     )
     inputs = [UNIT_FILE, SECCOMP, LOOPBACK]

@@ -32,6 +32,7 @@ def livekit(node: Node) -> None:
         host=node.settings,
         lk=settings,
         redis=redis,
+        ca_file=redis.ca_file if redis else "",
         turn_servers=servers,
         stun_servers=stun_servers(node),
         ips=candidate_networks(node),
