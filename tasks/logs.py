@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from callready.release.declaration import FLEET_CA, ROOT
+from callready.release.declaration import ROOT
 from callready.release.facts import HOST
 from callready.release.node import Node
+from callready.settings.fleet import FLEET_CA
 from callready.settings.ports import LOG_RECEIVER, LOGS, listeners
 
 CONFIG = f"{ROOT}/logs.conf"

@@ -6,8 +6,9 @@ import bcrypt
 from pydantic import SecretStr
 
 from callready.release.authority import Identity
-from callready.release.declaration import FLEET_CA, ROOT
+from callready.release.declaration import ROOT
 from callready.release.node import Node
+from callready.settings.fleet import FLEET_CA
 from callready.settings.models import PROMETHEUS_PORT
 from callready.settings.ports import ALERTMANAGER, ALERTMANAGER_PORT, CALLER_PORT, PROMETHEUS
 from callready.settings.uris import signalling_names

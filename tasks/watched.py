@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from pydantic import SecretStr
 
-from callready.release.declaration import FLEET_CA, ROOT
+from callready.release.declaration import ROOT
 from callready.release.facts import host_script
 from callready.release.node import Node
+from callready.settings.fleet import FLEET_CA
 from callready.settings.models import HostSettings
 from callready.settings.ports import (
     CALLER_PORT,

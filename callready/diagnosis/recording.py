@@ -6,9 +6,8 @@ from collections.abc import Iterator
 
 from callready.diagnosis.model import Cause, Place
 from callready.diagnosis.seen import OF_RECORDING, OF_UNIT, Seen
+from callready.settings.egress import FOLDER
 from callready.settings.ports import EGRESS
-
-FOLDER = "/var/lib/egress"
 
 
 def causes(seen: Seen) -> Iterator[Cause]:

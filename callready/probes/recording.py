@@ -26,6 +26,7 @@ from callready.probes.app import get, web_url
 from callready.probes.livekit import add_url, create_room, granting, keys_from, new_room, token
 from callready.probes.storage import Storage, Unreadable
 from callready.probes.webrtc import CONNECT_TIMEOUT, Request, started, tokens
+from callready.settings.egress import FOLDER
 
 if TYPE_CHECKING:
     from callready.probes.media import Media
@@ -45,8 +46,6 @@ SHORT = 25.0
 TRIES, PAUSE = 8, 1.0
 """Starts until one is taken by the host that is asked for, because any egress of the fleet may take
 it, and seconds between them: a host is busy for a moment longer than its recording is."""
-STATE = "/var/lib/egress"
-"""Where a host has `tmp`, with a folder for each recording that runs, and `recordings`."""
 
 LOOK_AT = "journalctl -u callready-egress on the hosts of group egress"
 # What is shown here is small: 1080p, the default, would ask more of the host than the check needs.
@@ -318,7 +317,7 @@ class Host:
 
     def expect(self, egress_id: str) -> None:
         """Raises Elsewhere if a recording that is on runs on another host."""
-        if not self.run(f"ls -d {STATE}/tmp/{shlex.quote(egress_id)} 2>/dev/null || :"):
+        if not self.run(f"ls -d {FOLDER}/tmp/{shlex.quote(egress_id)} 2>/dev/null || :"):
             raise Elsewhere(
                 f"whether {self.name} records is not known: others take its recordings",
                 "other hosts of group egress, and who else uses this Redis",
@@ -328,14 +327,14 @@ class Host:
     def read(self, name: str) -> bytes:
         """A recording that stays there, by its path; raises ProbeError if it is not there."""
         folder, _, file = name.rpartition("/")
-        where = f"{STATE}/recordings/{folder}"
+        where = f"{FOLDER}/recordings/{folder}"
         # The container chose these names: no link is followed.
         shown = self.run(
             f"find {shlex.quote(where)} -maxdepth 1 -type f -name {shlex.quote(file)} "
             "-exec stat -c %a {} \\; -exec base64 -w 0 {} \\; 2>/dev/null || :"
         )
         if not shown:
-            why = f"{name} is said to be complete and is not in {STATE}/recordings on {self.name}"
+            why = f"{name} is said to be complete and is not in {FOLDER}/recordings on {self.name}"
             raise ProbeError("recordings get lost", LOOK_AT, why)
         mode, _, content = shown.partition("\n")
         if int(mode, 8) & 0o007:
@@ -349,7 +348,7 @@ class Host:
     def remove(self, prefix: str, folder: str) -> None:
         """A folder of recordings, also of the backup."""
         places = f"recordings/{prefix}", f"backup/{prefix}", "backup"
-        self.run(f"rm -rf {shlex.join(f'{STATE}/{place}/{folder}' for place in places)}")
+        self.run(f"rm -rf {shlex.join(f'{FOLDER}/{place}/{folder}' for place in places)}")
 
 
 class Elsewhere(ProbeError):

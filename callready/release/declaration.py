@@ -23,7 +23,7 @@ from callready.release.manifest import (
 )
 from callready.release.programs import Programs
 from callready.release.render import digest, render
-from callready.settings.fleet import FLEET_CA as FLEET_CA
+from callready.settings.fleet import FLEET_CA
 
 ROOT = "/etc/callready"
 

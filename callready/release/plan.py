@@ -18,6 +18,7 @@ from callready.release.declaration import ROOT, Release, Row, Service
 from callready.release.facts import Facts, FileFact, UnitFact
 from callready.release.manifest import FORMAT, Manifest, UnitLine
 from callready.release.programs import PACKAGES
+from callready.settings.egress import FOLDER
 from callready.settings.ports import EGRESS
 
 NONE = "none"  # the release that a host has before its first one
@@ -427,7 +428,7 @@ def _units(made: Plan, release: Release, facts: Facts) -> None:
             free, least = facts.held
             made.notes.append(
                 f"{unit} takes no recordings until there is room, then starts by itself: "
-                f"{_gigabytes(free)} are free in /var/lib/egress, fewer than {_gigabytes(least)} "
+                f"{_gigabytes(free)} are free in {FOLDER}, fewer than {_gigabytes(least)} "
                 "(egress.min_free)"
             )
             continue

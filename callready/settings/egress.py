@@ -40,6 +40,8 @@ SMALL_COSTS = {
     "track": 0.25,
 }
 FEW_CORES = 4
+# Where a host has recordings: `tmp` while they run, `recordings`, `backup`, `orphans`.
+FOLDER = "/var/lib/egress"
 # From a path in the container to a folder of the host (templates/callready-egress.service.j2).
 RECORDINGS, BACKUP = "/out", "/backup"
 # The user `egress` of upstream's image, as the host sees it, and the range that it lies in.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from callready.release.declaration import FLEET_CA
 from callready.release.render import render
+from callready.settings.fleet import FLEET_CA
 from callready.settings.monitor import Logs
 from callready.settings.ports import LOGS
 from tasks.logs import SECRETS
