@@ -56,7 +56,7 @@ def _pack(server: Path, version: str, archive: Path) -> None:
 def _compile(version: str, folder: Path) -> Path:
     target = f"{MODULE}/cmd/server@v{version}"
     Group(f"livekit-{version}").stream(
-        _go(),
+        go(),
         "install",
         "-v",
         "-ldflags=-s -w",
@@ -66,15 +66,16 @@ def _compile(version: str, folder: Path) -> Path:
     return folder / "server"
 
 
-def _go() -> str:
-    go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-    if not go:
+def go() -> str:
+    """The path of Go's compiler; raises LabError if there is none."""
+    found = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
+    if not found:
         raise LabError("the Go compiler `go` is missing: install 1.24 or later, then try again")
-    return go
+    return found
 
 
 def _module_cache() -> Path:
-    return Path(run(_go(), "env", "GOMODCACHE").strip())
+    return Path(run(go(), "env", "GOMODCACHE").strip())
 
 
 def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:

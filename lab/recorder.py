@@ -6,7 +6,6 @@ import hashlib
 import http.client
 import json
 import os
-import socket
 import ssl
 import tarfile
 import urllib.error
@@ -16,8 +15,9 @@ from io import BytesIO
 from pathlib import Path
 
 from lab import ca, plan
-from lab.archive import _go
-from lab.run import Group, LabError, locked, remove_tree, run, say, wait_until
+from lab.archive import go
+from lab.run import Group, LabError, locked, remove_tree, run, say
+from lab.services import wait_for
 
 SOURCE = Path(__file__).with_name("egress")
 STATE = plan.STATE / "registry"
@@ -124,16 +124,7 @@ def start() -> None:
         }
         (STATE / "config.yml").write_text(json.dumps(configuration))
         group.start(PROGRAM, "serve", STATE / "config.yml")
-
-    def answers() -> bool:
-        try:
-            socket.create_connection((plan.MACHINE.ipv4, PORT), timeout=1).close()
-        except OSError:
-            return False
-        return group.running()
-
-    log = plan.LOGS / f"{group.name}.log"
-    wait_until(answers, 10, f"the registry does not answer on port {PORT}; see {log}")
+    wait_for(PORT, group)
 
 
 def stop() -> None:
@@ -178,7 +169,7 @@ def _top() -> tuple[bytes, str]:
     with _folder() as folder, tarfile.open(fileobj=content, mode="w") as tar:
         program = folder / "egress"
         flags = ("-trimpath", "-ldflags=-s -w")
-        run("env", "CGO_ENABLED=0", _go(), "build", "-C", SOURCE, *flags, "-o", program, ".")
+        run("env", "CGO_ENABLED=0", go(), "build", "-C", SOURCE, *flags, "-o", program, ".")
         for name, file, mode in (
             ("usr/bin/egress", program, 0o755),
             ("etc/ssl/certs/lab.pem", ca.CA_CERTIFICATE, 0o644),

@@ -32,8 +32,8 @@ def start() -> None:
             "--directory",
             WWW,
         )
-    _wait_for(plan.APT_PORT, apt)
-    _wait_for(plan.WWW_PORT, www)
+    wait_for(plan.APT_PORT, apt)
+    wait_for(plan.WWW_PORT, www)
 
 
 def apt_settings() -> str:
@@ -83,7 +83,9 @@ def _configure_apt_cacher() -> None:
         shutil.chown(folder, APT_USER, APT_USER)
 
 
-def _wait_for(port: int, group: Group) -> None:
+def wait_for(port: int, group: Group) -> None:
+    """Until a service of the lab answers; raises LabError."""
+
     def answers() -> bool:
         try:
             socket.create_connection((plan.MACHINE.ipv4, port), timeout=1).close()

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from lab import plan
-from lab.archive import _go
+from lab.archive import go
 from lab.run import Group, remove_tree, run, say
 
 BIN = plan.CACHE / "bin"
@@ -30,7 +30,7 @@ def pion_turn() -> Path:
     """Our TURN client on pion's library, built; go.sum has the hashes of what it is built from."""
     BIN.mkdir(parents=True, exist_ok=True)
     folder = Path(__file__).with_name("pion_turn")
-    run("env", "CGO_ENABLED=0", _go(), "build", "-C", folder, "-o", BIN / "pion-turn", ".")
+    run("env", "CGO_ENABLED=0", go(), "build", "-C", folder, "-o", BIN / "pion-turn", ".")
     return BIN / "pion-turn"
 
 
@@ -41,7 +41,7 @@ def _build(name: str) -> None:
     folder.mkdir(parents=True)
     try:
         Group(folder.name).stream(
-            _go(),
+            go(),
             "install",
             "-ldflags=-s -w",
             MODULES[name],
