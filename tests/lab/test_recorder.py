@@ -6,23 +6,20 @@ judged itself; it says nothing of GStreamer's or Chrome's files.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 from livekit import api
 
-from lab import bucket, ca, recorder
+from lab import bucket, recorder
 from lab.bucket import Bucket
 from tests.support.continuity import calls_of
-from tests.support.fleet import Fleet, Host, delivered, eventually, pair_inventory
+from tests.support.fleet import Host, delivered, eventually, pair_inventory
+from tests.support.recordings import STATES, Recorder, egress
 
 HOST = Host("h14")
-STATES = api.EgressStatus.Name
 # Whether all of a file can be decoded, its seconds and its streams.
 PLAY = (
     "podman run --rm --network=none --pids-limit=0 --user 0 --entrypoint sh"
@@ -30,46 +27,21 @@ PLAY = (
     "ffmpeg -v error -xerror -i {1} -f null - && "
     "ffprobe -v error -show_entries format=duration:stream=codec_name -of json {1}'"
 )
-Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class Recorder:
+class Recording(Recorder):
     """A host that records into a bucket."""
 
-    fleet: Fleet
     bucket: Bucket
     image: str
 
-    def ask(self, what: Callable[[api.LiveKitAPI], Awaitable[Answer]]) -> Answer:
-        """What LiveKit's API answers."""
-
-        async def inside() -> Answer:
-            secret = self.fleet.secrets["livekit/api_secret"]
-            async with api.LiveKitAPI(f"http://{HOST.fqdn}:7880", "APIfleet", secret) as service:
-                return await what(service)
-
-        return asyncio.run(inside())
-
-    def found(self, recording: str) -> api.EgressInfo:
-        """What LiveKit knows of a recording."""
-        asked = api.ListEgressRequest(egress_id=recording)
-        (found,) = self.ask(lambda s: s.egress.list_egress(asked)).items
-        return found
-
     def wait(self, recording: str, state: str) -> None:
         """Until it is in this state."""
-        eventually(lambda: STATES(self.found(recording).status) == state)
-
-    def stop(self, recording: str) -> None:
-        """As the application does."""
-        asked = api.StopEgressRequest(egress_id=recording)
-        self.ask(lambda s: s.egress.stop_egress(asked))
+        eventually(lambda: self.state(recording) == state)
 
     def all_kinds(self, folder: str) -> list[api.EgressInfo]:
         """Record a call in every way at once, each until it has some of it; how they ended."""
-        rooms = self.ask(lambda s: s.room.list_rooms(api.ListRoomsRequest())).rooms
-        room = max(rooms, key=lambda room: room.creation_time).name
+        room = self.room()
         asked = api.ListParticipantsRequest(room=room)
         person = self.ask(lambda s: s.room.list_participants(asked)).participants[0]
         (track,) = (each for each in person.tracks if each.type == api.TrackType.AUDIO)
@@ -92,13 +64,13 @@ class Recorder:
             self.wait(each, "EGRESS_ACTIVE")
             time.sleep(2)  # of what is recorded
         for each in started:
-            self.stop(each)
+            self.stop_recording(each)
             self.wait(each, "EGRESS_COMPLETE")
         return [self.found(each) for each in started]
 
 
 @pytest.fixture(scope="module")
-def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recording]:
     """The host after its first deploy."""
     digest, target = recorder.publish(), bucket.start()
     with delivered(HOST.name):
@@ -107,50 +79,39 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorder]:
         data["deploy"] = {"confirm_timeout": 60}  # the gate records
         data["livekit"] |= {"url": f"ws://{HOST.fqdn}:7880", "turn_pool": None}
         data["livekit"]["rtc"] = {"stun_servers": ["198.51.100.2:3478"]}
-        data["redis"] = {
-            f"{user}_password": f"secret:redis/{user}" for user in ("livekit", "egress")
+        cost = {
+            f"{kind}_cpu_cost": 0.1 for kind in ("audio_room_composite", "participant", "track")
         }
-        cost = {f"{kind}_cpu_cost": 0.1 for kind in ("audio_room_composite", "participant")}
-        data["egress"] = {
-            "image": recorder.NAME,
-            "digest": digest,
-            "registry_ca": str(ca.CA_CERTIFICATE),
-            "cpu_cost": {**cost, "track_cpu_cost": 0.1},
-            "storage": {
-                "prefix": "calls",
-                "s3": {
-                    "bucket": bucket.NAME,
-                    "access_key": target.access_key,
-                    "secret": "secret:egress/s3",
-                    "region": "us-east-1",
-                    "endpoint": bucket.ENDPOINT,
-                    "force_path_style": True,
-                    "max_retries": 1,
-                },
-            },
+        s3 = {
+            "bucket": bucket.NAME,
+            "access_key": target.access_key,
+            "secret": "secret:egress/s3",
+            "region": "us-east-1",
+            "endpoint": bucket.ENDPOINT,
+            "force_path_style": True,
+            "max_retries": 1,
         }
+        data |= egress(digest, cpu_cost=cost, storage={"prefix": "calls", "s3": s3})
         entry = (HOST.fqdn, {"address": HOST.ipv4, "address6": HOST.ipv6})
         groups = {group: [entry] for group in ("livekit", "redis", "egress")}
         names = ["livekit/api_secret", "redis/livekit", "redis/egress", "egress/s3"]
-        fleet = Fleet(tmp_path_factory.mktemp("recorder"), groups, data, names)
+        fleet = Recording(HOST, tmp_path_factory.mktemp("recorder"), groups, data, names)
+        fleet.bucket, fleet.image = target, f"{recorder.NAME}@{digest}"
         fleet.secrets["egress/s3"] = target.secret
         fleet.deploy()
-        yield Recorder(fleet, target, f"{recorder.NAME}@{digest}")
+        yield fleet
     bucket.stop()
 
 
 @pytest.fixture
-def called(deployed: Recorder) -> Iterator[Recorder]:
+def called(deployed: Recording) -> Iterator[Recording]:
     """With a call that goes on."""
-    url, secret = (
-        deployed.fleet.data["livekit"]["url"],
-        deployed.fleet.secrets["livekit/api_secret"],
-    )
+    url, secret = deployed.data["livekit"]["url"], deployed.secrets["livekit/api_secret"]
     with calls_of(url, "APIfleet", secret, {}):
         yield deployed
 
 
-def test_recordings_go_to_the_bucket(called: Recorder) -> None:
+def test_recordings_go_to_the_bucket(called: Recording) -> None:
     ended = called.all_kinds("kept")
     objects = called.bucket.objects()
     for each in ended:
@@ -171,7 +132,7 @@ def test_recordings_go_to_the_bucket(called: Recorder) -> None:
     assert all('result="completed"' in line for line in results.splitlines())
 
 
-def test_without_the_bucket_they_stay_and_can_be_played(called: Recorder) -> None:
+def test_without_the_bucket_they_stay_and_can_be_played(called: Recording) -> None:
     bucket.stop()
     ended = called.all_kinds("lost")
     streams = []
@@ -187,9 +148,8 @@ def test_without_the_bucket_they_stay_and_can_be_played(called: Recorder) -> Non
     assert streams == [["opus"], ["aac"], ["opus"]]
 
 
-def test_a_killed_handler_is_a_failure_that_is_told(called: Recorder) -> None:
-    rooms = called.ask(lambda s: s.room.list_rooms(api.ListRoomsRequest())).rooms
-    room = max(rooms, key=lambda room: room.creation_time).name
+def test_a_killed_handler_is_a_failure_that_is_told(called: Recording) -> None:
+    room = called.room()
     output = api.EncodedFileOutput(file_type=api.EncodedFileType.OGG, filepath="killed")
     asked = api.RoomCompositeEgressRequest(room_name=room, audio_only=True, file_outputs=[output])
     started = called.ask(lambda s: s.egress.start_room_composite_egress(asked)).egress_id

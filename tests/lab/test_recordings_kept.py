@@ -5,84 +5,52 @@ folders of production. The stand-in proves nothing of Chrome, GStreamer, or how 
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import pytest
 from livekit import api
 
-from lab import Lab, ca, recorder
+from callready.settings.egress import FOLDER
+from lab import Lab, recorder
 from tests.sabotage.catalogue import CATALOGUE
 from tests.sabotage.judging import tried
 from tests.sabotage.sabotage import RECORDING, Service
 from tests.support import fleet as support
 from tests.support.continuity import calls_of
-from tests.support.fleet import Fleet, Host, delivered, idle, pair_inventory
+from tests.support.fleet import Host, delivered, idle, pair_inventory
+from tests.support.recordings import Recorder, egress
 
 pytestmark = pytest.mark.long
 
-FOLDER = "/var/lib/egress"
-STATES = api.EgressStatus.Name
 # In the container, which has ffmpeg: how long a recording is, and whether all of it can be decoded.
 PLAY = (
     "podman exec --user 1001:0 --env HOME=/home/egress callready-egress sh -c '"
     "ffmpeg -v error -xerror -i /out/{0} -f null - && "
     "ffprobe -v error -show_entries format=duration -of csv=p=0 /out/{0}'"
 )
-Answer = TypeVar("Answer")
 # A unit that serves again: its rounds of ten seconds, a drain, a container's start.
 eventually = partial(support.eventually, seconds=180)
 
 
-class Recorder(Fleet):
-    """A host that records, and its inventory."""
-
-    def __init__(self, host: Host, *rest: object) -> None:
-        super().__init__(*rest)  # type: ignore[arg-type]
-        self.host = host
-
-    def ask(self, what: Callable[[api.LiveKitAPI], Awaitable[Answer]]) -> Answer:
-        """What LiveKit's API answers."""
-
-        async def inside() -> Answer:
-            url, secret = f"http://{self.host.fqdn}:7880", self.secrets["livekit/api_secret"]
-            async with api.LiveKitAPI(url, "APIfleet", secret) as service:
-                return await what(service)
-
-        return asyncio.run(inside())
+class Recording(Recorder):
+    """With what is on the host."""
 
     def record(self, name: str) -> str:
         """Record what is said in the last call, and wait until it is; the recording's id."""
-        rooms = self.ask(lambda s: s.room.list_rooms(api.ListRoomsRequest())).rooms
-        # Others are of a deploy's own calls.
-        calls = [room for room in rooms if room.name.startswith("continuity-")]
-        room = max(calls, key=lambda room: room.creation_time)
         output = api.EncodedFileOutput(file_type=api.EncodedFileType.OGG, filepath=name)
         wanted = api.RoomCompositeEgressRequest(
-            room_name=room.name, audio_only=True, file_outputs=[output]
+            room_name=self.room(), audio_only=True, file_outputs=[output]
         )
         started = self.ask(lambda s: s.egress.start_room_composite_egress(wanted)).egress_id
         eventually(lambda: self.state(started) == "EGRESS_ACTIVE")
         time.sleep(3)  # of what is recorded
         return started
-
-    def state(self, recording: str) -> str:
-        """What LiveKit knows of a recording."""
-        asked = api.ListEgressRequest(egress_id=recording)
-        (found,) = self.ask(lambda s: s.egress.list_egress(asked)).items
-        return STATES(found.status)
-
-    def stop_recording(self, recording: str) -> None:
-        """As the application does."""
-        asked = api.StopEgressRequest(egress_id=recording)
-        self.ask(lambda s: s.egress.stop_egress(asked))
 
     def seconds(self, name: str) -> float:
         """How long a recording is; all of it must be decodable."""
@@ -114,7 +82,7 @@ class Recorder(Fleet):
 @pytest.fixture(scope="module", params=["h06", "h13"], ids=["Debian 13", "Debian 12"])
 def deployed(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Recorder]:
+) -> Iterator[Recording]:
     """All on one host, deployed from bare."""
     host, digest = Host(request.param), recorder.publish()
     with delivered(host.name):
@@ -123,18 +91,9 @@ def deployed(
         data["turn"]["pools"]["calls"] |= {"min_port": 61001, "max_port": 62000}
         data["deploy"] = {"confirm_timeout": 90}
         data["host"] = {"other_listeners": ["5355/tcp", "5355/udp"]}
-        data["redis"] = {
-            f"{user}_password": f"secret:redis/{user}" for user in ("livekit", "egress")
-        }
-        data["egress"] = {
-            "image": recorder.NAME,
-            "digest": digest,
-            "registry_ca": str(ca.CA_CERTIFICATE),
-            "drain": 600,
-            "min_free": 0.1,
-        }
+        data |= egress(digest, drain=600, min_free=0.1)
         entry = (host.fqdn, {"address": host.ipv4, "address6": host.ipv6, "pools": ["calls"]})
-        fleet = Recorder(
+        fleet = Recording(
             host,
             tmp_path_factory.mktemp("recorder"),
             {group: [entry] for group in ("livekit", "turn", "redis", "egress")},
@@ -148,7 +107,7 @@ def deployed(
 
 
 @pytest.fixture
-def recording(deployed: Recorder) -> Iterator[Recorder]:
+def recording(deployed: Recording) -> Iterator[Recording]:
     """It records what is said in a call, which is on."""
     eventually(lambda: idle(deployed.host))
     eventually(lambda: deployed.serves)
@@ -164,7 +123,7 @@ def drains(process: subprocess.Popen[str]) -> None:
     assert any("recordings that run: 1," in line for line in process.stderr or ()), "did not wait"
 
 
-def change(fleet: Recorder, drain: int = 600) -> subprocess.Popen[str]:
+def change(fleet: Recording, drain: int = 600) -> subprocess.Popen[str]:
     """Start a deploy that changes egress."""
     levels = {"info": "warn", "warn": "info"}
     now = fleet.host.root("sed -n 's/^  level: //p' /etc/egress/egress.yaml")
@@ -180,7 +139,7 @@ def finished(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def test_a_deploy_waits_for_a_recording_and_takes_no_new_one(recording: Recorder) -> None:
+def test_a_deploy_waits_for_a_recording_and_takes_no_new_one(recording: Recording) -> None:
     plan = recording.record("waited.ogg")
     process = change(recording)
     drains(process)
@@ -192,7 +151,7 @@ def test_a_deploy_waits_for_a_recording_and_takes_no_new_one(recording: Recorder
     assert recording.seconds("waited.ogg") > 3
 
 
-def test_what_still_runs_after_that_is_ended_and_whole(recording: Recorder) -> None:
+def test_what_still_runs_after_that_is_ended_and_whole(recording: Recording) -> None:
     plan = recording.record("ended.ogg")
     said = finished(change(recording, drain=3))
     assert "1 recording runs now: egress takes no new ones, up to 3 s are waited" in said
@@ -203,7 +162,7 @@ def test_what_still_runs_after_that_is_ended_and_whole(recording: Recorder) -> N
 
 @pytest.mark.parametrize("times", [1, 2], ids=["one operator", "another one too"])
 def test_ctrl_c_while_it_drains_leaves_an_egress_that_serves(
-    recording: Recorder, times: int
+    recording: Recording, times: int
 ) -> None:
     plan = recording.record(f"interrupted{times}.ogg")
     for _ in range(times):
@@ -228,7 +187,7 @@ def test_ctrl_c_while_it_drains_leaves_an_egress_that_serves(
 
 @pytest.mark.parametrize("how", ["systemctl stop callready-egress", "reboot"])
 def test_a_stop_ends_recordings_within_ten_seconds_with_whole_files(
-    recording: Recorder, how: str
+    recording: Recording, how: str
 ) -> None:
     host, name = recording.host, f"{how.split()[0]}.ogg"
     recording.record(name)
@@ -264,7 +223,7 @@ def filled(host: Host, folder: str) -> Iterator[None]:
 FILL = "head -c 330M /dev/zero > {}/{}/filler"
 
 
-def test_without_room_no_recording_starts_until_there_is_some(recording: Recorder) -> None:
+def test_without_room_no_recording_starts_until_there_is_some(recording: Recording) -> None:
     host = recording.host
     with filled(host, "recordings"):
         eventually(lambda: recording.serves)
@@ -287,7 +246,7 @@ def test_without_room_no_recording_starts_until_there_is_some(recording: Recorde
         eventually(lambda: recording.state(again) == "EGRESS_COMPLETE")
 
 
-def test_a_recording_is_ended_while_its_file_still_fits(recording: Recorder) -> None:
+def test_a_recording_is_ended_while_its_file_still_fits(recording: Recording) -> None:
     with filled(recording.host, "tmp"):
         eventually(lambda: recording.serves)
         plan = recording.record("fits.ogg")
@@ -300,7 +259,7 @@ def test_a_recording_is_ended_while_its_file_still_fits(recording: Recorder) -> 
     assert recording.seconds("fits.ogg") > 3
 
 
-def test_what_a_killed_recording_leaves_is_kept_and_told_of(recording: Recorder) -> None:
+def test_what_a_killed_recording_leaves_is_kept_and_told_of(recording: Recording) -> None:
     host = recording.host
     recording.record("killed.ogg")
     recording.kill("init")
@@ -317,7 +276,7 @@ def test_what_a_killed_recording_leaves_is_kept_and_told_of(recording: Recorder)
 @pytest.mark.parametrize(
     "name", [name for name, each in CATALOGUE.items() if each.layer == RECORDING]
 )
-def test_what_keeps_it_from_recording_is_named(deployed: Recorder, name: str) -> None:
+def test_what_keeps_it_from_recording_is_named(deployed: Recording, name: str) -> None:
     if deployed.unsettled:
         deployed.deploy()
     # What tests before this one have stopped and killed is no fault.
@@ -329,7 +288,7 @@ def test_what_keeps_it_from_recording_is_named(deployed: Recorder, name: str) ->
     assert result.is_right, result
 
 
-def test_a_removal_leaves_every_recording(deployed: Recorder) -> None:
+def test_a_removal_leaves_every_recording(deployed: Recording) -> None:
     host = deployed.host
     host.root(f"install -o 201001 -m 640 /dev/null {FOLDER}/recordings/kept.ogg")
     had = host.root(f"cd {FOLDER}; find recordings -type f | sort")

@@ -20,6 +20,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Event
@@ -298,13 +299,18 @@ def test_a_call_is_recorded_from_the_first_event_to_the_file(
         assert path.stat().st_size == file["bytes"]
         heard = media.judge(path, 5, recording.TONES[:1], picture=picture)
         assert abs(heard.seconds - file["seconds"]) < 3
-        eventually(lambda it=it: events(place, it["id"])[-1:] == ["egress_ended"])  # type: ignore[misc]
+        eventually(partial(has_ended, place, it["id"]))
         assert events(place, it["id"])[0] == "egress_started"
 
 
 def events(place: Place, egress_id: str) -> list[str]:
     """Those of LiveKit that the backend has taken."""
     return [it["event"] for it in place.ask(f"/recordings/{egress_id}").json()["events"]]
+
+
+def has_ended(place: Place, egress_id: str) -> bool:
+    """Whether it has that as the last."""
+    return events(place, egress_id)[-1:] == ["egress_ended"]
 
 
 def test_a_room_does_not_choose_where_its_files_go(recorded: tuple[Place, Path]) -> None:
@@ -489,6 +495,9 @@ def test_a_restart_refuses_nobody(unpacked: Path, tmp_path: Path) -> None:
             with suppress(httpx.ReadError, httpx.RemoteProtocolError):
                 answered.append(httpx.get(f"{place.url}/health", timeout=60).status_code)
 
+    def is_past(number: int) -> bool:
+        return caller.done() or len(answered) > number
+
     with ThreadPoolExecutor() as pool, ExitStack() as running:
         running.callback(done.set)
         listener = socket.create_server(("127.0.0.1", place.ports["app"]))
@@ -496,8 +505,7 @@ def test_a_restart_refuses_nobody(unpacked: Path, tmp_path: Path) -> None:
         caller = pool.submit(callers)
         for _ in range(3):
             with place.backend(listener):
-                wanted = len(answered) + 5
-                eventually(lambda wanted=wanted: caller.done() or len(answered) > wanted)  # type: ignore[misc]
+                eventually(partial(is_past, len(answered) + 5))
         with place.backend(listener):
             done.set()
             caller.result()

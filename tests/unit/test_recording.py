@@ -158,7 +158,7 @@ def test_complete_proves_nothing() -> None:
 @pytest.fixture
 def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A host's folder of egress."""
-    monkeypatch.setattr(recording, "STATE", str(tmp_path))
+    monkeypatch.setattr(recording, "FOLDER", str(tmp_path))
     for name in ("tmp", "recordings", "backup"):
         (tmp_path / name).mkdir()
     return tmp_path

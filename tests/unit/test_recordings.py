@@ -61,9 +61,9 @@ def test_a_fleet_that_records_nothing_has_none_of_it() -> None:
     assert release.egress_drain == 0
 
 
-def older(release: Release, **found: object) -> Facts:
+def older(release: Release, recordings: int = 0) -> Facts:
     """A host on which egress has another configuration than the release says."""
-    facts = dataclasses.replace(deployed(release), **found)  # type: ignore[arg-type]
+    facts = dataclasses.replace(deployed(release), recordings=recordings)
     facts.images = {release.image.reference} if release.image else set()
     facts.subordinates = {name: {*release.subordinates} for name in ("subuid", "subgid")}
     facts.units[EGRESS] = dataclasses.replace(facts.units[EGRESS], fingerprint="another")

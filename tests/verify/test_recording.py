@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 
 from callready.probes import ProbeError, livekit, recording
-from callready.probes.recording import STATE, Api, Elsewhere, Host, Kind, Room
+from callready.probes.recording import Api, Elsewhere, Host, Kind, Room
 from callready.probes.storage import Storage
-from callready.settings.egress import CONTAINER_USER, USER
+from callready.settings.egress import CONTAINER_USER, FOLDER, USER
 from callready.settings.ports import EGRESS
 from tasks.egress import CONTAINER
 from tests.verify.check import Check, each, having, ms
@@ -150,13 +150,14 @@ def test_sound_of_rooms(server: Server, check: Check) -> None:
 @recorders
 def test_recordings_are_private(server: Server, check: Check) -> None:
     """Nobody else on the host reads recordings"""
-    places = " ".join(f"{STATE}/{name}" for name in ("recordings", "backup", "orphans"))
+    places = " ".join(f"{FOLDER}/{name}" for name in ("recordings", "backup", "orphans"))
     others = rf"\( -perm /007 -o ! -uid 0 ! -uid {USER} \)"
     found = server.host.run(
-        f"find {STATE} -maxdepth 1 {others}; find {places} ! -type l {others} 2> /dev/null | head; "
+        f"find {FOLDER} -maxdepth 1 {others}; "
+        f"find {places} ! -type l {others} 2> /dev/null | head; "
         f"find {places} -type f 2> /dev/null | wc -l"
     ).stdout.splitlines()
-    check.expect(found, f"{STATE} is not there", f"systemctl status {EGRESS}")
+    check.expect(found, f"{FOLDER} is not there", f"systemctl status {EGRESS}")
     *wrong, files = found or ["0"]
     check.figure(f"{files} files")
     check.expect(
