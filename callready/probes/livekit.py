@@ -92,8 +92,8 @@ def health(
     if response.status_code == 406:
         raise ProbeError(
             f"no new call starts: {url} says 406, its node statistics are stale",
-            "whether livekit-server can read /proc/loadavg (ProcSubset=pid in its unit prevents "
-            "it), and the machine's load",
+            "whether its Redis answers, if it has one; whether livekit-server can read "
+            "/proc/loadavg (ProcSubset=pid in its unit prevents it); the machine's load",
         )
     if response.status_code != 200:
         raise ProbeError(
