@@ -23,13 +23,14 @@ from pydantic_core import PydanticUndefined
 from callready.diagnosis.keys import KEYS
 from callready.release.render import render
 from callready.secrets.loading import load_fleet
-from callready.settings import models, types
+from callready.settings import types
 from callready.settings.fields import model_in, origin_of
 from callready.settings.fleet import Fleet
 from callready.settings.host_checks import unreachable
 from callready.settings.models import ROLES, HostSettings
 from callready.settings.ports import Use, overlaps, port_plan
 from callready.settings.problem import SettingsError
+from callready.settings.turn import Pool, PoolKeys
 
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by `make docs` from the code: change callready/, not this page. -->\n"
@@ -140,7 +141,7 @@ def settings_page() -> str:
     parts = [GENERATED, SETTINGS_HEAD, _table(HostSettings, "", HOST_DATA)]
     for path, model in sections(HostSettings):
         parts += [f"## {path}\n", f"{model.__doc__}".replace("\n    ", "\n") + "\n"]
-        if model is models.Pool:
+        if model is Pool:
             parts.append(POOL_NOTE)
         parts.append(_table(model, path))
     return "\n".join(parts)
@@ -196,7 +197,7 @@ def sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, type
 
 def _table(model: type[BaseModel], path: str, only: tuple[str, ...] = ()) -> str:
     hints = get_type_hints(model, include_extras=True)
-    inherited = models.PoolKeys.model_fields if model is models.Pool else {}
+    inherited = PoolKeys.model_fields if model is Pool else {}
     rows = []
     for name, field in model.model_fields.items():
         if name in inherited or (only and name not in only):

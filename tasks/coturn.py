@@ -9,9 +9,10 @@ from callready.release.declaration import Row
 from callready.release.node import Node
 from callready.settings import coturn_keys, pools
 from callready.settings.host_checks import unreachable
-from callready.settings.models import HostSettings, Pool
+from callready.settings.models import HostSettings
 from callready.settings.monitor import Monitor
 from callready.settings.ports import has_low_port, listeners
+from callready.settings.turn import Pool
 
 UNIT_FILE = "/etc/systemd/system/turnserver@.service"
 

@@ -11,7 +11,7 @@ from callready.release.facts import host_script
 from callready.release.node import Node
 from callready.settings.certificates import read_pair
 from callready.settings.dns_providers import plugin_package
-from callready.settings.models import Acme, Dns
+from callready.settings.edge import Acme, Dns
 from callready.settings.pools import EDGE, ways
 
 SCRIPT = "/usr/local/lib/callready/certificates"

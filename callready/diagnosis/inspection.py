@@ -18,7 +18,7 @@ from pyinfra.api.host import Host
 from callready.release.facts import columns, host_script
 from callready.release.node import Node
 from callready.rollout.remote import as_root
-from callready.settings.models import Workers
+from callready.settings.app import Workers
 from callready.settings.pools import EDGE
 from callready.settings.pools import unit as turn_unit
 

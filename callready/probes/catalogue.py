@@ -27,8 +27,8 @@ from callready.probes.probe import (
 from callready.probes.storage import Storage
 from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet
+from callready.settings.livekit import LiveKit as LiveKitSettings
 from callready.settings.models import HostSettings
-from callready.settings.models import LiveKit as LiveKitSettings
 from callready.settings.pools import Transport, Way, ways
 from callready.settings.uris import place, stun_uri, turn_uri
 

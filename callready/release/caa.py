@@ -13,7 +13,7 @@ import dns.exception
 import dns.resolver
 from dns.rdtypes.ANY.CAA import CAA
 
-from callready.settings.models import Acme
+from callready.settings.edge import Acme
 
 TIMEOUT = 2.0
 """Seconds for one name's records; an answer that takes longer is not worth a deploy's time."""

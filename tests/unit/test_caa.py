@@ -18,7 +18,7 @@ import pytest
 
 from callready.probes import ProbeError, catalogue, names
 from callready.release import caa, refusals
-from callready.settings.models import Acme
+from callready.settings.edge import Acme
 from tasks import declare
 from tests.support.inventories import TURN1, Edit, bare, load
 

@@ -23,9 +23,11 @@ from callready.secrets.loading import validate
 from callready.settings.android import Android
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
-from callready.settings.models import LiveKit, Pool, Verify
+from callready.settings.livekit import LiveKit
+from callready.settings.models import Verify
 from callready.settings.pools import Transport, Way, ways
 from callready.settings.problem import SettingsError
+from callready.settings.turn import Pool
 from tasks import declare
 from tests.verify.servers import Family, Server
 

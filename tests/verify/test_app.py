@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError, app, livekit, webrtc
-from callready.settings.models import App, HttpCheck, WebSocketCheck
+from callready.settings.app import App, HttpCheck, WebSocketCheck
 from callready.settings.uris import stun_uris, turn_uris
 from tests.verify.check import Check, each, ms
 from tests.verify.servers import Server

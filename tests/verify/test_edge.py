@@ -10,7 +10,7 @@ from callready.probes.app import get
 from callready.probes.tls import served
 from callready.settings import pools
 from callready.settings.android import Android
-from callready.settings.models import Edge
+from callready.settings.edge import Edge
 from callready.settings.pins import is_pinned, mismatch
 from tests.verify.certificates import check_certificate
 from tests.verify.check import Check, each, having

@@ -10,7 +10,7 @@ from callready.diagnosis.model import Cause, Flow, Place
 from callready.release.declaration import ROOT, Environment
 from callready.release.facts import Listener
 from callready.release.refusals import in_the_way, is_version, of_addresses
-from callready.settings.models import Workers
+from callready.settings.app import Workers
 from callready.settings.ports import CALLER, EGRESS, parse_port
 from tests.verify.check import Check, each, having, unseen
 from tests.verify.servers import Server
