@@ -56,6 +56,12 @@ class Host(Section):
         le=INT_MAX,
         description="Bytes for net.core.rmem_max and wmem_max; LiveKit warns below 5 MB.",
     )
+    bandwidth: float | None = Field(
+        None,
+        gt=0,
+        description="Megabits a second in each direction that the provider lets through, for "
+        "`make capacity`; unset, the speed of the interface where it has one.",
+    )
     max_clock_skew: float = Field(
         30.0,
         gt=0,

@@ -1,0 +1,228 @@
+"""What a host can carry: by its settings and its machine, limit by limit, for a kind of call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from callready.settings import pools
+from callready.settings.fleet import Fleet
+from callready.settings.models import HostSettings
+from callready.settings.ports import LIVEKIT
+
+# Packets a second that a core forwards: what upstream's bench and a user's measured of LiveKit (38
+# to 75 thousand, and half of it), and coturn's own bench of a relay thread (126 thousand), with
+# room for what else a host does.
+OF_LIVEKIT, OF_COTURN = 20_000, 50_000
+FILES_OF_LIVEKIT, FILES_OF_ALLOCATION = 6, 2
+SHARE = 0.8  # of processors, links and tables: above it calls suffer before the limit is reached
+
+
+class Rate(NamedTuple):
+    """Of media, a second."""
+
+    packets: float
+    kilobits: float
+
+    def times(self, number: float) -> Rate:
+        """That of several streams."""
+        return Rate(self.packets * number, self.kilobits * number)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of participant, on the wire: what one who speaks sends, and what others get of it."""
+
+    sends: Rate
+    of_each: Rate
+
+
+# Opus with 20 ms a packet; 720p with three layers (2.0, 0.5 and 0.15 Mbit/s), of which a receiver
+# gets the one that fits the size of its picture (livekit-client's adaptive stream).
+KINDS = {
+    "audio": Kind(Rate(50, 50), Rate(50, 50)),
+    "video": Kind(Rate(300, 2_700), Rate(240, 2_050)),
+    "gallery": Kind(Rate(300, 2_700), Rate(100, 550)),
+}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls that are planned for.
+
+    Args:
+        kind: of KINDS.
+        room: participants of a room.
+        speakers: how many of them send; others only listen.
+        relayed: the share of participants whose media needs TURN, 0 to 1.
+    """
+
+    kind: str
+    room: int
+    speakers: int
+    relayed: float
+
+    @property
+    def sent(self) -> Rate:
+        """By a participant, on average."""
+        return KINDS[self.kind].sends.times(self.speakers / self.room)
+
+    @property
+    def received(self) -> Rate:
+        """By a participant, on average: of every speaker but itself."""
+        return KINDS[self.kind].of_each.times(self.speakers * (self.room - 1) / self.room)
+
+    @property
+    def relayed_both_ways(self) -> Rate:
+        """What TURN has to forward for a participant, on average over those who need none."""
+        rates = zip(self.sent, self.received, strict=True)
+        return Rate(*(self.relayed * sum(pair) for pair in rates))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a host has; 0 where that is not known.
+
+    Args:
+        cores: processors.
+        conntrack: connections that the kernel tracks at most.
+        bandwidth: of its link, megabits a second in each direction.
+        files: open files, by unit.
+    """
+
+    cores: int
+    conntrack: int = 0
+    bandwidth: float = 0
+    files: Mapping[str, int] = field(default_factory=dict)
+
+
+class Limit(NamedTuple):
+    """Of participants on a host: by what, how that comes about, and what moves it."""
+
+    participants: int
+    what: str
+    sum: str
+    moved_by: str
+
+
+def limits(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> list[Limit]:
+    """How many participants of the service a host can carry, the first limit first. Every host of
+    a TURN pool has to carry all of the pool's callers: clients allocate on each, and take the first
+    that answers."""
+    found = [*_shared(fleet, host, machine, calls), *_of_sfu(host, machine)]
+    for name in host.turn_pools:
+        found += _of_pool(fleet, host, name, machine)
+    return sorted(found)
+
+
+def _limit(capacity: float, use: float, what: str, words: str, moved_by: str) -> Iterator[Limit]:
+    if capacity > 0 and use > 0:
+        yield Limit(int(capacity / use), what, words, moved_by)
+
+
+def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> Iterator[Limit]:
+    """What the roles of a host take from the same machine."""
+    sfu, turn = bool(host.sfu), bool(host.turn_pools)
+    relayed, sent, received = calls.relayed_both_ways, calls.sent, calls.received
+    cores = sfu * received.packets / OF_LIVEKIT + turn * relayed.packets / OF_COTURN
+    yield from _limit(
+        SHARE * machine.cores,
+        cores,
+        "processor",
+        f"{SHARE:.0%} of {machine.cores} cores; {cores * 1000:.1f} thousandths of one each",
+        "more cores",
+    )
+    busier = max(sfu * rate.kilobits + turn * relayed.kilobits for rate in (sent, received))
+    yield from _limit(
+        SHARE * machine.bandwidth * 1000,
+        busier,
+        "bandwidth",
+        f"{SHARE:.0%} of {machine.bandwidth:g} Mbit/s; {busier / 1000:.2f} Mbit/s each in the "
+        "busier direction",
+        "another offer of the provider; host.bandwidth says what it is",
+    )
+    flows: float = 0
+    if sfu:
+        # A WebSocket, twice behind an edge: to it, and from it to LiveKit.
+        flows += (1 + host.has_edge) + (not host.firewall.notrack)
+    for name in host.turn_pools:
+        flows += allocations(fleet, host, name) * (not host.firewall.notrack) + calls.relayed
+    yield from _limit(
+        SHARE * machine.conntrack,
+        flows,
+        "tracked connections",
+        f"{SHARE:.0%} of {machine.conntrack}; {flows:.1f} each",
+        "net.netfilter.nf_conntrack_max, or firewall.notrack",
+    )
+    if host.has_edge and host.edge:
+        tunnels = sum(
+            2 * _families(host) * (way.unit == pools.EDGE)
+            for name in host.turn_pools
+            for way in pools.ways(host, name)
+            if way.advertised
+        )
+        yield from _limit(
+            host.edge.max_connections,
+            sfu + tunnels,
+            "connections of the edge",
+            f"{host.edge.max_connections}; {sfu + tunnels} each",
+            "edge.max_connections",
+        )
+
+
+def _of_sfu(host: HostSettings, machine: Machine) -> Iterator[Limit]:
+    if not (settings := host.sfu):
+        return
+    rtc = settings.rtc
+    ports = rtc.port_range_end - rtc.port_range_start + 1
+    addresses = _families(host) + (len(rtc.ips.includes) if rtc.ips else 0)
+    yield from _limit(
+        ports,
+        2 * addresses,
+        "ports of media",
+        f"{ports}; 2 peer connections x {addresses} addresses each",
+        "livekit.rtc.port_range_end",
+    )
+    files = machine.files.get(LIVEKIT, 0)
+    yield from _limit(
+        files,
+        FILES_OF_LIVEKIT,
+        "open files of LiveKit",
+        f"{files}; {FILES_OF_LIVEKIT} each",
+        f"LimitNOFILE of {LIVEKIT}",
+    )
+
+
+def _of_pool(fleet: Fleet, host: HostSettings, name: str, machine: Machine) -> Iterator[Limit]:
+    pool, key, unit = host.turn_pools[name], f"turn.pools.{name}", pools.unit(name)
+    each = allocations(fleet, host, name)
+    asked = f"{each} allocations each, used or not"
+    if each == 0:  # LiveKit hands out another pool
+        return
+    quota, setting = pool.allocations, "total_quota"
+    yield from _limit(quota, each, f"quota of pool {name}", f"{quota}; {asked}", f"{key}.{setting}")
+    ports = pool.relay_ports
+    yield from _limit(
+        ports, each, f"relay ports of pool {name}", f"{ports}; {asked}", f"{key}.min_port"
+    )
+    files = machine.files.get(unit, 0)
+    yield from _limit(
+        files,
+        FILES_OF_ALLOCATION * each,
+        f"open files of pool {name}",
+        f"{files}; {FILES_OF_ALLOCATION} an allocation, {asked}",
+        f"LimitNOFILE of {unit}",
+    )
+
+
+def allocations(fleet: Fleet, host: HostSettings, pool: str) -> int:
+    """How many allocations a participant of the service has on a host: none where LiveKit hands out
+    another pool."""
+    handed_out = {each.livekit.turn_pool for each in fleet.hosts.values() if each.livekit}
+    # That of someone on Wi-Fi and mobile is twice as much; few are.
+    return pools.asked_by_caller(host, pool)[0] // 2 if pool in handed_out else 0
+
+
+def _families(host: HostSettings) -> int:
+    return 2 if host.address6 else 1
