@@ -23,7 +23,7 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export capacity lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
@@ -42,6 +42,7 @@ help:
 	@echo "make verify  ENV=prod    verify a deployed inventory from where you are"
 	@echo "make alert-test ENV=prod    send a test alert to everyone who is told, and say who took it"
 	@echo "make export  ENV=prod [FOLDER=…]    what a Prometheus and a Grafana of your own need"
+	@echo "make capacity ENV=prod [KIND=audio|video|gallery] [ROOM=4] [SPEAKERS=…] [RELAYED=0.2]    what each host can carry"
 	@echo "make bench [AGAINST=REV] measure against plain pyinfra, Ansible, bare ssh, and another commit"
 	@echo "make bench-verification  how long a verification takes; leaves the lab deployed"
 	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
@@ -138,6 +139,10 @@ alert-test: install
 
 export: install
 	@$(PYTHON) -m callready.export $(INVENTORY) $(FOLDER)
+
+capacity: install
+	@$(PYTHON) -m callready.capacity $(INVENTORY) $(KIND) $(if $(ROOM),--room $(ROOM)) \
+		$(if $(SPEAKERS),--speakers $(SPEAKERS)) $(if $(RELAYED),--relayed $(RELAYED))
 
 bench: lab-install
 	$(PYTHON) -m bench $(if $(AGAINST),--against $(AGAINST))

@@ -62,6 +62,8 @@ def read(lines: list[str], bandwidth: float | None) -> Machine:
 
 def table(name: str, found: list[Limit], machine: Machine) -> str:
     """The limits of a host for people, the first one first."""
+    if not found:
+        return f"{name}: no limit for the callers of the service; its pools are for others"
     width = max(len(limit.what) for limit in found)
     lines = [f"{name}: {found[0].participants} participants, then {found[0].what}"]
     lines += [

@@ -123,7 +123,8 @@ def _limit(capacity: float, use: float, what: str, words: str, moved_by: str) ->
 
 def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> Iterator[Limit]:
     """What the roles of a host take from the same machine."""
-    sfu, turn = bool(host.sfu), bool(host.turn_pools)
+    each = {name: allocations(fleet, host, name) for name in host.turn_pools}
+    sfu, turn = bool(host.sfu), any(each.values())
     relayed, sent, received = calls.relayed_both_ways, calls.sent, calls.received
     cores = sfu * received.packets / OF_LIVEKIT + turn * relayed.packets / OF_COTURN
     yield from _limit(
@@ -131,7 +132,7 @@ def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) ->
         cores,
         "processor",
         f"{SHARE:.0%} of {machine.cores} cores; {cores * 1000:.1f} thousandths of one each",
-        "more cores",
+        "a host with more cores",
     )
     busier = max(sfu * rate.kilobits + turn * relayed.kilobits for rate in (sent, received))
     yield from _limit(
@@ -146,8 +147,8 @@ def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) ->
     if sfu:
         # A WebSocket, twice behind an edge: to it, and from it to LiveKit.
         flows += (1 + host.has_edge) + (not host.firewall.notrack)
-    for name in host.turn_pools:
-        flows += allocations(fleet, host, name) * (not host.firewall.notrack) + calls.relayed
+    for number in filter(None, each.values()):
+        flows += number * (not host.firewall.notrack) + calls.relayed
     yield from _limit(
         SHARE * machine.conntrack,
         flows,

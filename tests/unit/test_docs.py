@@ -148,7 +148,8 @@ def test_make_targets_exist() -> None:
     for target, *variables in commands("make"):
         for item in variables:
             assert re.fullmatch(
-                r"(ENV|INVENTORY|WHAT|HOST|UNIT|SINCE|MATCH)=\S+|RECIPIENTS=.+", item
+                r"(ENV|INVENTORY|WHAT|HOST|UNIT|SINCE|MATCH|KIND|ROOM|SPEAKERS|RELAYED)=\S+|RECIPIENTS=.+",
+                item,
             ), item
         rule = re.compile(rf"^(\w+ )*{re.escape(target)}( \w+)*:(?!=).*\n?", re.MULTILINE)
         assert rule.search(makefile), f"the Makefile has no rule for {target}"
