@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import argparse
 import base64
-import dataclasses
-import json
 import shlex
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from google.protobuf.json_format import ParseDict
 from livekit.protocol.egress import EgressInfo, EgressStatus, ListEgressResponse
-from pydantic import SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr, TypeAdapter
 
 from callready.probes import TIMEOUT, Finding, ProbeError, command, run
 from callready.probes.app import get, web_url
 from callready.probes.livekit import add_url, create_room, granting, keys_from, new_room, token
 from callready.probes.storage import Storage, Unreadable
-from callready.probes.webrtc import CONNECT_TIMEOUT, Request, started, tokens
+from callready.probes.webrtc import CONNECT_TIMEOUT, Request, asked, started, tokens
 from callready.settings.egress import FOLDER
 
 if TYPE_CHECKING:
@@ -59,6 +56,9 @@ class Room:
     name: str
     identity: str
     track: str
+
+
+_ROOM = TypeAdapter[Room | Finding](Room | Finding)
 
 
 @dataclass(frozen=True)
@@ -192,27 +192,13 @@ def talking(
     trusted = str(Path(ca_file).resolve()) if ca_file else None
     request = Request(url, (first, second), (), False, trusted, 0)
     with started("talkers", trusted) as process:
-        assert process.stdin and process.stdout
-        killer = threading.Timer(5 * CONNECT_TIMEOUT, process.kill)
-        killer.start()
-        try:
-            process.stdin.write(json.dumps(dataclasses.asdict(request)).encode() + b"\n")
-            process.stdin.flush()
-            room = TypeAdapter[Room | Finding](Room | Finding).validate_json(
-                process.stdout.readline()
-            )
-        except (BrokenPipeError, ValidationError):
-            raise ProbeError(
-                "the call could not be tried",
-                "whether `python -m callready.probes.talkers` starts (package livekit)",
-            ) from None
-        finally:
-            killer.cancel()
+        room = asked(process, "talkers", request, 5 * CONNECT_TIMEOUT, _ROOM)
         if isinstance(room, Finding):
             raise ProbeError(room.suffers, room.look_at, room.evidence)
         try:
             yield room
         finally:
+            assert process.stdin
             process.stdin.close()
             try:
                 process.wait(CONNECT_TIMEOUT)

@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -30,6 +31,7 @@ from callready.probes.livekit import add_url, keys_from, new_room, signalling, t
 from callready.probes.turn import IceServer, TurnServer, mint
 from callready.settings.models import Verify
 
+T = TypeVar("T")
 LIMITS = Verify()
 
 NO_VIDEO = "calls have sound and no video: large packets are lost"
@@ -180,33 +182,15 @@ _idle: dict[str | None, list[tuple[subprocess.Popen[bytes], int]]] = defaultdict
 """Processes whose last call was well and how many they made, by what they trust. They end with this
 one, by their standard input."""
 
+_RESULT = TypeAdapter[Call | Finding](Call | Finding)
 _CALLS = 25  # of one process: each leaves threads and 1 MB behind in it (measured, livekit 1.2)
 
 
 def _participants(request: Request) -> Call | Finding:
-    limit = 5 * CONNECT_TIMEOUT + request.duration
     idle = _idle[request.ca_file]
     process, made = idle.pop() if idle else (started("participants", request.ca_file), 0)
-    assert process.stdin and process.stdout
-    killer = threading.Timer(limit, process.kill)
-    killer.start()
-    try:
-        process.stdin.write(json.dumps(dataclasses.asdict(request)).encode() + b"\n")
-        process.stdin.flush()
-        result = TypeAdapter[Call | Finding](Call | Finding).validate_json(
-            process.stdout.readline()
-        )
-    except (BrokenPipeError, ValidationError):
-        in_time = killer.is_alive()
-        process.kill()
-        ended = f"ended with status {process.wait()} and no result"
-        raise ProbeError(
-            "the call could not be tried",
-            "whether `python -m callready.probes.participants` starts (package livekit)",
-            f"its process {ended if in_time else f'did not end in {limit:.0f} s and was killed'}",
-        ) from None
-    finally:
-        killer.cancel()
+    limit = 5 * CONNECT_TIMEOUT + request.duration
+    result = asked(process, "participants", request, limit, _RESULT)
     if isinstance(result, Call) and made + 1 < _CALLS:
         idle.append((process, made + 1))
     else:
@@ -224,6 +208,35 @@ def started(module: str, ca_file: str | None) -> subprocess.Popen[bytes]:
         cwd=Path(__file__).parents[2],
         env={**os.environ, **({"SSL_CERT_FILE": ca_file} if ca_file else {})},
     )
+
+
+def asked(
+    process: subprocess.Popen[bytes],
+    module: str,
+    request: Request,
+    limit: float,
+    answer: TypeAdapter[T],
+) -> T:
+    """What a module's process answers to a request within `limit` seconds; raises ProbeError if it
+    does not, and the process is ended then."""
+    assert process.stdin and process.stdout
+    killer = threading.Timer(limit, process.kill)
+    killer.start()
+    try:
+        process.stdin.write(json.dumps(dataclasses.asdict(request)).encode() + b"\n")
+        process.stdin.flush()
+        return answer.validate_json(process.stdout.readline())
+    except (BrokenPipeError, ValidationError):
+        in_time = killer.is_alive()
+        process.kill()
+        ended = f"ended with status {process.wait()} and no result"
+        raise ProbeError(
+            "the call could not be tried",
+            f"whether `python -m callready.probes.{module}` starts (package livekit)",
+            f"its process {ended if in_time else f'did not end in {limit:.0f} s and was killed'}",
+        ) from None
+    finally:
+        killer.cancel()
 
 
 def shortcomings(call: Call, limits: Verify) -> list[Finding]:
