@@ -71,6 +71,22 @@ def test_redis_comes_before_those_who_need_it() -> None:
     assert waves(found) == [[TURN2], [TURN1], [SFU1]]
 
 
+def test_sfus_that_are_one_service_change_one_by_one() -> None:
+    others = [
+        edit
+        for number, name in enumerate(MORE)
+        for edit in (
+            (name, "groups", ["livekit"]),
+            (name, "address", f"192.0.2.{30 + number}"),
+            *inherited(name),
+        )
+    ]
+    redis = ("*", "livekit.redis", {"address": "192.0.2.9:6379"})
+    fleet = load(*others, redis)
+    found = {name: deployment(declare(fleet, name)) for name in fleet.hosts}
+    assert waves(found)[-4:] == [[SFU1], *([name] for name in MORE)]
+
+
 def test_the_way_back_is_the_other_way_round(hosts: dict[str, Deployment]) -> None:
     for deployment in hosts.values():
         release = deployment.node.release
