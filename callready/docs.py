@@ -35,8 +35,8 @@ from callready.settings.turn import Pool, PoolKeys
 ROOT = Path(__file__).parent.parent
 GENERATED = "<!-- Made by `make docs` from the code: change callready/, not this page. -->\n"
 HOST_DATA = (
-    *("name", "address", "address6", "private_address", "internal_address", "pools", "ssh_port"),
-    "sudo_password",
+    *("name", "address", "address6", "private_address", "internal_address", "region", "pools"),
+    *("hand_out", "ssh_port", "sudo_password"),
 )
 
 # What everything on one host needs beside the example's settings: ports of its own for each part.

@@ -3,7 +3,8 @@
 from pydantic import SecretStr
 
 from callready.release.node import Node
-from callready.settings.uris import stun_uris, turn_uris
+from callready.settings.pools import handed_out
+from callready.settings.uris import stun_uri, stun_uris, turn_uris
 
 
 def app_env(node: Node) -> None:
@@ -17,12 +18,15 @@ def app_env(node: Node) -> None:
         "LIVEKIT_API_KEY": key,
         "LIVEKIT_API_SECRET": secret,
     }
-    hosts = node.fleet.pool(livekit.turn_pool).values()
-    pool = next((host.turn_pools[livekit.turn_pool or ""] for host in hosts), None)
+    told = handed_out(node.fleet, node.name, "app")
+    pool = told[0][0].turn_pools[livekit.turn_pool or ""] if told else None
     if pool and pool.secrets:
+        # Of nothing a backend that splits the text makes one URI that is empty, and browsers refuse
+        # all of them.
+        stun = stun_uris(node.fleet, node.name, "app") or [stun_uri(*told[0])]
         values |= {
-            "STUN_URIS": ",".join(stun_uris(node.fleet, livekit.turn_pool)),
-            "TURN_URIS": ",".join(turn_uris(node.fleet, livekit.turn_pool)),
+            "STUN_URIS": ",".join(stun),
+            "TURN_URIS": ",".join(turn_uris(node.fleet, node.name, "app")),
             "TURN_SECRET": pool.secrets[0],
             "TURN_TTL": str(livekit.rtc.turn_ttl),
         }

@@ -6,9 +6,10 @@ from typing import Any
 from pydantic import SecretStr
 
 from callready.release.node import Node
-from callready.settings.pools import advertised
+from callready.settings.pools import handed_out
 from callready.settings.ports import LIVEKIT as UNIT
 from callready.settings.ports import REDIS, has_low_port
+from callready.settings.uris import stun_uris
 
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = "/etc/livekit/livekit.yaml"
@@ -78,12 +79,12 @@ def candidate_networks(node: Node) -> list[str]:
 
 
 def turn_servers(node: Node) -> tuple[list[dict[str, Any]], SecretStr | None]:
-    """livekit.yaml's `rtc.turn_servers`: every coturn of the pool over every transport, and the
-    shared secret LiveKit mints credentials with (none where the pool has fixed users)."""
+    """livekit.yaml's `rtc.turn_servers`, every one of which each caller is told of, and the shared
+    secret LiveKit mints credentials with (none where the pool has fixed users)."""
     name = node.settings.livekit.turn_pool if node.settings.livekit else None
     servers: list[dict[str, Any]] = []
     secret = None
-    for host, way in advertised(node.fleet, name):
+    for host, way in handed_out(node.fleet, node.name):
         pool = host.turn_pools[name or ""]
         server: dict[str, Any] = {"host": host.name, "port": way.port, "protocol": way.transport}
         if pool.secrets:
@@ -95,11 +96,10 @@ def turn_servers(node: Node) -> tuple[list[dict[str, Any]], SecretStr | None]:
 
 
 def stun_servers(node: Node) -> list[str]:
-    """livekit.yaml's `rtc.stun_servers`: ours first, so that none of LiveKit's public defaults
-    is ever told to a client."""
+    """livekit.yaml's `rtc.stun_servers`. Without these and without TURN servers LiveKit tells
+    clients of public ones."""
     settings = node.settings.livekit
     if settings is None:
         return []
-    ours = advertised(node.fleet, settings.turn_pool)
-    own = [f"{host.name}:{way.port}" for host, way in ours if way.transport == "udp"]
+    own = [uri.removeprefix("stun:") for uri in stun_uris(node.fleet, node.name)]
     return own + settings.rtc.stun_servers

@@ -30,7 +30,7 @@ from callready.settings.fleet import Fleet
 from callready.settings.livekit import LiveKit as LiveKitSettings
 from callready.settings.models import HostSettings
 from callready.settings.pools import Transport, Way, ways
-from callready.settings.uris import place, stun_uri, turn_uri
+from callready.settings.uris import place, stun_uri, stun_uris, turn_uri, turn_uris
 
 MOST_PAIRS = 64
 """SFUs and TURN hosts that calls connect each with each: a round of twice as many paths takes too
@@ -178,16 +178,16 @@ def ice_servers(fleet: Fleet, node: str) -> dict[str, Probe]:
     livekit = settings.sfu
     if not livekit:
         return found
+    told = {*stun_uris(fleet, node), *turn_uris(fleet, node)}
     for name, host in fleet.pool(livekit.turn_pool).items():
         if name == node:
             continue
         common = {"node": name, "address": host.address, **trust(host)}
         for way, turn in _ways(host, livekit.turn_pool or "", common):
-            if way.advertised:
-                found[turn_uri(host, way)] = turn
-            if way.transport == "udp":
-                stun = Stun(pool=turn.pool, port=way.port, **common)
-                found[stun_uri(host, way)] = stun
+            if (uri := turn_uri(host, way)) in told:
+                found[uri] = turn
+            if way.transport == "udp" and (uri := stun_uri(host, way)) in told:
+                found[uri] = Stun(pool=turn.pool, port=way.port, **common)
     for server in livekit.rtc.stun_servers:
         address, port = split_endpoint(server)
         found[f"stun:{server}"] = Stun(node=address, pool="", address=address, port=port)

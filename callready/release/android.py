@@ -146,7 +146,7 @@ def files(fleet: Fleet, name: str) -> dict[str, bytes]:
     settings, livekit = fleet[name].android, fleet[name].livekit
     if settings is None or livekit is None:
         return {}
-    uris = stun_uris(fleet, livekit.turn_pool), turn_uris(fleet, livekit.turn_pool)
+    uris = stun_uris(fleet, name, "android"), turn_uris(fleet, name, "android")
     told = client_settings(livekit.url, *uris, livekit.rtc.turn_ttl)
     return {**render(settings, livekit.url), settings.client_settings: told}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 from callready.settings import pools
@@ -107,9 +108,9 @@ class Limit(NamedTuple):
 
 
 def limits(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> list[Limit]:
-    """How many participants of the service a host can carry, the first limit first. Every host of
-    a TURN pool has to carry all of the pool's callers: clients allocate on each, and take the first
-    that answers."""
+    """How many participants of the service a host can carry, the first limit first. Both TURN hosts
+    that a caller is told of have to carry it: clients allocate on each, and take the first that
+    answers."""
     found = [*_shared(fleet, host, machine, calls), *_of_sfu(host, machine)]
     for name in host.turn_pools:
         found += _of_pool(fleet, host, name, machine)
@@ -218,11 +219,13 @@ def _of_pool(fleet: Fleet, host: HostSettings, name: str, machine: Machine) -> I
 
 
 def allocations(fleet: Fleet, host: HostSettings, pool: str) -> int:
-    """How many allocations a participant of the service has on a host: none where LiveKit hands out
-    another pool."""
-    handed_out = {each.livekit.turn_pool for each in fleet.hosts.values() if each.livekit}
+    """How many allocations a participant of the service has on a host, on average over the SFUs:
+    none where they hand out another pool or other hosts."""
+    sfus = {name: sfu.livekit for name, sfu in fleet.group("livekit").items() if sfu.livekit}
+    told = [each for name in sfus for each, _ in pools.handed_out(fleet, name) if each is host]
+    served = any(livekit.turn_pool == pool for livekit in sfus.values())
     # That of someone on Wi-Fi and mobile is twice as much; few are.
-    return pools.asked_by_caller(host, pool)[0] // 2 if pool in handed_out else 0
+    return ceil(len(told) / len(sfus) * _families(host) * 2) if served else 0
 
 
 def _families(host: HostSettings) -> int:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import chain, combinations, compress, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from callready.settings import android, host_checks, livekit_keys, pins
 from callready.settings.certificates import (
@@ -19,6 +19,7 @@ from callready.settings.fields import secret_fields
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import GROUPS, mistyped
 from callready.settings.models import ROLES, HostSettings
+from callready.settings.pools import MOST_HOSTS, MOST_URIS, Teller, handed_out
 from callready.settings.ports import overlaps, port_plan
 from callready.settings.problem import Findings, Level, Problem
 from callready.settings.redis import USERS
@@ -356,6 +357,41 @@ def _pools_of_livekit(fleet: Fleet) -> Findings:
             yield [name], Problem("livekit.version", why)
 
 
+def _handed_out(fleet: Fleet) -> Findings:
+    """What callers are told of: not too much, and of every pool somebody, and all who are there for
+    it."""
+    told: dict[str | None, list[HostSettings]] = {}
+    for group in get_args(Teller):
+        for name, host in fleet.group(group).items():
+            if not (livekit := host.livekit):
+                continue
+            found = handed_out(fleet, name, group)
+            told.setdefault(livekit.turn_pool, []).extend(each for each, _ in found)
+            room, own = MOST_URIS - len(found), len(livekit.rtc.stun_servers)
+            if group == "livekit" and own > room:
+                why = (
+                    f"{own} and the {len(found)} URIs of TURN, which is STUN too, are more than "
+                    f"the {MOST_URIS} that a caller may be told of: clients ask each, and five "
+                    f"make them slow; leave {room or 'none'}"
+                )
+                yield [name], Problem("livekit.rtc.stun_servers", why)
+    for pool, hosts_told in told.items():
+        hosts = fleet.pool(pool)
+        ready = [name for name, host in hosts.items() if host.hand_out]
+        if hosts and not ready:
+            why = (
+                f"is False on every host of pool {pool}, and callers would be told of none: leave "
+                "one, or name another pool in livekit.turn_pool"
+            )
+            yield list(hosts), Problem("hand_out", why)
+        if idle := [name for name in ready if not any(each is hosts[name] for each in hosts_told)]:
+            why = (
+                f"no caller is told of it: an SFU names {MOST_HOSTS} hosts of pool {pool}, of its "
+                "region first, and there are too few SFUs for all: leave it out, or add an SFU"
+            )
+            yield idle, Problem("pools", why, "warning")
+
+
 def _livekit_keys(fleet: Fleet) -> Findings:
     hosts = [host for host in fleet.hosts.values() if host.groups & {"livekit", "app"}]
     if not _all_same([list(host.livekit.keys.items()) for host in hosts if host.livekit]):
@@ -363,7 +399,7 @@ def _livekit_keys(fleet: Fleet) -> Findings:
         yield [], Problem("livekit.keys", why)
 
 
-_OF_POOLS = (_pools, _pools_of_livekit, _livekit_keys)
+_OF_POOLS = (_pools, _pools_of_livekit, _handed_out, _livekit_keys)
 
 
 def _generated(fleet: Fleet) -> dict[str, list[str]]:

@@ -161,6 +161,8 @@ def _pools_of_host(host: HostSettings) -> Problems:
         yield Problem("pools", "is missing: which TURN pools this host of group turn runs")
     if host.pools and "turn" not in host.groups:
         yield Problem("pools", "needs the host in group turn")
+    if not host.hand_out and not host.pools:
+        yield Problem("hand_out", "is False, and the host runs no TURN pool: leave it out")
     for name in host.pools:
         if name not in host.turn.pools:
             known = ", ".join(host.turn.pools) or "none"

@@ -196,7 +196,17 @@ class HostSettings(Section):
         description="The address on an internal network (vRack), over which the hosts reach each "
         "other; callers are never told of it.",
     )
+    region: str | None = Field(
+        None,
+        description="Where it is, by a name of your own: callers of an SFU are told of TURN hosts "
+        "of its region first.",
+    )
     pools: list[Username] = Field([], description="TURN pools this host runs.")
+    hand_out: bool = Field(
+        True,
+        description="False before a host leaves its TURN pools: it goes on serving, but no caller "
+        "is told of it any more.",
+    )
     sudo_password: SecretByHand | None = Field(None, description="sudo's, where it asks for one.")
     ssh_port: Port = Field(22, description="Port pyinfra connects to.")
     host: Host = Field(Host(), description="The host itself.")

@@ -3,7 +3,6 @@ certificates and probes all ask here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,13 @@ from callready.settings.models import HostSettings
 
 Transport = Literal["udp", "tcp", "tls"]
 EDGE = "haproxy.service"
+# The groups whose hosts tell callers of TURN: LiveKit itself, the app's backend, an app's settings.
+Teller = Literal["livekit", "app", "android"]
+
+MOST_HOSTS, MOST_URIS = 2, 4
+"""TURN hosts, and URIs of STUN and TURN, that one caller is told of. A client allocates at every
+one at once, used or not, and quotas count that; five make gathering slow, of which Firefox warns
+(its PeerConnection.sys.mjs, which counts `stun:` URIs too)."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,39 @@ def ways(host: HostSettings, pool_name: str) -> list[Way]:
     return found
 
 
-def advertised(fleet: Fleet, pool_name: str | None) -> Iterator[tuple[HostSettings, Way]]:
-    """What clients are told of a pool: each way of each of its hosts; nothing of no pool."""
-    for host in fleet.pool(pool_name).values():
-        yield from ((host, way) for way in ways(host, pool_name or "") if way.advertised)
+def handed_out(
+    fleet: Fleet, name: str, teller: Teller = "livekit"
+) -> list[tuple[HostSettings, Way]]:
+    """What the host `name` tells callers of the TURN pool that its LiveKit hands out, as one of the
+    group `teller`: ways into at most MOST_HOSTS of the pool's hosts, MOST_URIS in all.
+
+    Hosts of its own region come first. They are rotated over the hosts of the group in that region,
+    in the inventory's order: the first names the first and the second of them, the second one the
+    second and the third. Each keeps UDP, and TLS (TCP where there is none), and what is left of
+    MOST_URIS is TCP.
+    """
+    own = fleet[name]
+    pool = own.livekit.turn_pool if own.livekit else None
+    tellers = [key for key, host in fleet.group(teller).items() if host.region == own.region]
+    hosts = [host for host in fleet.pool(pool).values() if host.hand_out]
+    near = [host for host in hosts if host.region == own.region]
+    far = [host for host in hosts if host.region != own.region]
+    turn = tellers.index(name)
+    chosen = [*_rotated(near, turn), *_rotated(far, turn)][:MOST_HOSTS]
+    found = [(host, way) for host in chosen for way in ways(host, pool or "") if way.advertised]
+
+    def rank(index: int) -> int:
+        host, way = found[index]
+        stream = "tls" if host.turn_pools[pool or ""].tls else "tcp"
+        return {"udp": 0, stream: 1}.get(way.transport, 2)
+
+    kept = sorted(range(len(found)), key=rank)[:MOST_URIS]
+    return [found[index] for index in sorted(kept)]
+
+
+def _rotated(hosts: list[HostSettings], by: int) -> list[HostSettings]:
+    first = by % len(hosts) if hosts else 0
+    return hosts[first:] + hosts[:first]
 
 
 def asked_by_caller(host: HostSettings, pool_name: str) -> tuple[int, str]:

@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 from callready.settings.fleet import Fleet
 from callready.settings.models import HostSettings
-from callready.settings.pools import Way, advertised
+from callready.settings.pools import MOST_URIS, Teller, Way, handed_out
 
 
 def stun_uri(host: HostSettings, way: Way) -> str:
@@ -20,15 +20,18 @@ def turn_uri(host: HostSettings, way: Way) -> str:
     return f"{scheme}:{host.name}:{way.port}?transport={way.proto}"
 
 
-def stun_uris(fleet: Fleet, pool: str | None) -> list[str]:
-    """`stun:` URIs of every host of a pool."""
-    found = advertised(fleet, pool)
-    return [stun_uri(host, way) for host, way in found if way.transport == "udp"]
+def stun_uris(fleet: Fleet, name: str, teller: Teller = "livekit") -> list[str]:
+    """`stun:` URIs of the hosts whose TURN a host hands out, arguments as `pools.handed_out`: as
+    far as a caller may be told of more. TURN over UDP is STUN too (RFC 8656, section 7.3)."""
+    livekit, told = fleet[name].livekit, handed_out(fleet, name, teller)
+    others = livekit.rtc.stun_servers if livekit and teller == "livekit" else []
+    room = max(0, MOST_URIS - len(told) - len(others))
+    return [stun_uri(host, way) for host, way in told if way.transport == "udp"][:room]
 
 
-def turn_uris(fleet: Fleet, pool: str | None) -> list[str]:
-    """`turn:` and `turns:` URIs of every host of a pool, over each of its transports."""
-    return [turn_uri(host, way) for host, way in advertised(fleet, pool)]
+def turn_uris(fleet: Fleet, name: str, teller: Teller = "livekit") -> list[str]:
+    """`turn:` and `turns:` URIs that a host hands out, arguments as `pools.handed_out`."""
+    return [turn_uri(host, way) for host, way in handed_out(fleet, name, teller)]
 
 
 def place(url: str) -> tuple[str, int]:

@@ -102,8 +102,10 @@ async def turn_credentials() -> dict[str, Any]:
     # A name of its own for each: coturn counts allocations by name.
     username = f"{int(time.time()) + ttl}:{secrets.token_hex(8)}"
     digest = hmac.digest(ENV["TURN_SECRET"].encode(), username.encode(), "sha1")
+    stun, turn = (ENV[name].split(",") for name in ("STUN_URIS", "TURN_URIS"))
     return {
-        "uris": [*ENV["STUN_URIS"].split(","), *ENV["TURN_URIS"].split(",")],
+        # Four at most, with five clients are slow; TURN over UDP is STUN too.
+        "uris": [*stun[: 4 - len(turn)], *turn],
         "username": username,
         "credential": b64encode(digest).decode(),
         "ttl": ttl,

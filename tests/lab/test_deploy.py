@@ -166,7 +166,7 @@ def test_changed_turn_secret_reaches_everybody_without_a_restart_of_coturn(fleet
         assert "(401 Unauthorized)" in allocate(host, old)
     assert SFU.pids() != livekit
     offered = fleet.ice_servers()
-    assert offered["ok"] and len([uri for uri in offered if uri.startswith("turn")]) == 6, offered
+    assert offered["ok"] and len([uri for uri in offered if uri.startswith("turn")]) == 4, offered
     environment = SFU.root("cat /srv/app/.env").splitlines()
     assert f"TURN_SECRET={new}" in environment
     assert int(SFU.root("wc -l < /run/app-log")) == int(restarts) + 1

@@ -57,9 +57,7 @@ def test_one_host_with_both_has_one_processor_and_one_link() -> None:
     ]
     seen = found(SFU1, *edits)
     assert seen["processor"] == int(0.8 * 4 / (720 / 20_000 + 255 / 50_000))
-    assert (
-        seen["ports of media"] == 5_001 // 4 and seen["relay ports of pool calls"] == 10_535 // 12
-    )
+    assert seen["ports of media"] == 5_001 // 4 and seen["relay ports of pool calls"] == 10_535 // 8
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from callready.secrets.masking import mask
 from callready.settings import coturn_keys, livekit_keys
 from callready.settings.fleet import Fleet
 from callready.settings.ports import EXPORTERS, MEASURE, NODE_EXPORTER
-from callready.settings.uris import stun_uris, turn_uris
+from callready.settings.uris import turn_uris
 from tasks import declare
 from tests.support.inventories import (
     REC1,
@@ -58,7 +58,7 @@ def full_box() -> Fleet:
         (SFU1, "livekit.port", 8880),
         (SFU1, "livekit.bind_addresses", ["127.0.0.1", "::1"]),
         (SFU1, "livekit.keys.APIsecond", "secret:livekit/second"),
-        (SFU1, "livekit.rtc", {"stun_servers": ["stun.callready.test:3478"], "turn_ttl": 600}),
+        (SFU1, "livekit.rtc.turn_ttl", 600),
         (SFU1, "livekit.logging", {"level": "warn", "pion_level": "info", "json": False}),
         (
             SFU1,
@@ -318,11 +318,7 @@ def test_livekit_has_the_values_and_types_that_were_set() -> None:
     }
     assert found["bind_addresses"] == ["127.0.0.1", "::1"]
     assert found["rtc"]["node_ip"] == "192.0.2.11"  # the public one, behind NAT too
-    assert found["rtc"]["stun_servers"] == [
-        f"{SFU1}:3478",
-        f"{TURN1}:3478",
-        "stun.callready.test:3478",
-    ]
+    assert found["rtc"]["stun_servers"] == []  # TURN is that too
     assert {server["ttl"] for server in found["rtc"]["turn_servers"]} == {600}
     assert found["rtc"]["congestion_control"] == {"enabled": True}
     assert found["rtc"]["pli_throttle"] == {"low_quality": "1s"}
@@ -746,24 +742,6 @@ def test_a_units_exposure_is_low(root: Path, unit: str, most: int) -> None:
 # What clients are told
 
 
-def test_uris_of_a_pool_name_every_host_and_transport() -> None:
-    fleet = load(
-        (TURN2, "pools", ["calls"]),
-        ("*", "turn.pools.avatar", ...),
-        (TURN2, "turn.pools.calls.tls", False),
-        (TURN2, "turn.pools.calls.listening_port", 3480),
-    )
-    assert stun_uris(fleet, "calls") == [f"stun:{TURN1}:3478", f"stun:{TURN2}:3480"]
-    assert turn_uris(fleet, "calls") == [
-        f"turn:{TURN1}:3478?transport=udp",
-        f"turn:{TURN1}:3478?transport=tcp",
-        f"turns:{TURN1}:5349?transport=tcp",
-        f"turn:{TURN2}:3480?transport=udp",
-        f"turn:{TURN2}:3480?transport=tcp",
-    ]
-    assert (stun_uris(fleet, None), turn_uris(fleet, None)) == ([], [])
-
-
 def test_the_app_gets_the_same_keys_and_uris_as_livekit() -> None:
     fleet = full_box()
     environment = declare(fleet, SFU1).release.environments["/srv/app/.env"]
@@ -772,8 +750,8 @@ def test_the_app_gets_the_same_keys_and_uris_as_livekit() -> None:
         "LIVEKIT_URL": "wss://livekit.callready.test",
         "LIVEKIT_API_KEY": "APIunit",
         "LIVEKIT_API_SECRET": livekit_yaml(fleet)["keys"]["APIunit"],
-        "STUN_URIS": ",".join(stun_uris(fleet, "calls")),
-        "TURN_URIS": ",".join(turn_uris(fleet, "calls")),
+        "STUN_URIS": f"stun:{SFU1}:3478",
+        "TURN_URIS": ",".join(turn_uris(fleet, SFU1, "app")),
         "TURN_SECRET": SECRETS["turn/calls"],
         "TURN_TTL": "600",
     }

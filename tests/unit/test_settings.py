@@ -1380,7 +1380,7 @@ def test_443_of_a_turn_host_without_packet_filter_is_coturns_own() -> None:
     assert line.startswith(f"{TURN1}: turn.tls_on_443: needs the packet filter, ")
     assert "write tls_listening_port = 443 instead" in line
     fleet = load(off, (TURN1, f"{on_443}.tls_listening_port", 443))
-    assert f"turns:{TURN1}:443?transport=tcp" in turn_uris(fleet, "calls")
+    assert f"turns:{TURN1}:443?transport=tcp" in turn_uris(fleet, SFU1)
 
 
 def test_keys_of_all_pools_are_defaults_of_each() -> None:

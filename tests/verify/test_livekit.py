@@ -96,10 +96,15 @@ def test_signalling(sfu: Sfu, site: Site, check: Check) -> None:
         f"callers talk to LiveKit {got.server_version}, the inventory says {sfu.livekit.version}",
         "whether the URL leads to this host",
     )
-    pool = sfu.livekit.turn_pool
-    wanted = {*stun_uris(site.fleet, pool), *turn_uris(site.fleet, pool)}
-    wanted |= {f"stun:{server}" for server in sfu.livekit.rtc.stun_servers}
     given = {uri for server in got.ice_servers for uri in server.urls}
+    # Each node of a cluster has its own.
+    own = {f"stun:{server}" for server in sfu.livekit.rtc.stun_servers}
+    nodes = [
+        {*stun_uris(site.fleet, name), *turn_uris(site.fleet, name), *own}
+        for name, node in site.fleet.group("livekit").items()
+        if node.livekit and node.livekit.url == sfu.url
+    ]
+    wanted = given if given in nodes else nodes[0]
     check.figure(f"{len(given)} ICE URIs")
     check.expect(
         wanted <= given,
@@ -150,13 +155,15 @@ def test_candidates(sfu: Sfu, check: Check) -> None:
             if isinstance(answer, ProbeError):
                 raise answer
             found["host"] += 1
-    for result in reached.servers.values():
+    for uri, result in reached.servers.items():
         with check.probing():
             if isinstance(result, ProbeError):
                 why = result.finding
                 suffers = f"with LiveKit's credentials {why.suffers}"
                 raise ProbeError(suffers, why.look_at, why.evidence)
-            found["srflx" if isinstance(result, stun.Binding) else "relay"] += 1
+            # TURN over UDP is STUN too.
+            found["srflx"] += isinstance(result, stun.Binding) or uri.endswith("=udp")
+            found["relay"] += not isinstance(result, stun.Binding)
     check.figure(", ".join(f"{kind} {count}" for kind, count in found.items()))
     offered = {each.address for each in reached.candidates}
     if offered and offered.isdisjoint(sfu.addresses):
