@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from hashlib import sha256
 from ipaddress import ip_address
+from typing import get_args
 
 from callready.probes import ProbeError, names
 from callready.release import caa
@@ -17,6 +18,7 @@ from callready.release.node import Node
 from callready.release.plan import RULES, plan
 from callready.settings.dns_providers import PROVIDERS, of_release, plugin_package
 from callready.settings.models import HostSettings
+from callready.settings.pools import Teller, handed_out
 from callready.settings.ports import overlaps, parse_port
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
@@ -141,6 +143,25 @@ def of_rollback(node: Node, manifest: Manifest) -> Iterator[str]:
         yield (
             "the release before this one mints TURN credentials with a secret that no coturn "
             "accepts any more: change the inventory and deploy instead"
+        )
+
+
+def of_removal(node: Node, removed: Collection[str]) -> Iterator[str]:
+    """Why callers still need a host that is about to be cleaned, beside others that are: they are
+    told of it, and might be told of another one."""
+    fleet, own = node.fleet, node.settings
+    hosts = [host for name in own.turn_pools for host in fleet.pool(name).values()]
+    others = any(host.hand_out for host in hosts if host is not own)
+    tellers = [
+        name
+        for group in get_args(Teller)
+        for name in fleet.group(group)
+        if name not in removed and any(host is own for host, _ in handed_out(fleet, name, group))
+    ]
+    if tellers and others:
+        yield (
+            f"{', '.join(dict.fromkeys(tellers))} would go on sending callers here: set hand_out = "
+            "False for this host, deploy, and remove it when its calls have ended"
         )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -127,6 +128,8 @@ def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
     choices = inventory.state.inventory.get_override_data()
     for name, deployment in ready.items():
         reasons = _reasons(deployment, verb, bool(choices.get(UNPROVED)))
+        if verb == "remove":
+            reasons = chain(reasons, refusals.of_removal(deployment.node, ready))
         refused += [f"{fleet.source}: {name}: {why}" for why in reasons]
     _refuse(refused)
     for host in active:

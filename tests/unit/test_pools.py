@@ -4,12 +4,13 @@ leaves it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import yaml
 
 from callready.probes import catalogue
-from callready.release import android
+from callready.release import android, refusals
 from callready.settings.capacity import Calls, Machine, limits
 from callready.settings.fleet import Fleet
 from callready.settings.pools import MOST_URIS, handed_out
@@ -21,7 +22,7 @@ from tests.support.inventories import GROUP, SFU1, TURN1, TURN2, Edit, load
 pytestmark = pytest.mark.usefixtures("project")
 
 SFU2, SFU3, TURN3, APP1 = (f"{name}.callready.test" for name in ("sfu2", "sfu3", "turn3", "app1"))
-NEW = {
+NEW: dict[str, dict[str, Any]] = {
     SFU2: {"groups": ["livekit"], "address": "192.0.2.12"},
     SFU3: {"groups": ["livekit"], "address": "192.0.2.13"},
     TURN3: {"groups": ["turn"], "address": "192.0.2.23", "pools": ["calls"]},
@@ -166,6 +167,20 @@ def test_a_host_that_no_sfu_names_is_said() -> None:
     (warning,) = fleet(new=[TURN3]).warnings
     assert f"{TURN3}: pools: no caller is told of it: an SFU names 2 hosts of pool cal" in warning
     assert not fleet((TURN3, "hand_out", False), new=[TURN3]).warnings
+
+
+def test_a_host_that_callers_are_told_of_is_not_cleaned() -> None:
+    of = fleet()
+    (why,) = refusals.of_removal(declare(of, TURN2), [TURN2])
+    assert why.startswith(f"{SFU1}, {SFU2} would go on sending callers here: set hand_out = False")
+    free = [
+        (of, SFU1, [SFU1]),
+        (of, TURN2, [SFU1, SFU2, TURN2]),  # with all who name it
+        (fleet((TURN2, "hand_out", False)), TURN2, [TURN2]),
+        (load(), TURN1, [TURN1]),  # no other can be named in its place
+    ]
+    for each, name, removed in free:
+        assert not [*refusals.of_removal(declare(each, name), removed)]
 
 
 def test_capacity_counts_what_callers_are_told_of() -> None:
