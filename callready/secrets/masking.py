@@ -6,7 +6,7 @@ from collections.abc import Iterable
 HIDDEN = "••••••"
 
 # Values of keys that hold secrets, in YAML, turnserver.conf and environment files; everything in
-# livekit.yaml's `keys:`; passwords in URLs and connection strings; long random words.
+# livekit.yaml's `keys:`; passwords in URLs and connection strings; private keys; long random words.
 _KEY = re.compile(
     r"(?im)^(?P<key>[^:=\n]*(?:secret|password|(?<!Load)credential|authorization|passwd|pwd|token|api_key|"
     r"(?-i:user))['\"]?\s*[:=]\s*)(?P<value>\S.*)$"
@@ -15,6 +15,7 @@ _KEYS = re.compile(r"(?m)^keys:\n(?:[ \t]+\S.*\n?)+")
 _INSIDE = re.compile(
     r"(?i)(://[^\s/@:]*:)[^\s/@]+(?=@)|((?:secret|password|passwd|pwd|token)=)[^\s\"'&]+"
 )
+_PEM = re.compile(r"(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-]*")
 _LONG = re.compile(r"(?<![\w/.@-])[A-Za-z0-9_+=-]{32,}(?![\w/.@-])")
 
 
@@ -38,5 +39,6 @@ def mask(text: str, known: Iterable[str] = ()) -> str:
     for secret in sorted(known, key=len, reverse=True):
         # YAML doubles a quote between quotes.
         text = text.replace(secret, HIDDEN).replace(secret.replace("'", "''"), HIDDEN)
+    text = _PEM.sub(rf"\1\n{HIDDEN}\n", text)
     text = _INSIDE.sub(rf"\1\2{HIDDEN}", _KEYS.sub(hide_values, text))
     return _LONG.sub(HIDDEN, _KEY.sub(hide, text))

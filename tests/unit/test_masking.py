@@ -66,6 +66,11 @@ def test_known_secrets_are_hidden_wherever_they_are() -> None:
     assert masked == f"redis://:{HIDDEN}@10.0.0.5/0\nExecStart=/x --with {HIDDEN}\n"
 
 
+def test_a_private_key_is_hidden_line_by_line() -> None:
+    begin, end = "-----BEGIN EC PRIVATE KEY-----", "-----END EC PRIVATE KEY-----"
+    assert mask(f"{begin}\nMHcCAQ/short/AoG\nxy/z==\n{end}\n") == f"{begin}\n{HIDDEN}\n{end}\n"
+
+
 def test_a_known_secret_is_hidden_as_yaml_writes_it() -> None:
     assert mask("a: 'it''s # short'\nb: 1\n", ["it's # short"]) == f"a: '{HIDDEN}'\nb: 1\n"
 
