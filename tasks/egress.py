@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from ipaddress import collapse_addresses, ip_address, summarize_address_range
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from callready.release.node import Node
@@ -19,9 +19,11 @@ from callready.settings.egress import (
 from callready.settings.endpoints import split_endpoint
 from callready.settings.ports import EGRESS as UNIT
 from callready.settings.ports import LIVEKIT, REDIS, listeners, port_plan
+from callready.settings.redis import FILES
 from callready.settings.uris import place
 from tasks.coturn import DENIED
 from tasks.recordings import SCRIPT
+from tasks.redis import KEY, client_files
 
 FOLDER = "/etc/egress"
 CONFIG, SECCOMP, LOOPBACK = (
@@ -29,6 +31,9 @@ CONFIG, SECCOMP, LOOPBACK = (
 )
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CA_FILE = "/etc/fleet-ca.pem"  # of the fleet, as the container sees it
+# Files of a Redis of the operator's own, as the container sees them.
+REDIS_FILES = {key: f"/etc/{PurePath(path).name}" for key, path in FILES.items()}
+KEY_FILE = "/run/egress/redis-client.key"
 CONTAINER = UNIT.removesuffix(".service")
 SUBORDINATE_USER = "egress-ctr"
 # Of packets on loopback that are for Chrome's control port; a word of our own.
@@ -67,7 +72,7 @@ def egress(node: Node) -> None:
         mode=0o600,
         egress=settings,
         redis=redis,
-        ca_file=CA_FILE,
+        redis_files=REDIS_FILES if redis.own else {"ca_cert_file": CA_FILE},
         key=key,
         secret=livekit.keys[key],
         url=livekit.url,
@@ -78,6 +83,12 @@ def egress(node: Node) -> None:
     )
     release.file(SECCOMP, "seccomp.json.j2")
     release.file(LOOPBACK, "egress.nft.j2", unit=UNIT, mark=MARK)
+    read, keys = client_files(node, redis)
+    if redis.own:
+        inside = {path: REDIS_FILES[key] for key, path in FILES.items() if path in read}
+        inside |= {KEY_FILE: REDIS_FILES[KEY]} if keys else {}
+    else:
+        inside = dict.fromkeys(read, CA_FILE)
     own = ((REDIS, node.settings.redis_here), (LIVEKIT, node.settings.sfu))
     release.file(
         UNIT_FILE,
@@ -93,19 +104,16 @@ def egress(node: Node) -> None:
         gid=SUBORDINATES[0],
         recordings=RECORDINGS,
         backup=BACKUP,
-        authority=redis.ca_file,
-        ca_file=CA_FILE,
+        redis_key=keys[0] if keys else "",
+        key_file=KEY_FILE,
+        volumes=inside,
         after=[unit for unit, is_here in own if is_here],
     )
-    inputs = [UNIT_FILE, SECCOMP, LOOPBACK]
-    if redis.ca_file:
-        release.trust(node.settings.fleet_ca)
-        inputs.append(redis.ca_file)
     release.enable(UNIT, UNIT_FILE)
     release.service(
         UNIT,
-        inputs=inputs,
-        credentials=[CONFIG],
+        inputs=[UNIT_FILE, SECCOMP, LOOPBACK, *read],
+        credentials=[CONFIG, *keys],
         listens=listeners(node.ports, UNIT),
         in_container=True,
     )
@@ -148,7 +156,7 @@ def reached(node: Node) -> Iterator[tuple[str, list[str]]]:
     if not settings or not livekit or not redis:
         return
     yield "DNS", ["udp dport 53", "tcp dport 53"]
-    yield "Redis", _to(*split_endpoint(redis.address))
+    yield "Redis", [match for at in redis.addresses for match in _to(*split_endpoint(at))]
     sfus = node.fleet.group("livekit").values()
     uses = {
         (use.proto, use.ports)

@@ -6,14 +6,18 @@ from typing import Any
 from pydantic import SecretStr
 
 from callready.release.node import Node
+from callready.settings.fleet import FLEET_CA
 from callready.settings.pools import handed_out
 from callready.settings.ports import LIVEKIT as UNIT
 from callready.settings.ports import REDIS, has_low_port
+from callready.settings.redis import FILES
 from callready.settings.uris import stun_uris
+from tasks.redis import KEY, client_files
 
 UNIT_FILE = f"/etc/systemd/system/{UNIT}"
 CONFIG = "/etc/livekit/livekit.yaml"
 TURN_SECRET = "/etc/livekit/turn_secret"
+KEY_FILE = f"/run/credentials/{UNIT}/redis_key"
 
 
 def livekit(node: Node) -> None:
@@ -25,7 +29,8 @@ def livekit(node: Node) -> None:
     node.release.user("livekit")
     binary = node.release.install(settings.base_url, settings.version, settings.archive_sha256)
     node.release.links["/usr/local/bin/livekit-server"] = binary
-    credentials = [CONFIG]
+    read, keys = client_files(node, redis) if redis else ([], [])
+    credentials = [CONFIG, *keys]
     node.release.file(
         CONFIG,
         "livekit.yaml.j2",
@@ -33,7 +38,7 @@ def livekit(node: Node) -> None:
         host=node.settings,
         lk=settings,
         redis=redis,
-        ca_file=redis.ca_file if redis else "",
+        redis_files={**FILES, KEY: KEY_FILE} if redis and redis.own else {"ca_cert_file": FLEET_CA},
         turn_servers=servers,
         stun_servers=stun_servers(node),
         ips=candidate_networks(node),
@@ -47,17 +52,14 @@ def livekit(node: Node) -> None:
         "livekit-server.service.j2",
         binary=binary,
         turn_secret=secret,
+        redis_key=keys[0] if keys else "",
         low_ports=has_low_port(node.ports, UNIT),
         after=REDIS if node.settings.redis_here else "",
     )
-    inputs = [UNIT_FILE]
-    if redis and redis.ca_file:
-        node.release.trust(node.settings.fleet_ca)
-        inputs.append(redis.ca_file)
     node.release.enable(UNIT, UNIT_FILE)
     node.release.service(
         UNIT,
-        inputs=inputs,
+        inputs=[UNIT_FILE, *read],
         credentials=credentials,
         binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],

@@ -2,16 +2,19 @@
 
 import hashlib
 from collections.abc import Iterable
+from pathlib import Path
 
 from pydantic import SecretStr
 
 from callready.release.declaration import ROOT
 from callready.release.node import Node
 from callready.settings.ports import REDIS, has_low_port, listeners
+from callready.settings.redis import FILES, RedisAccess
 
 FOLDER = f"{ROOT}/redis"
 CONFIG, ACL = f"{FOLDER}/redis.conf", f"{FOLDER}/users.acl"
 CREDENTIALS = f"/run/credentials/{REDIS}"
+KEY = "client_key_file"
 
 # What livekit-server and egress call. The names of their queues' locks are random, and since Redis
 # 7.0 a new user may use no channel.
@@ -72,6 +75,20 @@ def redis(node: Node) -> None:
         restart_means="calls go on; a join waits until it is back, which takes a moment",
         drain=None,
     )
+
+
+def client_files(node: Node, access: RedisAccess) -> tuple[list[str], list[str]]:
+    """What a program on this host reaches its Redis with, over TLS: files that it reads itself, and
+    those that its unit loads as credentials."""
+    if not access.own:
+        if access.ca_file:
+            node.release.trust(node.settings.fleet_ca)
+        return ([access.ca_file] if access.ca_file else []), []
+    for key, file in access.own.files.items():
+        content = Path(file).expanduser().read_bytes()
+        node.release.file(FILES[key], content=content, mode=0o600 if key == KEY else 0o644)
+    paths = [FILES[key] for key in access.own.files if key != KEY]
+    return paths, [FILES[KEY]] * (KEY in access.own.files)
 
 
 def _hashes(passwords: Iterable[SecretStr]) -> list[str]:

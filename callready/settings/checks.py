@@ -269,6 +269,13 @@ def _egress(fleet: Fleet) -> Findings:
         if redis and redis.address.startswith("/"):
             why = f"{redis.address} is a socket, which egress' container has not: use HOST:PORT"
             yield [name], Problem("livekit.redis.address", why)
+        is_sentinels = redis and redis.own and redis.own.sentinel_addresses
+        if is_sentinels and (egress := fleet[name].egress) and not egress.allowed_networks:
+            why = (
+                "is missing: where Redis is, egress learns from Sentinel (livekit.redis), and its "
+                "packet filter lets it reach what is named only; name the hosts of Redis"
+            )
+            yield [name], Problem("egress.allowed_networks", why)
     if recording and without:
         why = (
             "is missing: by it LiveKit and egress find each other; put a host into group redis "

@@ -8,7 +8,7 @@ from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Any
 
 from callready.settings.models import HostSettings
-from callready.settings.redis import USERS, RedisAccess
+from callready.settings.redis import FILES, USERS, RedisAccess
 
 FLEET_CA = "/etc/callready/fleet-ca.pem"  # the authority by which hosts of a fleet know each other
 
@@ -52,7 +52,9 @@ class Fleet:
         sfus = [self[name]] if user == "livekit" else self.group("livekit").values()
         for livekit in (host.livekit for host in sfus):
             if livekit and (own := livekit.redis):
-                return RedisAccess(own.address, own.username, own.password, own.db, own.use_tls)
+                ca_file = FILES["ca_cert_file"] if "ca_cert_file" in own.files else ""
+                who = own.username, own.password
+                return RedisAccess(own.where, *who, own.db, own.is_tls, ca_file, own)
         for where, host in self.group("redis").items():
             at, tls = self.redis_address(where, name), bool(host.redis_clients)
             if at and (server := host.redis) and (passwords := server.passwords(user)):

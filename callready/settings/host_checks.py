@@ -11,6 +11,7 @@ from callready.settings import android, coturn_keys, endpoints, livekit_keys, po
 from callready.settings.models import HostSettings
 from callready.settings.ports import port_plan
 from callready.settings.problem import Problem
+from callready.settings.redis import USERS
 from callready.settings.uris import place
 
 Problems = Iterator[Problem]
@@ -154,6 +155,13 @@ def _redis(host: HostSettings) -> Problems:
             "is missing: callready sets up Redis on the host of group redis (docs/redis.md); write "
             '{"livekit_password": "secret:redis/livekit"}; a group of your own needs another name',
         )
+
+
+def _own_redis(host: HostSettings) -> Problems:
+    redis = host.livekit.redis if host.livekit and host.groups & {*USERS} else None
+    for key, file in redis.files.items() if redis else ():
+        if not Path(file).expanduser().is_file():
+            yield Problem(f"livekit.redis.tls.{key}", f"{file}: no such file")
 
 
 def _pools_of_host(host: HostSettings) -> Problems:
@@ -362,6 +370,7 @@ _OF_ROLES = (
     _filter,
     _groups,
     _redis,
+    _own_redis,
     _pools_of_host,
     _quotas,
     _app,

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from callready.settings.redis import Redis
 from callready.settings.types import (
     INT_MAX,
     IP,
@@ -18,8 +19,6 @@ from callready.settings.types import (
     Network,
     Origin,
     Port,
-    RedisAddress,
-    SecretByHand,
     Section,
     Source,
     StunServer,
@@ -75,16 +74,6 @@ class Logging(Section):
         "error", description="The WebRTC library's."
     )
     json_: bool = Field(True, alias="json", description="One JSON object a line.")
-
-
-class Redis(Section):
-    """livekit.yaml's `redis`; any address switches on distributed mode."""
-
-    address: RedisAddress = Field(description="`host:port`, or the path of a socket on this host.")
-    username: str | None = Field(None, description="ACL user.")
-    password: SecretByHand | None = Field(None, description="Its password.")
-    db: int = Field(0, ge=0, le=INT_MAX, description="Database number.")
-    use_tls: bool = Field(False, description="Connect with TLS.")
 
 
 class Prometheus(Section):

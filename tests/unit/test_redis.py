@@ -1,9 +1,12 @@
 """The Redis that SFUs share: who reaches it where and as whom, what is refused, and what its host
 and theirs get."""
 
+import base64
 import hashlib
 import re
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -12,13 +15,17 @@ from pydantic import SecretStr
 from callready.release.facts import Facts, UnitFact
 from callready.release.plan import plan
 from callready.rotate import chosen
+from callready.settings import livekit_keys
 from callready.settings.fleet import FLEET_CA
+from callready.settings.ports import EGRESS as EGRESS_UNIT
 from callready.settings.ports import LIVEKIT, REDIS, port_plan
 from callready.settings.problem import SettingsError
-from callready.settings.redis import RedisAccess
+from callready.settings.redis import FILES, RedisAccess
 from tasks import declare
 from tests.support.inventories import (
     MON1,
+    REC1,
+    RECORDED,
     SECRETS,
     SFU1,
     TURN1,
@@ -29,6 +36,7 @@ from tests.support.inventories import (
     merged,
     write_store,
 )
+from tests.verify.redis import asking, servers
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -167,10 +175,8 @@ def test_where_it_is(edits: list[Edit], of: str, address: str, listens: str) -> 
 
 def test_a_redis_of_ones_own_comes_first() -> None:
     own = {"address": "10.0.0.5:6379", "use_tls": True, "password": "secret:redis/password"}
-    assert access(*TWO, (SFU1, "livekit.url", "wss://a.test"), (SFU1, "livekit.redis", own)) == (
-        *("10.0.0.5:6379", None, SecretStr(SECRETS["redis/password"])),
-        *(0, True, ""),
-    )
+    found = access(*TWO, (SFU1, "livekit.url", "wss://a.test"), (SFU1, "livekit.redis", own))
+    assert found[:-1] == ("10.0.0.5:6379", None, SecretStr(SECRETS["redis/password"]), 0, True, "")
     fleet = load(*TWO, (SFU1, "livekit.redis", own), (TURN1, "livekit.redis", own))
     assert fleet.redis_for(TURN2, "egress") == fleet.redis_for(SFU1, "livekit")
     assert redis_of_livekit(*TWO, ("*", "livekit.redis", own))["use_tls"]
@@ -357,3 +363,216 @@ def test_one_that_nobody_uses_is_a_warning() -> None:
     own = ("*", "livekit.redis", {"address": "10.0.0.5:6379"})
     (warning,) = load(*ONE, own).warnings
     assert "redis: nobody uses it: no host is in group livekit, or livekit.redis is anot" in warning
+
+
+# One of the operator's own
+
+SENTINEL = {
+    "sentinel_addresses": ["10.0.0.7:26379", "10.0.0.6:26379"],
+    "sentinel_master_name": "calls",
+    "sentinel_username": "watch",
+    "sentinel_password": "secret:sudo/prod",
+    "username": "sfu",
+    "password": "secret:redis/password",
+}
+CLUSTER = {"cluster_addresses": ["10.0.0.5:6379", "redis.test:6380"]}
+TLS = {
+    "server_name": "redis.test",
+    "ca_cert_file": "redis/ca.pem",
+    "client_cert_file": "redis/client.pem",
+    "client_key_file": "redis/client.key",
+}
+PEM = {"ca.pem": "the authority", "client.pem": "a certificate", "client.key": "its key"}
+
+
+@pytest.fixture
+def redis_files(project: Path) -> None:
+    Path("redis").mkdir()
+    for name, text in PEM.items():
+        Path("redis", name).write_text(text)
+
+
+def of_own(redis: dict[str, Any]) -> list[Edit]:
+    return [
+        *RECORDED,
+        ("*", "redis", ...),
+        (SFU1, "groups", ["livekit"]),
+        ("*", "livekit.redis", redis),
+    ]
+
+
+def test_sentinel_names_redis_and_time_outs_do_not_take_live_nodes_for_dead() -> None:
+    found = redis_of_livekit(("*", "livekit.redis", {**SENTINEL, "db": 2, "write_timeout": 900}))
+    assert found == {
+        "sentinel_addresses": ["10.0.0.7:26379", "10.0.0.6:26379"],
+        "sentinel_master_name": "calls",
+        "sentinel_username": "watch",
+        "sentinel_password": SECRETS["sudo/prod"],
+        "username": "sfu",
+        "password": SECRETS["redis/password"],
+        "db": 2,
+        "dial_timeout": 2000,
+        "read_timeout": 2000,
+        "write_timeout": 900,
+    }
+
+
+def test_a_cluster_and_the_pool_of_connections() -> None:
+    more = {"max_redirects": 0, "pool_size": 20, "pool_timeout": 4}
+    assert redis_of_livekit(("*", "livekit.redis", {**CLUSTER, **more})) == {
+        **CLUSTER,
+        "db": 0,
+        "max_redirects": 0,
+        "pool_size": 20,
+        "pool_timeout": "4s",
+    }
+
+
+@pytest.mark.parametrize("own", [SENTINEL, CLUSTER, {"address": "redis.test:6379"}])
+@pytest.mark.usefixtures("redis_files")
+def test_livekit_and_egress_have_every_key_and_file(own: dict[str, Any]) -> None:
+    networks: Edit = ("*", "egress.allowed_networks", ["10.0.0.0/24"])
+    fleet = load(*of_own({**own, "tls": TLS}), networks)
+    sfu, recorder = declare(fleet, SFU1).release, declare(fleet, REC1).release
+    both = [
+        yaml.safe_load(release.files[file].content)["redis"]
+        for release, file in (
+            (sfu, "/etc/livekit/livekit.yaml"),
+            (recorder, "/etc/egress/egress.yaml"),
+        )
+    ]
+    tls = [each.pop("tls") for each in both]
+    assert both[0] == both[1]
+    assert tls == [
+        {
+            "enabled": True,
+            "insecure": False,
+            "server_name": "redis.test",
+            "ca_cert_file": ca,
+            "client_cert_file": certificate,
+            "client_key_file": key,
+        }
+        for ca, certificate, key in (
+            (
+                "/etc/callready/redis-ca.pem",
+                "/etc/callready/redis-client.pem",
+                "/run/credentials/livekit-server.service/redis_key",
+            ),
+            ("/etc/redis-ca.pem", "/etc/redis-client.pem", "/etc/redis-client.key"),
+        )
+    ]
+    known = livekit_keys.TREE["redis"]
+    assert isinstance(known, dict) and both[0].keys() | {"tls"} <= known.keys()
+    assert isinstance(known["tls"], dict) and tls[0].keys() == known["tls"].keys()
+    for release, unit in ((sfu, LIVEKIT), (recorder, EGRESS_UNIT)):
+        files = {path: release.files[path] for path in FILES.values()}
+        assert [file.content.decode() for file in files.values()] == list(PEM.values())
+        assert [file.mode for file in files.values()] == [0o644, 0o644, 0o600]
+        text = release.files[f"/etc/systemd/system/{unit}"].content.decode()
+        assert "LoadCredential=redis_key:/etc/callready/redis-client.key\n" in text
+        assert files[FILES["client_key_file"]].sha256 in release.services[unit].given
+    for volume in (
+        "/etc/callready/redis-ca.pem:/etc/redis-ca.pem:ro",
+        "/etc/callready/redis-client.pem:/etc/redis-client.pem:ro",
+        "/run/egress/redis-client.key:/etc/redis-client.key:ro",
+    ):
+        assert f"--volume={volume}," in text
+    assert "%d/redis_key /run/egress/redis-client.key\n" in text
+
+
+@pytest.mark.usefixtures("redis_files")
+def test_a_new_authority_restarts_who_reads_it() -> None:
+    def fingerprint() -> str:
+        fleet = load(("*", "livekit.redis", {**CLUSTER, "tls": {"ca_cert_file": "redis/ca.pem"}}))
+        return declare(fleet, SFU1).release.services[LIVEKIT].fingerprint
+
+    was = fingerprint()
+    Path("redis/ca.pem").write_text("another one")
+    assert fingerprint() != was
+
+
+@pytest.mark.parametrize(
+    ("own", "why"),
+    [
+        ({}, "set exactly one of address, sentinel_addresses, cluster_addresses"),
+        ({**CLUSTER, **SENTINEL}, ", not sentinel_addresses and cluster_addresses"),
+        ({"sentinel_addresses": ["10.0.0.6:26379"]}, "sentinel_master_name is missing"),
+        (
+            {"address": "10.0.0.5:6379", "read_timeout": 500, "sentinel_master_name": "calls"},
+            "sentinel_master_name, read_timeout count with sentinel_addresses only, and LiveKit",
+        ),
+        ({**SENTINEL, "max_redirects": 3}, "max_redirects count with cluster_addresses only"),
+        ({**CLUSTER, "db": 1}, "a Redis Cluster has db 0 only: leave db out"),
+        ({**CLUSTER, "use_tls": True, "tls": {}}, "use_tls says less than tls: leave use_tls out"),
+        (
+            {**CLUSTER, "tls": {"client_key_file": "x"}},
+            "livekit.redis.tls: set client_cert_file and client_key_file, or none of them",
+        ),
+        ({**CLUSTER, "tls": {"ca_cert_file": "no.pem"}}, ".tls.ca_cert_file: no.pem: no such file"),
+        (
+            {"sentinel_addresses": ["10.0.0.6"], "sentinel_master_name": "x"},
+            "10.0.0.6:26379",
+        ),
+        ({**SENTINEL, "sentinel_password": "plain"}, "is written in the inventory"),
+    ],
+)
+def test_what_livekit_would_pass_over_is_refused(own: dict[str, Any], why: str) -> None:
+    assert why in "\n".join(said((SFU1, "livekit.redis", own)))
+
+
+def test_egress_cannot_know_where_a_sentinel_sends_it() -> None:
+    assert "egress.allowed_networks: is missing: where Redis is, egress learns from Sentinel" in (
+        "\n".join(said(*of_own(SENTINEL)))
+    )
+    rules = files(*of_own(CLUSTER), of=REC1)["/etc/callready/nftables.conf"]
+    assert "ip daddr 10.0.0.5 tcp dport 6379 counter accept" in rules
+    assert "ip daddr != @private4 tcp dport 6380 counter accept" in rules
+
+
+def test_nodes_of_one_service_may_name_sentinels_in_another_order() -> None:
+    two: list[Edit] = [(TURN1, "groups", ["turn", "livekit"]), ("*", "turn.min_port", 60001)]
+    other = {**SENTINEL, "sentinel_addresses": SENTINEL["sentinel_addresses"][::-1]}
+    fleet = load(*two, ("*", "livekit.redis", SENTINEL), (TURN1, "livekit.redis", other))
+    assert fleet.cluster(SFU1) == [TURN1]
+    wrong = {**other, "sentinel_master_name": "other"}
+    lines = said(*two, ("*", "livekit.redis", SENTINEL), (TURN1, "livekit.redis", wrong))
+    assert "livekit.redis: differs in address or db: " in lines[0]
+
+
+class Answering:
+    """A host whose scripts say what Sentinels and Redis would."""
+
+    def __init__(self, *said: str) -> None:
+        self.said, self.asked, self.host = [*said], list[str](), self
+
+    def run(self, script: str) -> SimpleNamespace:
+        sent = base64.b64decode(script.split()[1]).decode()
+        self.asked.append(f"{sent}{script.partition('timeout 5 ')[2]}")
+        return SimpleNamespace(stdout=self.said.pop(0))
+
+
+def test_the_verification_asks_the_redis_that_a_sentinel_names() -> None:
+    found = access(("*", "livekit.redis", SENTINEL))
+    host = Answering("", "+OK\r\n*2\r\n$8\r\n10.0.0.9\r\n$4\r\n6380\r\n")
+    at = servers(cast(Any, host), found)
+    assert [(each.address, each.username) for each in at] == [("10.0.0.9:6380", "sfu")]
+    assert "/dev/tcp/10.0.0.7/26379" in host.asked[0] and "/10.0.0.6/26379" in host.asked[1]
+    assert f"AUTH\r\n$5\r\nwatch\r\n$9\r\n{SECRETS['sudo/prod']}\r\n" in host.asked[1]
+    assert "get-master-addr-by-name\r\n$5\r\ncalls\r\n" in host.asked[1]
+    assert servers(cast(Any, Answering("", "-NOAUTH\r\n")), found) == []
+
+
+@pytest.mark.usefixtures("redis_files")
+def test_the_verification_asks_each_node_as_livekit_does() -> None:
+    of = access(("*", "livekit.redis", {**CLUSTER, "tls": TLS}))
+    nodes = servers(cast(Any, Answering()), of)
+    assert [each.address for each in nodes] == CLUSTER["cluster_addresses"]
+    script = asking(nodes[0], [("PING",)])
+    for option in (
+        "-connect 10.0.0.5:6379 -servername redis.test -CAfile /etc/callready/redis-ca.pem ",
+        "-cert /etc/callready/redis-client.pem -key /etc/callready/redis-client.key ",
+        "-verify_return_error -verify_hostname redis.test ",
+    ):
+        assert option in script
+    insecure = access(("*", "livekit.redis", {**CLUSTER, "tls": {"insecure": True}}))
+    assert "verify" not in asking(servers(cast(Any, Answering()), insecure)[0], [("PING",)])

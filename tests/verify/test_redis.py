@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import shlex
-from collections.abc import Sequence
-
 from callready.diagnosis import exchanges
 from callready.diagnosis.model import Cause, Place
 from callready.diagnosis.seen import OF_CALLS, OF_SIGNALLING
-from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet
 from callready.settings.ports import REDIS
 from callready.settings.redis import USERS, RedisAccess
 from tests.verify.check import Check, each, having
+from tests.verify.redis import answers, asking, servers
 from tests.verify.servers import Server
 from tests.verify.targets import Site
 
@@ -29,63 +25,53 @@ def users_of(fleet: Fleet, server: Server) -> list[tuple[str, RedisAccess]]:
     return [(user, at) for user, at in found.items() if at and not at.address.startswith("/")]
 
 
-def asking(access: RedisAccess, commands: Sequence[Sequence[str]], login: bool = True) -> str:
-    """A script that sends commands and prints what Redis answers. The password is in the script,
-    and in no argument of a program."""
-    password = access.password.get_secret_value() if access.password and login else ""
-    first = [("AUTH", *filter(None, (access.username, password)))] if password else []
-    sent = "".join(
-        f"*{len(words)}\r\n" + "".join(f"${len(word.encode())}\r\n{word}\r\n" for word in words)
-        for words in [*first, *commands, ("QUIT",)]
-    )
-    host, port = split_endpoint(access.address)
-    if access.tls:
-        trust = f"-CAfile {access.ca_file}" if access.ca_file else ""
-        name = "-verify_ip" if access.ca_file else "-verify_hostname"
-        client = f"openssl s_client -quiet -verify_return_error {trust} {name} {host} "
-        client += f"-connect {shlex.quote(access.address)}"
-    else:
-        client = f"bash -c 'exec 3<> /dev/tcp/{host}/{port} && cat >&3 && cat <&3'"
-    return f"echo {base64.b64encode(sent.encode()).decode()} | base64 -d | timeout 5 {client} 2>&1"
-
-
-def answers(server: Server, script: str) -> tuple[list[str], str]:
-    """Redis' answers to commands that have short ones, and the last line of all that came."""
-    lines = server.host.run(script).stdout.splitlines()
-    return [line for line in lines if line[:1] in "+-:$*"], (lines or ["no answer in 5 s"])[-1]
-
-
 @each(lambda site: [server for server in site.hosts() if users_of(site.fleet, server)])
 def test_access(server: Server, site: Site, check: Check) -> None:
     """Redis takes the passwords, for what their users need"""
-    for user, access in users_of(site.fleet, server):
-        is_ours = bool(site.fleet.group("redis")) and access.username == user
-        commands = [("PING",), *(FORBIDDEN if is_ours else ())]
-        found, last = answers(server, asking(access, commands))
-        login = found.pop(0) if access.password and found else "+"
-        pong = found.pop(0) if found else ""
+    for user, known in users_of(site.fleet, server):
+        found = servers(server, known)
         check.expect(
-            login[0] == "+" and pong == "+PONG",
-            f"{LOST.format(host=server.name)}, and no recording starts: Redis at {access.address} "
-            f"says to {user}: {(pong if login[0] == '+' else login) or last}",
-            f"{REDIS} there, its users.acl, and port {access.address} in its packet filter",
-            _refused(server, user, access, login[0] == "+" and not pong, login, pong or last),
+            found,
+            f"{LOST.format(host=server.name)}, and no recording starts: no Sentinel says where "
+            f"Redis is ({known.address})",
+            "the Sentinels, and livekit.redis",
+            _refused(
+                server, user, known, True, "", "no answer to SENTINEL get-master-addr-by-name"
+            ),
         )
-        if login[0] != "+" or pong != "+PONG":
-            continue
-        check.figure(f"{user} at {access.address}{' over TLS' * access.tls}")
-        for command, answer in zip(FORBIDDEN if is_ours else (), found, strict=False):
-            check.expect(
-                answer.startswith(("-NOPERM", "-ERR")),
-                f"whoever has {user}'s password may do what it must not: {' '.join(command)}",
-                "users.acl on the host of group redis",
-            )
-        stranger, _ = answers(server, asking(access, [("PING",)], login=False))
+        for access in found:
+            _asked(server, check, user, access)
+
+
+def _asked(server: Server, check: Check, user: str, access: RedisAccess) -> None:
+    is_ours = not access.own
+    commands = [("PING",), *(FORBIDDEN if is_ours else ())]
+    found, last = answers(server, asking(access, commands))
+    login = found.pop(0) if access.password and found else "+"
+    pong = found.pop(0) if found else ""
+    check.expect(
+        login[0] == "+" and pong == "+PONG",
+        f"{LOST.format(host=server.name)}, and no recording starts: Redis at {access.address} "
+        f"says to {user}: {(pong if login[0] == '+' else login) or last}",
+        f"{'livekit.redis' if access.own else REDIS}, its users there, and port {access.address} "
+        "in the packet filter",
+        _refused(server, user, access, login[0] == "+" and not pong, login, pong or last),
+    )
+    if login[0] != "+" or pong != "+PONG":
+        return
+    check.figure(f"{user} at {access.address}{' over TLS' * access.tls}")
+    for command, answer in zip(FORBIDDEN if is_ours else (), found, strict=False):
         check.expect(
-            not is_ours or (stranger and stranger[0].startswith("-NOAUTH")),
-            f"Redis at {access.address} answers who has no password",
-            "users.acl on the host of group redis: user default off",
+            answer.startswith(("-NOPERM", "-ERR")),
+            f"whoever has {user}'s password may do what it must not: {' '.join(command)}",
+            "users.acl on the host of group redis",
         )
+    stranger, _ = answers(server, asking(access, [("PING",)], login=False))
+    check.expect(
+        not is_ours or (stranger and stranger[0].startswith("-NOAUTH")),
+        f"Redis at {access.address} answers who has no password",
+        "users.acl on the host of group redis: user default off",
+    )
 
 
 def _refused(
