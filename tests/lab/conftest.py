@@ -36,6 +36,8 @@ SHARED = {
     "test_lab": "h17-h20",
     "test_acme": "h17-h20",
     "test_rotation": "h17-h20",
+    "test_pool": "h17-h20",
+    "test_format": "h17-h20",
     "test_refusals": "fleet",
     "test_redis": "test_cluster",
     "test_recorder": "test_gate",
