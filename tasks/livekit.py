@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import SecretStr
 
 from callready.release.node import Node
+from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import FLEET_CA
 from callready.settings.pools import handed_out
 from callready.settings.ports import LIVEKIT as UNIT
@@ -26,6 +27,8 @@ def livekit(node: Node) -> None:
         return
     servers, secret = turn_servers(node)
     redis = node.fleet.redis_for(node.name, "livekit")
+    if redis and not redis.is_local and redis.addresses == [redis.address]:
+        node.release.redis = split_endpoint(redis.address)  # Sentinels say who that is by then
     node.release.user("livekit")
     binary = node.release.install(settings.base_url, settings.version, settings.archive_sha256)
     node.release.links["/usr/local/bin/livekit-server"] = binary
@@ -43,6 +46,7 @@ def livekit(node: Node) -> None:
         stun_servers=stun_servers(node),
         ips=candidate_networks(node),
         secret_file=f"/run/credentials/{UNIT}/turn_secret" if secret else None,
+        shares=bool(node.fleet.cluster(node.name)) and "node_selector" not in settings.config,
     )
     if secret:
         node.release.file(TURN_SECRET, content=secret.get_secret_value().encode(), mode=0o600)

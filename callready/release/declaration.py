@@ -166,6 +166,7 @@ class Release:
     archive: Archive | None = None
     programs: Programs | None = None
     image: Image | None = None
+    redis: tuple[str, int] | None = None  # of its SFU, if that is elsewhere: name or address, port
     subordinates: list[str] = field(default_factory=list)  # lines of subuid(5)
     confirm_timeout: int = 60  # seconds
     drain: int = 0  # seconds
@@ -379,6 +380,7 @@ class Release:
                 f"{path}:{','.join(e.values)}" for path, e in self.environments.items()
             ],
             "PLACES": [*self.files, *self.links, *self.databases, *self.environments],
+            "REDIS": map(str, self.redis or ()),
             "IMAGES": [self.image.reference] if self.image else [],
             "BINARIES": [
                 *([self.archive.binary] if self.archive else []),

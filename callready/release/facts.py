@@ -85,20 +85,23 @@ class IdentityFact:
 
 @dataclass
 class Facts:
-    """One host's survey; `skew` is its clock minus the controller's, in seconds; `folder` the
-    running release, `confirmed` what it boots with, `pending` a release that waits for its
-    confirmation, by whom and since when; stuck without the timer that ends that; `has_state`,
-    whether anything of callready is on it, and `format`, in which one (0: nothing, or that of an
-    older callready); `elsewhere`, what kernel settings are without callready, and the file that
-    says so (`-` for none); `outdated`, units that have a certificate of the fleet from before;
-    `obstacles`, what stands where it puts files: kind and words; `subordinates`, the lines of
-    subuid(5) and subgid(5), by file; `cores` of the processor (0 where nothing asks); `recordings`,
-    how many run, and `held`, while egress starts none: the bytes that are free, and the least."""
+    """One host's survey; `skew` is its clock minus the controller's, in seconds, which may be off
+    by `skew_error`; `redis_rtt`, how far the Redis of its SFU is, in seconds; `folder` the running
+    release, `confirmed` what it boots with, `pending` a release that waits for its confirmation, by
+    whom and since when; stuck without the timer that ends that; `has_state`, whether anything of
+    callready is on it, and `format`, in which one (0: nothing, or that of an older callready);
+    `elsewhere`, what kernel settings are without callready, and the file that says so (`-` for
+    none); `outdated`, units that have a certificate of the fleet from before; `obstacles`, what
+    stands where it puts files: kind and words; `subordinates`, the lines of subuid(5) and
+    subgid(5), by file; `cores` of the processor (0 where nothing asks); `recordings`, how many run,
+    and `held`, while egress starts none: the bytes that are free, and the least."""
 
     os: str = ""
     os_version: str = ""
     arch: str = ""
     skew: float = 0.0
+    skew_error: float = 0.0
+    redis_rtt: float = 0.0
     folder: str = ""
     confirmed: str = ""
     pending: str = ""
@@ -176,7 +179,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
     """Read the survey's output, whose columns `host/survey.sh` names.
 
     Arguments: `lines` as printed; `sent_at`, the controller's clock when the survey was sent, in
-    seconds since the epoch (the skew is that of RFC 5905 section 8, from four timestamps).
+    seconds since the epoch (the skew is that of RFC 5905 section 8, from four timestamps, and its
+    error at most half of the time on the way).
     Raises SurveyError if the end is missing: something cut it short.
     """
     received_at = time.time()
@@ -190,6 +194,8 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         return {line[0] for line in of[kind]}
 
     clocks = [float(clock) for (clock,) in of["clock"]]
+    ours = sent_at or received_at, received_at
+    on_the_way = (ours[1] - ours[0]) - (clocks[-1] - clocks[0]) if clocks else 0.0
     rows: dict[str, set[str]] = defaultdict(set)
     for database, row in of["row"]:
         rows[database].add(row)
@@ -219,7 +225,9 @@ def parse(lines: Iterable[str], sent_at: float | None = None) -> Facts:
         os=word("os"),
         os_version=word("os", 1),
         arch=word("arch"),
-        skew=mean(clocks) - mean((sent_at or received_at, received_at)) if clocks else 0.0,
+        skew=mean(clocks) - mean(ours) if clocks else 0.0,
+        skew_error=max(0.0, on_the_way / 2),
+        redis_rtt=float(word("redis") or 0),
         folder=word("current"),
         confirmed=word("confirmed"),
         pending=word("pending"),

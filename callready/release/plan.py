@@ -25,6 +25,7 @@ NONE = "none"  # the release that a host has before its first one
 # By which the history tells what was deployed together.
 RUN = datetime.now(UTC).isoformat(timespec="milliseconds")
 RULES = f"{ROOT}/nftables.conf"
+REDIS_NEAR = 0.005  # seconds
 
 Argument = str | SecretBytes
 
@@ -140,6 +141,7 @@ def plan(release: Release, facts: Facts) -> Plan:
     _acme(made, release, facts)
     _timers(made, release, facts)
     _serving(made, release, facts)
+    _redis(made, facts)
     _readers(made, release, facts)
     if made.release and not {"file", "link", "unit", "environment"} & {
         c.kind for c in made.changes
@@ -396,6 +398,14 @@ def _kernel(made: Plan, release: Release, facts: Facts) -> None:
     ours, on_host = release.files.get(sysctls.FILE), facts.files.get(sysctls.FILE, FileFact())
     if wrong or (ours and ours.sha256 != on_host.sha256):
         made.switch.append(step("set_sysctls"))
+
+
+def _redis(made: Plan, facts: Facts) -> None:
+    if facts.redis_rtt > REDIS_NEAR:
+        made.notes.append(
+            f"Redis is {facts.redis_rtt * 1000:.1f} ms away (at most {REDIS_NEAR * 1000:.0f} are "
+            "good): each message of a join goes there and back; put it nearer to this host"
+        )
 
 
 def _environments(made: Plan, release: Release, facts: Facts) -> None:

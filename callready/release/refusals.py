@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from hashlib import sha256
 from ipaddress import ip_address
 from typing import get_args
@@ -16,10 +16,15 @@ from callready.release.facts import Facts, FileFact, Listener
 from callready.release.manifest import FORMAT, Manifest
 from callready.release.node import Node
 from callready.release.plan import RULES, plan
+from callready.settings import livekit_keys
 from callready.settings.dns_providers import PROVIDERS, of_release, plugin_package
 from callready.settings.models import HostSettings
 from callready.settings.pools import Teller, handed_out
-from callready.settings.ports import overlaps, parse_port
+from callready.settings.ports import LIVEKIT, overlaps, parse_port
+
+CLUSTER_SKEW = 0.2
+"""Seconds that clocks of SFUs may be apart: of 0.5 s on each message between them is late
+(livekit's psrpc has it expire by the clock)."""
 
 SUPPORTED = {("debian", "12"), ("debian", "13")}
 ARCHITECTURES = {"amd64", "arm64"}
@@ -71,6 +76,47 @@ def of(node: Node, facts: Facts) -> Iterator[str]:
     yield from _challenges(node, facts)
     for key, message in overlaps(node.ports):
         yield f"{key}: {message}"
+
+
+def of_cluster(found: Mapping[str, tuple[Node, Facts]]) -> Iterator[tuple[str, str]]:
+    """Why SFUs that share a Redis would not understand each other, each with its host: what is
+    running while they change one after the other, and clocks, as far as that is certain."""
+    for name, (node, facts) in found.items():
+        peers = {each: found[each] for each in node.fleet.cluster(name) if each in found}
+        running = _livekit_version(facts)
+        for peer, (other, its) in peers.items():
+            wanted = other.settings.sfu.version if other.settings.sfu else running
+            if running and running != wanted and livekit_keys.far_apart(running, wanted):
+                if _livekit_version(its) == wanted:
+                    continue  # this deploy mends it
+                yield (
+                    name,
+                    f"it runs LiveKit {running}, and {peer} would get {wanted}: while SFUs that "
+                    "share a Redis change they understand each other one minor version apart at "
+                    "most; deploy the versions in between first (livekit.version)",
+                )
+                break
+        ahead = {peer: _certainly_ahead(facts, its) for peer, (_, its) in peers.items()}
+        peer = max(ahead, key=lambda each: ahead[each], default="")
+        if peer and ahead[peer] > CLUSTER_SKEW:
+            yield (
+                name,
+                f"its clock is {ahead[peer]:.1f} s or more ahead of that of {peer} (limit "
+                f"{CLUSTER_SKEW} s): SFUs that share a Redis tell by their clocks what is too late "
+                "and who is gone, so joins fail; have both ask time servers (timedatectl)",
+            )
+
+
+def _certainly_ahead(one: Facts, other: Facts) -> float:
+    """By how many seconds one clock is ahead of another at least."""
+    return one.skew - other.skew - one.skew_error - other.skew_error
+
+
+def _livekit_version(facts: Facts) -> str:
+    """That of the livekit-server which runs; empty if none does, or it is not callready's."""
+    unit = facts.units.get(LIVEKIT)
+    match = re.match(r"/opt/livekit/(\d+\.\d+\.[^/]+)/", unit.binary) if unit else None
+    return match[1] if match else ""
 
 
 def of_addresses(host: HostSettings, facts: Facts) -> Iterator[str]:

@@ -131,6 +131,9 @@ def prepare(inventory: Inventory, declare: Declare, verb: str) -> Run:
         if verb == "remove":
             reasons = chain(reasons, refusals.of_removal(deployment.node, ready))
         refused += [f"{fleet.source}: {name}: {why}" for why in reasons]
+    if verb == "deploy":
+        found = {name: (each.node, each.facts) for name, each in ready.items()}
+        refused += [f"{fleet.source}: {at}: {why}" for at, why in refusals.of_cluster(found)]
     _refuse(refused)
     for host in active:
         show(host, ready[host.name], inventory.state.config.DIFF)

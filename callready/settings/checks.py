@@ -309,9 +309,28 @@ def _clusters(fleet: Fleet) -> Findings:
         yield cluster, Problem("livekit.redis", why)
 
 
+def _versions(fleet: Fleet) -> Findings:
+    """Nodes of a cluster understand each other from one minor version to the next."""
+    for cluster in _nodes(fleet):
+        versions = {name: host.livekit.version for name in cluster if (host := fleet[name]).livekit}
+        old, new = (each(versions.values(), key=livekit_keys.number) for each in (min, max))
+        if livekit_keys.far_apart(old, new):
+            why = (
+                f"is {old} on one of these SFUs and {new} on another, and they share a Redis: they "
+                "understand each other one minor version apart at most"
+            )
+            yield cluster, Problem("livekit.version", why)
+
+
+def _nodes(fleet: Fleet) -> list[list[str]]:
+    """The SFUs of each Redis that more than one of them has."""
+    clusters = [sorted((name, *fleet.cluster(name))) for name in fleet.group("livekit")]
+    return [list(each) for each in dict.fromkeys(map(tuple, clusters)) if len(each) > 1]
+
+
 _OF_HOSTS = (
     *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
-    *(_names, _monitor, _redis, _egress, _clusters),
+    *(_names, _monitor, _redis, _egress, _clusters, _versions),
 )
 
 

@@ -253,6 +253,21 @@ def _version_keys(host: HostSettings) -> Problems:
         yield from livekit_keys.check(livekit.version, livekit.config, "livekit.config")
 
 
+def _regions(host: HostSettings) -> Problems:
+    """LiveKit does not start where it has to know how far it is from others and does not."""
+    selector = host.sfu.config.get("node_selector") if host.sfu else None
+    if not isinstance(selector, dict) or selector.get("kind") != "regionaware":
+        return
+    key, regions = "livekit.config.node_selector", selector.get("regions")
+    places = [each.get("name") for each in regions or () if isinstance(each, dict)]
+    if not host.region:
+        why = f'is missing: {key}.kind is "regionaware"; write where this host is'
+        yield Problem("region", why)
+    elif host.region not in places:
+        why = f"has no {host.region}, which is region of this host: add its name, lat and lon"
+        yield Problem(f"{key}.regions", why)
+
+
 def _stun_server(host: HostSettings) -> Problems:
     if (livekit := host.sfu) and livekit.turn_pool is None and not livekit.rtc.stun_servers:
         yield Problem(
@@ -376,6 +391,7 @@ _OF_ROLES = (
     _app,
     _android,
     _version_keys,
+    _regions,
     _stun_server,
 )
 

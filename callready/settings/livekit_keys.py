@@ -272,6 +272,7 @@ DEPRECATED = {
 MANAGED = {
     "port": "livekit.port",
     "bind_addresses": "livekit.bind_addresses",
+    "region": "region",
     "keys": "livekit.keys",
     "key_file": "livekit.keys",
     "redis": "livekit.redis",
@@ -310,8 +311,8 @@ def check(
     settings, for the findings. Values may be secret and are never quoted.
     """
     found = []
-    if not _number(OLDEST) <= _number(version) <= _number(NEWEST):
-        nearest = NEWEST if _number(version) > _number(NEWEST) else OLDEST
+    if not number(OLDEST) <= number(version) <= number(NEWEST):
+        nearest = NEWEST if number(version) > number(NEWEST) else OLDEST
         text = f"the keys of livekit-server {version} are not all known here: checked against those"
         found.append(Problem(where, f"{text} of {nearest}", "warning"))
     for path, message, level in _walk(TREE, config, "", "", version):
@@ -355,8 +356,8 @@ def _walk(tree: Tree, value: object, path: str, schema: str, version: str) -> It
 
 def known(place: str, version: str) -> bool:
     """Whether a key of TREE (`rtc.turn_servers[].secret_file`) is one in this version."""
-    since, removed = _number(SINCE.get(place, OLDEST)), _number(REMOVED.get(place, "999"))
-    return since <= max(_number(version), _number(OLDEST)) < removed
+    since, removed = number(SINCE.get(place, OLDEST)), number(REMOVED.get(place, "999"))
+    return since <= max(number(version), number(OLDEST)) < removed
 
 
 def _unknown(tree: dict[str, Tree], key: str, place: str, version: str) -> str | None:
@@ -429,5 +430,13 @@ def _kind(value: object) -> str:
     return f"the number {value}" if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
-def _number(version: str) -> tuple[int, ...]:
+def number(version: str) -> tuple[int, ...]:
+    """A version as what can be compared."""
     return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def far_apart(one: str, other: str) -> bool:
+    """Whether two versions are more than one minor version apart, which nodes of a cluster may not
+    be: what they say to each other changes (1.8.4 was the first to mend signalling with 1.7)."""
+    (major, minor), (other_major, other_minor) = number(one)[:2], number(other)[:2]
+    return major != other_major or abs(minor - other_minor) > 1

@@ -31,6 +31,7 @@ from callready.settings.types import (
     Origin,
     Port,
     Protocol,
+    Region,
     Resolver,
     SecretByHand,
     Section,
@@ -196,10 +197,11 @@ class HostSettings(Section):
         description="The address on an internal network (vRack), over which the hosts reach each "
         "other; callers are never told of it.",
     )
-    region: str | None = Field(
+    region: Region | None = Field(
         None,
         description="Where it is, by a name of your own: callers of an SFU are told of TURN hosts "
-        "of its region first.",
+        "of its region first, and LiveKit knows it, for a `livekit.config.node_selector` that is "
+        "`regionaware`.",
     )
     pools: list[Username] = Field([], description="TURN pools this host runs.")
     hand_out: bool = Field(

@@ -214,6 +214,9 @@ GeneratedSecret = Annotated[SecretStr, BeforeValidator(_secret), AfterValidator(
 # What callready does not know may hold secrets anywhere.
 FreeKeys = Annotated[dict[str, Any], Origin(by_hand=True)]
 Username = Annotated[str, matching(r"[a-z_][a-z0-9_-]{0,31}", "a Unix user or group name")]
+Region = Annotated[
+    str, matching(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "the name of a region such as eu-west-1")
+]
 Unit = Annotated[
     str,
     matching(

@@ -127,6 +127,7 @@ NOTHING: dict[str, list[str]] = {
         "TLS_ENDPOINTS",
         "ENVIRONMENTS",
         "PLACES",
+        "REDIS",
         "IMAGES",
         "BINARIES",
     )
@@ -611,7 +612,25 @@ def test_neither_the_way_nor_the_survey_is_taken_for_skew(
     monkeypatch.setattr("callready.release.facts.time.time", lambda: 1010.0)
     for skew in (0.0, 60.0, -60.0):
         clocks = [f"clock\t{1001 + skew}", f"clock\t{1009 + skew}"]
-        assert facts.parse([*clocks, "end"], 1000.0).skew == skew
+        found = facts.parse([*clocks, "end"], 1000.0)
+        # Both seconds may have been of one way.
+        assert (found.skew, found.skew_error) == (skew, 1.0)
+
+
+@pytest.mark.tools
+def test_how_far_redis_is_and_nothing_where_it_does_not_answer(host: Sandbox) -> None:
+    serve = (
+        "import socket, time; s = socket.create_server(('127.0.0.1', 4001)); "
+        f"open('{host.folder}/ready', 'w').close(); time.sleep(60)"
+    )
+    at: dict[str, list[str]] = {**NOTHING, "REDIS": ["127.0.0.1", "4001"]}
+    found = host.survey(
+        at,
+        f'{shlex.quote(sys.executable)} -c "{serve}" &',
+        f"until [ -e {host.folder}/ready ]; do sleep 0.02; done",
+    )
+    assert found.redis_rtt > 0
+    assert host.survey(at).redis_rtt == host.survey(NOTHING).redis_rtt == 0
 
 
 def test_what_the_shell_is_given_is_quoted() -> None:

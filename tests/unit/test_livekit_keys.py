@@ -102,8 +102,15 @@ def test_every_key_that_the_other_tables_name_is_in_the_tree() -> None:
             {"room": {"create_room_timeout": 10}},
             "error: livekit.config.room.create_room_timeout: must be a duration such as 500ms or 10s",
         ),
-        ({"region": {"name": "eu"}}, "error: livekit.config.region: must be text, not a mapping"),
-        ({"region": {"eu"}}, "error: livekit.config.region: must be text, not a set"),
+        ({"region": "eu"}, "error: livekit.config.region: callready writes it: set region instead"),
+        (
+            {"trace": {"jaeger_url": {"name": "eu"}}},
+            "error: livekit.config.trace.jaeger_url: must be text, not a mapping",
+        ),
+        (
+            {"trace": {"jaeger_url": {"eu"}}},
+            "error: livekit.config.trace.jaeger_url: must be text, not a set",
+        ),
         (
             {"room": {"room_configurations": {"big": {"agents": [{b"x"}]}}}},
             "error: livekit.config.room.room_configurations.big: must be a mapping of plain values",
@@ -163,7 +170,7 @@ def test_where_names_the_setting() -> None:
 
 def test_a_secret_may_stand_where_text_does() -> None:
     hidden = SecretStr("hunter2")
-    assert not said({"trace": {"jaeger_url": hidden}, "region": hidden})
+    assert not said({"trace": {"jaeger_url": hidden}})
     (found,) = said({"room": {"max_participants": hidden}})
     assert found.endswith("must be a whole number of at least 0, not text")
 

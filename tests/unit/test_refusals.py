@@ -418,3 +418,73 @@ def test_addresses_that_the_host_has_not(
     addresses: set[str], edits: list[Edit], said: list[str]
 ) -> None:
     assert refused(set_(addresses=addresses), *edits) == said
+
+
+CLUSTER: list[Edit] = [
+    (TURN1, "groups", ["livekit", "turn"]),
+    (TURN1, "turn.pools.calls.min_port", 60001),
+    ("*", "livekit.redis", {"address": "10.0.0.5:6379"}),
+]
+UNIT = "livekit-server.service"
+
+
+def cluster(one: Facts, other: Facts, *edits: Edit) -> list[tuple[str, str]]:
+    fleet = load(*CLUSTER, *edits)
+    found = {SFU1: (declare(fleet, SFU1), one), TURN1: (declare(fleet, TURN1), other)}
+    return list(refusals.of_cluster(found))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        # Off this machine's clock alike.
+        (Facts(skew=9.0), Facts(skew=9.2), []),
+        (Facts(skew=0.3, skew_error=0.05), Facts(skew_error=0.06), []),
+        (Facts(skew=-0.3, skew_error=0.04), Facts(skew_error=0.05), [(TURN1, SFU1, "0.2")]),
+        (Facts(skew=5.0), Facts(skew=-1.0, skew_error=0.5), [(SFU1, TURN1, "5.5")]),
+    ],
+)
+def test_clocks_of_a_cluster_are_refused_where_they_are_certainly_apart(
+    one: Facts, other: Facts, said: list[tuple[str, str, str]]
+) -> None:
+    assert cluster(one, other) == [
+        (
+            ahead,
+            f"its clock is {seconds} s or more ahead of that of {behind} (limit 0.2 s): SFUs that "
+            "share a Redis tell by their clocks what is too late and who is gone, so joins fail; "
+            "have both ask time servers (timedatectl)",
+        )
+        for ahead, behind, seconds in said
+    ]
+    alone: Edit = (TURN1, "livekit.redis.db", 1)
+    own: Edit = (TURN1, "livekit.url", "wss://other.callready.test")
+    assert cluster(one, other, alone, own) == []
+
+
+def runs(version: str) -> Facts:
+    binary = f"/opt/livekit/{version}/livekit-server"
+    return Facts(units={UNIT: UnitFact("loaded", "active", "enabled", 1, False, "-", binary)})
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "hosts"),
+    [
+        (runs("1.12.9"), runs("1.12.9"), []),
+        (runs("1.11.0"), runs("1.11.0"), [SFU1, TURN1]),
+        (runs("1.11.0"), runs("1.13.5"), []),  # this deploy mends it
+        (runs("1.11.0"), Facts(), [SFU1]),
+        (Facts(), Facts(), []),
+    ],
+)
+def test_a_cluster_goes_from_one_minor_version_to_the_next(
+    one: Facts, other: Facts, hosts: list[str]
+) -> None:
+    assert cluster(one, other) == [
+        (
+            host,
+            f"it runs LiveKit 1.11.0, and {TURN1 if host == SFU1 else SFU1} would get 1.13.5: while "
+            "SFUs that share a Redis change they understand each other one minor version apart at "
+            "most; deploy the versions in between first (livekit.version)",
+        )
+        for host in hosts
+    ]

@@ -1067,6 +1067,76 @@ def test_sfus_with_one_redis_or_urls_of_their_own_are_taken() -> None:
     load(("*", "livekit.redis", {"address": "127.0.0.1:6379"}))
 
 
+@pytest.mark.parametrize(
+    ("version", "is_taken"),
+    [("1.12.0", True), ("1.14.9", True), ("1.15.0", False), ("2.13.5", False)],
+)
+def test_nodes_of_a_cluster_are_at_most_one_minor_version_apart(
+    version: str, is_taken: bool
+) -> None:
+    """Whatever their URLs: they meet in Redis."""
+    other: Edit = (TURN1, "livekit.url", "wss://other.callready.test")
+    no_pool: list[Edit] = [
+        ("*", "livekit.turn_pool", None),
+        ("*", "livekit.rtc.stun_servers", ["a:1"]),
+    ]
+    edits: list[Edit] = [*SECOND_SFU, REDIS, *no_pool, (TURN1, "livekit.version", version)]
+    if is_taken:
+        load(*edits)
+    else:
+        for more in ([], [other]):
+            assert said(*edits, *more) == [
+                f"{SFU1}, {TURN1}: livekit.version: is 1.13.5 on one of these SFUs and {version} on "
+                "another, and they share a Redis: they understand each other one minor version "
+                "apart at most"
+            ]
+    load(*edits, other, (TURN1, "livekit.redis.db", 3))
+
+
+@pytest.mark.parametrize(
+    ("region", "regions", "lines"),
+    [
+        (
+            None,
+            [{"name": "eu", "lat": 48.8, "lon": 2.3}],
+            [
+                'region: is missing: livekit.config.node_selector.kind is "regionaware"; write where '
+                "this host is"
+            ],
+        ),
+        (
+            "us",
+            [{"name": "eu", "lat": 48.8, "lon": 2.3}],
+            [
+                "livekit.config.node_selector.regions: has no us, which is region of this host: add "
+                "its name, lat and lon"
+            ],
+        ),
+        (
+            "us",
+            None,
+            [
+                "livekit.config.node_selector.regions: has no us, which is region of this host: add "
+                "its name, lat and lon"
+            ],
+        ),
+        ("eu", [{"name": "eu", "lat": 48.8, "lon": 2.3}], []),
+    ],
+)
+def test_who_chooses_by_distance_knows_the_regions(
+    region: str | None, regions: object, lines: list[str]
+) -> None:
+    selector = {"kind": "regionaware", "regions": regions}
+    edits: list[Edit] = [
+        (SFU1, "region", region),
+        (SFU1, "livekit.config", {"node_selector": selector}),
+    ]
+    if lines:
+        assert said(*edits) == [f"{SFU1}: {line}" for line in lines]
+    else:
+        load(*edits)
+
+
 APP = {"env_file": "/srv/.env", "upstream": "127.0.0.1:8000"}
 APP_ON_TURN2: list[Edit] = [
     (TURN2, "groups", ["app"]),
