@@ -3,7 +3,12 @@ host, TURN."""
 
 from functools import partial
 
+from callready.probes import endpoint
+from callready.release.authority import common_name
+from callready.release.declaration import ROOT
 from callready.release.node import Node
+from callready.settings.edge import VIA_PEER
+from callready.settings.fleet import FLEET_CA
 from callready.settings.pools import EDGE, behind_edge, ways
 from callready.settings.ports import EDGE_METRICS_PORT, listeners
 from callready.settings.uris import place
@@ -19,6 +24,11 @@ def edge(node: Node) -> None:
     if host.edge is None or not host.has_edge:
         return
     scraped = any(use.unit == EDGE and use.role == "livekit" for use in node.ports)
+    inputs = [CONFIG]
+    if peers := node.fleet.peers(node.name):
+        # Read when it reloads: a credential would take a restart, which cuts every WebSocket.
+        node.release.identity("host", host.fleet_ca, node.identity)
+        inputs.append(FLEET_CA)
     node.release.package("haproxy")
     node.release.file(
         CONFIG,
@@ -39,6 +49,16 @@ def edge(node: Node) -> None:
         turn_name=host.name,
         names=host.tls_names,
         certificates=[c.path("both.pem") for c in node.release.certificates.values()],
+        peers={
+            name: endpoint(node.fleet.peer_address(name, node.name), peer.edge.peers_port)
+            for name, peer in peers.items()
+            if peer.edge
+        },
+        names_of_peers=[common_name(name) for name in peers],
+        own=node.fleet.peer_address(node.name, node.name),
+        identity=f"{ROOT}/fleet/host/both.pem",
+        fleet_ca=FLEET_CA,
+        via=VIA_PEER,
     )
     node.release.file(UNIT_FILE, f"{EDGE}.j2")
-    node.release.service(EDGE, inputs=[CONFIG], reloads=True, listens=listeners(node.ports, EDGE))
+    node.release.service(EDGE, inputs=inputs, reloads=True, listens=listeners(node.ports, EDGE))

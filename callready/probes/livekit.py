@@ -31,6 +31,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from callready.probes import TIMEOUT, ProbeError, command, ice, reason, run, secret_from
 from callready.probes.app import connected, get, web_url
 from callready.probes.turn import Family, IceServer
+from callready.settings.edge import VIA_PEER
 
 WAIT = TIMEOUT / 2
 """Seconds for each part of a join, so that a gate can try again."""
@@ -44,10 +45,12 @@ REFUSED_TOKEN = (
 
 @dataclass(frozen=True)
 class Health:
-    """HTTP status of ``/`` and the time the answer took (s)."""
+    """HTTP status of ``/``, the time the answer took (s), and whether it came from the edge of
+    another SFU."""
 
     status: int
     rtt: float
+    from_peer: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ def health(
     if again_after:
         time.sleep(again_after)
         return health(url, 0, ca_file, at, verify)
-    return Health(response.status_code, rtt)
+    return Health(response.status_code, rtt, VIA_PEER in response.headers.get("via", ""))
 
 
 def new_room() -> str:

@@ -254,7 +254,11 @@ class LiveKit(Probe):
     def ask(self) -> Finding | None:
         from callready.probes import livekit
 
-        livekit.health(self.url, **self._http)
+        if livekit.health(self.url, **self._http).from_peer:
+            raise ProbeError(
+                f"calls go on without {self.node}: its edge hands callers to another SFU",
+                "livekit-server.service there, and whether curl -i http://127.0.0.1:7880/ says 200",
+            )
         refused = {}
         for key, secret in self.keys.items():
             token = livekit.token(key, secret, ttl=60)

@@ -119,9 +119,14 @@ class Authority:
         return "" if [*usages] == identity.purposes else "it is for another use"
 
 
-def _name(common_name: str) -> x509.Name:
-    # At most 64 characters (RFC 5280, appendix A.1); the whole name is in subjectAltName.
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
+def common_name(name: str) -> str:
+    """As the subject of a certificate has a name: at most 64 characters of it (RFC 5280, appendix
+    A.1); the whole name is in subjectAltName."""
+    return name[:64]
+
+
+def _name(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name(name))])
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

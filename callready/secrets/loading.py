@@ -21,6 +21,7 @@ from callready.settings.inventory import inventory_data, one_machine, require_ro
 from callready.settings.models import HostSettings
 from callready.settings.problem import Findings, Problem, SettingsError
 from callready.settings.types import INLINE
+from callready.settings.uris import peers
 
 # pyinfra's own host data: connector settings and global arguments.
 SSH, ARGUMENT = "ssh_", "_"
@@ -83,6 +84,8 @@ def validate(source: str, data: Mapping[str, Mapping[str, Any]]) -> Fleet:
             hosts[name] = HostSettings.model_validate(resolve(own, values))
         except ValidationError as error:
             report.invalid(name, error)
+    for name, host in hosts.items():
+        hosts[name] = host.model_copy(update={"peers": peers(hosts, name)})
     if not report.errors:
         report.extend(check(Fleet(source, hosts)))
     if report.errors:

@@ -63,7 +63,9 @@ def _sources(fleet: Fleet) -> Findings:
     for name, host in fleet.hosts.items():
         for use in port_plan(host):
             for source in use.some:
-                if "/" in source or (use.role in ("monitor", "redis") and source in ROLES):
+                if "/" in source or use.setting == "edge.peers_port":
+                    continue
+                if use.role in ("monitor", "redis") and source in ROLES:
                     continue
                 key = host_checks.sources_key(use.setting)
                 hosts = fleet.group(source)
@@ -328,9 +330,36 @@ def _nodes(fleet: Fleet) -> list[list[str]]:
     return [list(each) for each in dict.fromkeys(map(tuple, clusters)) if len(each) > 1]
 
 
+def _peers(fleet: Fleet) -> Findings:
+    """Edges of one name know each other, and can all have its certificate."""
+    for name, host in fleet.hosts.items():
+        if host.peers and not host.fleet_ca:
+            why = (
+                f"is missing: edges of {place(host.livekit.url)[0] if host.livekit else ''} hand "
+                'callers to each other by it; write "secret:fleet/ca" once for all hosts'
+            )
+            yield [name], Problem("fleet_ca", why)
+        cluster = sorted((name, *host.peers))
+        if not _all_same([ca for each in cluster if (ca := fleet[each].fleet_ca)]):
+            why = "differs, and by it the edges of these hosts know each other: set it once"
+            yield cluster, Problem("fleet_ca", why)
+    serving: dict[str, list[str]] = {}
+    for name, host in fleet.hosts.items():
+        for each in host.tls_names if host.challenge_port else ():
+            serving.setdefault(each, []).append(name)
+    for at, hosts in serving.items():
+        if len(hosts) > 1:
+            why = (
+                f"http-01 cannot prove {at} to the authority, which asks any one of these hosts, "
+                "also for the certificate of another: use dns-01 (docs/certificates.md#dns-01), or "
+                "certificate and key"
+            )
+            yield hosts, Problem("tls.acme.challenge", why)
+
+
 _OF_HOSTS = (
     *(_mistyped_groups, _without_role, _sources, _certificate_files, _gate_from, _same_addresses),
-    *(_names, _monitor, _redis, _egress, _clusters, _versions),
+    *(_names, _monitor, _redis, _egress, _clusters, _versions, _peers),
 )
 
 

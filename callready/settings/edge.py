@@ -19,6 +19,9 @@ from callready.settings.types import (
     Timeout,
 )
 
+VIA_PEER = "callready-peer"
+"""What answers that the edge of another SFU gave have in their Via (RFC 9110, section 7.6.3)."""
+
 
 class Dns(Section):
     """Where the records of the dns-01 challenge are made. OVH's keys may stand here directly,
@@ -132,6 +135,11 @@ class Edge(Section):
 
     port: Port = Field(443, description="HTTPS and wss.")
     http_port: Port = Field(80, description="Redirects to HTTPS and ACME challenges.")
+    peers_port: Port = Field(
+        7443,
+        description="Where other SFUs with the same `livekit.url` hand callers over while their "
+        "own LiveKit takes none: for them alone.",
+    )
     max_connections: int = Field(
         20_000,
         ge=100,

@@ -71,10 +71,24 @@ class Fleet:
         if not host.redis_clients:
             return "127.0.0.1"
         users = [each for each in self.hosts.values() if not each.groups.isdisjoint(USERS)]
-        if host.internal_address and all(each.internal_address for each in users):
+        return self._address(server, client, users)
+
+    def peer_address(self, server: str, client: str) -> str:
+        """The address at which the edge of the SFU `client` finds its peer `server`; its own is
+        where that listens for peers."""
+        return self._address(server, client, [self[server], *self.peers(server).values()])
+
+    def _address(self, server: str, client: str, both: Iterable[HostSettings]) -> str:
+        """That of an internal network which all are in, else the public one."""
+        host = self[server]
+        if host.internal_address and all(each.internal_address for each in both):
             return host.internal_address
         public = host.local_address if client == server else host.address
         return public or host.address6 or host.internal_address or ""
+
+    def peers(self, name: str) -> dict[str, HostSettings]:
+        """The SFUs that take callers for this one, by their edges."""
+        return {peer: self[peer] for peer in self[name].peers}
 
     def cluster(self, name: str) -> list[str]:
         """The other SFUs that share the Redis of this one: they take its new rooms while it takes
@@ -88,12 +102,13 @@ class Fleet:
 
     def networks(self, sources: Iterable[str]) -> tuple[list[IPv4Network], list[IPv6Network]]:
         """The IPv4 and IPv6 networks that sources stand for, those that overlap in one; a source
-        that is no network is a group, all of whose hosts' addresses that others see it stands for.
-        """
+        that is no network is a host or a group, and stands for all of its addresses that others
+        see."""
         found4, found6 = list[IPv4Network](), list[IPv6Network]()
         for source in sources:
             is_network = "/" in source
-            hosts = () if is_network else self.group(source).values()
+            one = self.hosts.get(source)
+            hosts = () if is_network else [one] if one else self.group(source).values()
             for text in [source] if is_network else (a for host in hosts for a in host.addresses):
                 network = ip_network(text)
                 if isinstance(network, IPv4Network):

@@ -22,7 +22,7 @@ RECORDED_WITHIN = 45
 
 def sources_key(setting: str) -> str:
     """The key that says to whom a use of the port plan with this setting is open."""
-    if setting == "redis.port":  # always to those who use it
+    if setting in ("redis.port", "edge.peers_port"):  # always to those who use it
         return setting
     return f"{setting.removesuffix('.port')}.sources"
 

@@ -187,6 +187,9 @@ class HostSettings(Section):
     elsewhere: frozenset[str] = Field(
         frozenset(), description="The inventory groups that other hosts are in."
     )
+    peers: tuple[str, ...] = Field(
+        (), description="The other SFUs with its URL that have an edge too, if it has one."
+    )
     address: IPv4 | None = Field(None, description="Public IPv4 address.")
     address6: IPv6 | None = Field(None, description="Public IPv6 address, if any.")
     private_address: IPv4 | None = Field(
@@ -222,7 +225,8 @@ class HostSettings(Section):
     ] = Field(
         [],
         description="What the key of the fleet's own authority is made from, by whose certificates "
-        "hosts know each other; needed with `monitor`, and with a `redis` that other hosts use. "
+        "hosts know each other; needed with `monitor`, with a `redis` that other hosts use, and "
+        "with edges on several SFUs of one URL. "
         "The first one signs, others are accepted.",
     )
     monitor: Monitor | None = Field(None, description="Metrics and alerts.")

@@ -178,6 +178,9 @@ def _edge(host: HostSettings) -> Iterator[Use]:
         use = partial(Use, "edge", "edge", pools.EDGE, "tcp")
         yield use(edge.port, edge.port, "HTTPS and wss", "edge.port")
         yield use(edge.http_port, edge.http_port, "redirects and ACME", "edge.http_port")
+        if host.peers:
+            port, setting = edge.peers_port, "edge.peers_port"
+            yield use(port, port, "callers from other SFUs", setting, host.peers)
 
 
 def _acme(host: HostSettings) -> Iterator[Use]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from callready.settings.fleet import Fleet
@@ -38,6 +39,16 @@ def place(url: str) -> tuple[str, int]:
     """The host and the port that an http(s):// or ws(s):// URL leads to."""
     parts = urlsplit(url)
     return parts.hostname or "", parts.port or (443 if parts.scheme in ("https", "wss") else 80)
+
+
+def peers(hosts: Mapping[str, HostSettings], name: str) -> tuple[str, ...]:
+    """The other SFUs to which the URL of a host's SFU leads too, where both have an edge: each
+    takes callers for another whose LiveKit does not. Those that come after it are first, so that
+    not all have the same first one."""
+    at = {each: place(host.sfu.url) for each, host in hosts.items() if host.sfu and host.edge}
+    names = [each for each in at if at[each] == at.get(name)]
+    here = names.index(name) if name in names else 0
+    return (*names[here + 1 :], *names[:here])
 
 
 def signalling_names(fleet: Fleet) -> list[str]:

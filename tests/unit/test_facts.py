@@ -649,6 +649,9 @@ def test_certificates_of_the_fleet_are_installed_found_kept_and_dropped(host: Sa
     assert found.identities["host"].has_key
     assert not FleetAuthority(secret).refuses(identity, found.identities["host"].certificate)
     assert host.run(f"stat -L -c %a {ROOT}/fleet/host/key.pem").strip() == "600"
+    # HAProxy has both in one file.
+    assert host.run(f"stat -L -c %a {ROOT}/fleet/host/both.pem").strip() == "600"
+    host.run(f"cd {ROOT}/fleet/host && cat cert.pem key.pem | cmp - both.pem")
     # A unit that was given the one before is seen.
     unit = "/run/credentials/a.service"
     copies = [f"mkdir -p {unit}", f"cp {ROOT}/fleet/host/cert.pem {unit}/fleet.cert"]

@@ -9,7 +9,7 @@ from callready.settings.pools import Way, ways
 from callready.settings.ports import Use, listeners, overlaps, parse_port, port_plan
 from callready.settings.problem import SettingsError
 from tasks.host import reserved
-from tests.support.inventories import MON1, SFU1, TURN1, WATCHED, Edit, load
+from tests.support.inventories import MON1, SFU1, TURN1, TURN2, WATCHED, Edit, load
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -587,3 +587,28 @@ def test_every_proposed_split_works(media: tuple[int, int]) -> None:
         plan = [relay(name, a, b) for name, (a, b) in ranges.items()]
         assert list(overlaps(plan)) == []
         assert all(use.last - use.first >= 100 for use in plan), plan
+
+
+def test_edges_of_one_service_have_a_port_for_each_other() -> None:
+    """For the other hosts of the service, and for no other SFU."""
+    edits: list[Edit] = [
+        ("*", "edge", {}),
+        ("*", "fleet_ca", "secret:fleet/ca"),
+        ("*", "livekit.redis", {"address": "10.0.0.5:6379"}),
+        ("*", "livekit.turn_pool", None),
+        ("*", "livekit.rtc.stun_servers", ["stun.callready.test:3478"]),
+        ("*", "turn.pools", {}),
+        *((name, "groups", ["livekit"]) for name in (TURN1, TURN2)),
+        *((name, "pools", ...) for name in (TURN1, TURN2)),
+        (TURN1, "internal_address", "10.0.0.21"),
+    ]
+    fleet = load(*edits, (TURN2, "livekit.url", "wss://other.callready.test"))
+    uses = {
+        name: [use for use in port_plan(host) if use.setting == "edge.peers_port"]
+        for name, host in fleet.hosts.items()
+    }
+    assert [use.some for use in uses[SFU1] + uses[TURN1]] == [(TURN1,), (SFU1,)]
+    assert not uses[TURN2]
+    ip4, ip6 = fleet.networks([TURN1])
+    assert [*map(str, ip4), *map(str, ip6)] == ["10.0.0.21/32", "192.0.2.21/32", "2001:db8::21/128"]
+    assert load(*edits)[TURN1].peers == (TURN2, SFU1)  # the next one first

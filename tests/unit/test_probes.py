@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,6 +41,7 @@ from callready.probes import (
     turn,
     webrtc,
 )
+from callready.probes.probe import LiveKit as LiveKitProbe
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
 
 SECRET = SecretStr("planted-9f3b-in-no-output")
@@ -510,8 +512,12 @@ def web() -> Iterator[str]:
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            body = {"/health": b'{"status": "ok", "workers": [{"up": true}, {"up": false}]}'}
+            body = {
+                "/peer": b"OK",
+                "/health": b'{"status": "ok", "workers": [{"up": true}, {"up": false}]}',
+            }
             self.send_response(200 if self.path in body else 503)
+            self.send_header("Via", "1.1 caddy, 1.1 " + "callready-peer" * ("peer" in self.path))
             self.send_header("Content-Length", str(len(body.get(self.path, b"down"))))
             self.end_headers()
             self.wfile.write(body.get(self.path, b"down"))
@@ -587,3 +593,12 @@ def test_app_websocket_meets_plain_http(web: str) -> None:
 def test_livekit_health_refuses_another_status(web: str) -> None:
     with pytest.raises(ProbeError, match="answers 503 instead of 200"):
         livekit.health(web)
+
+
+def test_a_node_whose_edge_hands_callers_over_is_not_well(web: str) -> None:
+    """An answer of another SFU says nothing of this one."""
+    port = int(web.rpartition(":")[2])
+    sfu1 = LiveKitProbe(node="sfu1", address="127.0.0.1", port=port, url=f"{web}/health")
+    assert sfu1.ask() is None
+    with pytest.raises(ProbeError, match="without sfu1: its edge hands callers to another SFU"):
+        replace(sfu1, url=f"{web}/peer").ask()

@@ -186,6 +186,21 @@ def shared() -> Fleet:
     )
 
 
+def cluster() -> Fleet:
+    """Two SFUs with edges that are one service, with the Redis of a third host."""
+    return load(
+        ("*", "edge", {}),
+        ("*", "fleet_ca", "secret:fleet/ca"),
+        ("*", "turn.pools.avatar", ...),
+        ("*", "redis", {"livekit_password": "secret:redis/livekit"}),
+        (SFU1, "region", "eu-west"),
+        (TURN1, "groups", ["livekit"]),
+        (TURN1, "pools", ...),
+        (TURN2, "groups", ["turn", "redis"]),
+        (TURN2, "pools", ["calls"]),
+    )
+
+
 CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "production": (production, [SFU1, TURN1, TURN2]),
     "one-box": (full_box, [SFU1]),
@@ -195,6 +210,7 @@ CASES: dict[str, tuple[Callable[[], Fleet], list[str]]] = {
     "edges": (edges, [SFU1, TURN1, TURN2]),
     "some": (some, [SFU1]),
     "redis": (shared, [TURN2]),
+    "cluster": (cluster, [SFU1]),
 }
 
 
@@ -280,7 +296,7 @@ def places(value: object, place: str = "") -> Iterator[str]:
             yield from places(item, at)
 
 
-@pytest.mark.parametrize("make", [production, full_box, fixed_users, lan])
+@pytest.mark.parametrize("make", [production, full_box, fixed_users, lan, cluster])
 def test_livekit_knows_every_key_of_its_configuration(make: Callable[[], Fleet]) -> None:
     known = set(livekit_keys._places(livekit_keys.TREE))
     for place in places(livekit_yaml(make())):
@@ -380,6 +396,16 @@ def test_callers_are_told_of_the_hosts_own_addresses(
     rtc = livekit_yaml(load(*((SFU1, key, value) for key, value in edits)))["rtc"]
     assert rtc.get("ips") == (ips and {"includes": ips})
     assert rtc.get("node_ip") == node_ip
+
+
+def test_nodes_of_a_cluster_choose_alike_unless_told_otherwise() -> None:
+    assert livekit_yaml(cluster())["node_selector"] == {"kind": "cpuload", "sort_by": "tracks"}
+    assert livekit_yaml(cluster())["region"] == "eu-west"
+    assert {"node_selector", "region"}.isdisjoint(livekit_yaml(production()))
+    own = {"kind": "any", "sort_by": "rooms"}
+    edits = [(SFU1, "livekit.config", {"node_selector": own}), (SFU1, "region", "eu-west")]
+    assert livekit_yaml(load(*edits))["node_selector"] == own
+    assert livekit_yaml(load(*edits))["region"] == "eu-west"
 
 
 def test_a_pool_of_fixed_users_is_handed_out_with_name_and_password() -> None:

@@ -1093,6 +1093,51 @@ def test_nodes_of_a_cluster_are_at_most_one_minor_version_apart(
     load(*edits, other, (TURN1, "livekit.redis.db", 3))
 
 
+def test_edges_of_one_name_know_each_other_by_one_authority() -> None:
+    edges: list[Edit] = [*SECOND_SFU, REDIS, ("*", "edge", {})]
+    why = (
+        "is missing: edges of livekit.callready.test hand callers to each other by it; write "
+        '"secret:fleet/ca" once for all hosts'
+    )
+    assert said(*edges) == [f"{SFU1}, {TURN1}: fleet_ca: {why}"]
+    one: Edit = (SFU1, "fleet_ca", "secret:fleet/ca")
+    assert said(*edges, one) == [f"{TURN1}: fleet_ca: {why}"]
+    assert said(*edges, one, (TURN1, "fleet_ca", "secret:monitor/password")) == [
+        f"{SFU1}, {TURN1}: fleet_ca: differs, and by it the edges of these hosts know each other: "
+        "set it once"
+    ]
+    own: Edit = (TURN1, "livekit.url", "wss://other.callready.test")
+    load(*edges, own)  # no service in common
+    load(*edges, (TURN1, "edge", None))
+    ca: Edit = ("*", "fleet_ca", "secret:fleet/ca")
+    assert said(*edges, ca, ("*", "firewall.enabled", False)) == [
+        f"{SFU1}, {TURN1}: edge.peers_port: needs the packet filter, which firewall.enabled = False "
+        "leaves out: enable it"
+    ]
+
+
+def test_http_01_proves_no_name_of_two_hosts() -> None:
+    acme = {"acme": {"email": "ops@callready.test"}}
+    edits: list[Edit] = [
+        *SECOND_SFU,
+        REDIS,
+        ("*", "edge", {}),
+        ("*", "fleet_ca", "secret:fleet/ca"),
+    ]
+    assert said(*edits, ("*", "tls", acme)) == [
+        f"{SFU1}, {TURN1}: tls.acme.challenge: http-01 cannot prove livekit.callready.test to the "
+        "authority, which asks any one of these hosts, also for the certificate of another: use "
+        "dns-01 (docs/certificates.md#dns-01), or certificate and key"
+    ]
+    ovh = {
+        "credentials": {
+            key: "secret:short" for key in ("application_key", "application_secret", "consumer_key")
+        }
+    }
+    load(*edits, ("*", "tls", {"acme": {**acme["acme"], "challenge": "dns-01", "dns": ovh}}))
+    load(("*", "edge", {}), ("*", "tls", acme))
+
+
 @pytest.mark.parametrize(
     ("region", "regions", "lines"),
     [
@@ -1232,7 +1277,7 @@ def test_one_name_for_different_hosts_is_refused(
 
 
 def test_names_that_a_cluster_or_a_proxy_of_the_operators_shares_are_taken() -> None:
-    load(*SECOND_SFU, REDIS, ("*", "edge", {}))
+    load(*SECOND_SFU, REDIS, ("*", "edge", {}), ("*", "fleet_ca", "secret:fleet/ca"))
     load(*SECOND_SFU, REDIS, ("*", "livekit.url", f"ws://{SFU1}:7880"))
     behind_a_proxy: Edit = (TURN2, "app", {**APP, "url": f"https://{LIVEKIT}/api"})
     load(*APP_ON_TURN2, behind_a_proxy)

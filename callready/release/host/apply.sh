@@ -273,7 +273,9 @@ check_files() {
             fail "livekit-server refuses livekit.yaml: $(grep -iE 'field|parse|yaml|unmarshal' "$here/ports" | head -n 3)"
     fi
     if [ -e "$edge" ]; then
-        haproxy -c -f "$edge" > "$here/haproxy" 2>&1 ||
+        # The fleet's authority is there only when this release is.
+        sed "s| ca-file /| ca-file $1/|g" "$edge" > "$here/haproxy.cfg"
+        haproxy -c -f "$here/haproxy.cfg" > "$here/haproxy" 2>&1 ||
             fail "haproxy refuses its configuration: $(grep ALERT "$here/haproxy" | head -n 5)"
     fi
 }
@@ -383,13 +385,14 @@ write_rows() {
 }
 
 # install_identity KIND CERTIFICATE KEY: one rename of a link makes both current together, and who has
-# the old ones starts anew.
+# the old ones starts anew, or reloads where that is enough.
 install_identity() {
     local new=".$1-$2" unit old
     mkdir -p "$ROOT/fleet/$new"
     {
         install -m 0644 "$here/files/$2" "$ROOT/fleet/$new/cert.pem" &&
             install -m 0600 "$here/files/$3" "$ROOT/fleet/$new/key.pem" &&
+            (cd "$ROOT/fleet/$new" && umask 077 && cat cert.pem key.pem > both.pem) &&
             sync "$ROOT/fleet/$new"/* &&
             ln -sfn "$new" "$ROOT/fleet/.next" &&
             mv -T "$ROOT/fleet/.next" "$ROOT/fleet/$1"
@@ -401,6 +404,9 @@ install_identity() {
     for unit in $(list_outdated); do
         systemctl try-restart "$unit" || fail "$unit does not restart: $(last_words "$unit")"
     done
+    ! grep -qs " $ROOT/fleet/$1/" "$CALLREADY_ROOT/etc/haproxy/haproxy.cfg" ||
+        systemctl try-reload-or-restart haproxy.service ||
+        fail "haproxy.service does not reload: $(last_words haproxy.service)"
 }
 
 # drop_identity KIND

@@ -234,7 +234,7 @@ print_identities() {
     for folder in "$ROOT"/fleet/*; do
         [ -L "$folder" ] || continue
         has_key=no
-        [ "$(openssl x509 -noout -pubkey -in "$folder/cert.pem" 2> /dev/null)" != "$(openssl pkey -pubout -in "$folder/key.pem" 2> /dev/null)" ] ||
+        [ ! -e "$folder/both.pem" ] || [ "$(openssl x509 -noout -pubkey -in "$folder/cert.pem" 2> /dev/null)" != "$(openssl pkey -pubout -in "$folder/key.pem" 2> /dev/null)" ] ||
             has_key=yes
         printf 'identity\t%s\t%s\t%s\n' "${folder##*/}" "$has_key" \
             "$(openssl x509 -outform DER -in "$folder/cert.pem" 2> /dev/null | base64 -w 0)"
