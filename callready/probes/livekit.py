@@ -66,9 +66,11 @@ class Joined:
 @dataclass(frozen=True)
 class Reached:
     """What a join leads to: of each ICE server what it gave, of each of LiveKit's candidates the
-    seconds until it answered, or why that was nothing; and the node that the room is on."""
+    seconds until it answered, or why that was nothing; and the node that the room is on, with its
+    version."""
 
     node_id: str
+    server_version: str
     servers: ice.Gathered
     candidates: dict[ice.Candidate, float | ProbeError]
 
@@ -282,7 +284,9 @@ def reach(
         with ThreadPoolExecutor(max(1, len(wanted))) as threads:
             checks = threads.map(partial(check, offer), wanted)
             servers = ice.gather(told.ice_servers, ca_file, verify, family, via)
-            return Reached(told.node_id, servers, dict(zip(wanted, checks, strict=True)))
+            return Reached(
+                told.node_id, told.server_version, servers, dict(zip(wanted, checks, strict=True))
+            )
 
     async def attempt() -> Reached:
         async with offered(url, key, secret, ca_file, at, verify, node_id) as (told, offer):

@@ -40,6 +40,7 @@ SHARED = {
     "test_format": "h17-h20",
     "test_refusals": "fleet",
     "test_redis": "test_cluster",
+    "test_edges_of_a_cluster": "test_cluster",
     "test_recorder": "test_gate",
 }
 

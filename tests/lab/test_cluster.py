@@ -155,7 +155,9 @@ def test_redis_is_for_the_sfus(settled: Fleet, tmp_path: Path) -> None:
     assert set(files.splitlines()) == {"600 redis f", "700 redis d"}
     assert SHARED.root("systemctl is-enabled redis-server", check=False) == "masked"
     found = verify(
-        tmp_path, "test_redis", "test_exposure", "test_health", inventory=settled.inventory
+        tmp_path,
+        *("test_redis", "test_exposure", "test_health", "test_cluster"),
+        inventory=settled.inventory,
     )
     assert not any(found.values()), found
     assert {name.partition("[")[0] for name in found} >= {"test_access", "test_saved"}

@@ -228,7 +228,7 @@ def test_one_key_will_do_on_the_way_back(
 ) -> None:
     from callready.probes import livekit
 
-    monkeypatch.setattr(livekit, "health", lambda *_, **__: None)
+    monkeypatch.setattr(livekit, "health", lambda *_, **__: livekit.Health(200, 0))
     monkeypatch.setattr(livekit, "token", lambda key, *_, **__: key)
     monkeypatch.setattr(livekit, "validate", lambda _, key, **__: 200 if key == "A" else 401)
     probe = LiveKit(
@@ -440,7 +440,7 @@ def test_what_counts_against_a_join(
     counts: bool | None,
 ) -> None:
     """None: it passes without a word; False: with a warning."""
-    reached = livekit_probes.Reached("ND_1", servers, candidates)
+    reached = livekit_probes.Reached("ND_1", "1.13.5", servers, candidates)
     monkeypatch.setattr(livekit_probes, "reach", lambda *_: reached)
     monkeypatch.setattr(ice, "resolve", lambda name, _: None)
     join = Join(

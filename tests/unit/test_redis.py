@@ -576,3 +576,20 @@ def test_the_verification_asks_each_node_as_livekit_does() -> None:
         assert option in script
     insecure = access(("*", "livekit.redis", {**CLUSTER, "tls": {"insecure": True}}))
     assert "verify" not in asking(servers(cast(Any, Answering()), insecure)[0], [("PING",)])
+
+
+def test_a_redis_that_is_far_away_is_said_and_changes_nothing() -> None:
+    release = declare(load(*TWO), SFU1).release
+    assert release.redis == ("192.0.2.22", 6379)
+    notes = [
+        line
+        for seconds in (0.0, 0.005, 0.0124)
+        for line in plan(release, Facts(redis_rtt=seconds)).notes
+        if line.startswith("Redis")
+    ]
+    assert notes == [
+        "Redis is 12.4 ms away (at most 5 are good): each message of a join goes there and back; "
+        "put it nearer to this host"
+    ]
+    for near in (ONE, [("*", "livekit.redis", SENTINEL)]):  # who is asked where it is, is not it
+        assert declare(load(*near), SFU1).release.redis is None

@@ -28,8 +28,8 @@ LANES = {"checks": 12, "waiting": 16, "paths": 1, "calls": 1, "attempts": 1, "so
 
 # From the host outwards; calls need all the rest.
 ORDER = [
-    *("hosts", "ports", "redis", "edge", "turn", "livekit", "paths", "calls", "app", "monitor"),
-    *("recording", "android"),
+    *("hosts", "ports", "redis", "edge", "turn", "livekit", "cluster", "paths", "calls", "app"),
+    *("monitor", "recording", "android"),
 ]
 
 NOTHING = pytest.mark.nothing

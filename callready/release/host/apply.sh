@@ -392,7 +392,7 @@ install_identity() {
     {
         install -m 0644 "$here/files/$2" "$ROOT/fleet/$new/cert.pem" &&
             install -m 0600 "$here/files/$3" "$ROOT/fleet/$new/key.pem" &&
-            (cd "$ROOT/fleet/$new" && umask 077 && cat cert.pem key.pem > both.pem) &&
+            cat "$ROOT/fleet/$new/cert.pem" "$ROOT/fleet/$new/key.pem" > "$ROOT/fleet/$new/both.pem" &&
             sync "$ROOT/fleet/$new"/* &&
             ln -sfn "$new" "$ROOT/fleet/.next" &&
             mv -T "$ROOT/fleet/.next" "$ROOT/fleet/$1"

@@ -1,0 +1,99 @@
+"""SFUs that share a Redis: whether each serves, whichever of them a caller comes to."""
+
+from contextlib import suppress
+
+from callready.probes import ProbeError, catalogue, livekit
+from callready.probes.probe import LiveKit
+from callready.release import refusals
+from callready.rollout.rollout import NODE_ID
+from tests.verify.check import Check, each, ms
+from tests.verify.servers import Server
+from tests.verify.targets import Site
+
+MOST = 8
+"""Nodes by which a room of one is joined: all by all of many nodes would take too long."""
+
+
+def nodes(site: Site) -> list[Server]:
+    """The SFUs that another one stands in for."""
+    return [host for host in site.hosts() if host.settings.sfu and site.fleet.cluster(host.name)]
+
+
+def entrance(server: Server) -> LiveKit | None:
+    """How callers come to this node and no other one; None if that is a proxy's affair."""
+    probes = catalogue.probes(server.name, server.settings, list(server.addresses.values())[:1])
+    return next((each for each in probes if type(each) is LiveKit), None)
+
+
+@each(nodes)
+def test_serving(server: Server, check: Check) -> None:
+    """The node takes callers itself"""
+    if not (way := entrance(server)):
+        check.figure("behind a proxy")
+        return
+    with check.probing():
+        got = livekit.health(way.url, ca_file=server.ca, at=(way.address, way.port))
+        check.figure(f"{got.status} in {ms(got.rtt)}")
+        check.expect(
+            not got.from_peer,
+            f"calls go on without {server.name}: its edge hands callers to another SFU",
+            f"livekit-server.service on {server.name}, and what curl -i http://127.0.0.1:"
+            f"{server.settings.livekit and server.settings.livekit.port}/ says there",
+        )
+
+
+@each(nodes)
+def test_understood(server: Server, site: Site, check: Check) -> None:
+    """Versions and clocks go with those of the other nodes"""
+    check.figure(f"Redis {ms(server.facts.redis_rtt)} away")
+    seen = {}
+    for node in nodes(site):
+        with suppress(ProbeError):  # which its own checks say
+            seen[node.name] = node.node, node.facts
+    for name, why in refusals.of_cluster(seen):
+        check.expect(
+            name != server.name,
+            f"rooms are split, or joins fail: {name}: {why}",
+            "timedatectl and list-nodes of livekit-server on each node",
+        )
+
+
+@each(nodes)
+def test_rooms(server: Server, site: Site, check: Check) -> None:
+    """A room on the node is joined through every node"""
+    node_id = server.host.run(NODE_ID).stdout.strip()
+    if not node_id:  # it is in the log only, from level info on
+        check.figure("it does not say which node it is (livekit.logging.level)")
+        return
+    all_nodes = nodes(site)
+    here = all_nodes.index(server)
+    for other in [*all_nodes[here:], *all_nodes[:here]][:MOST]:
+        if way := entrance(other):
+            with check.probing():
+                _join(server, node_id, other, way, check)
+    check.figure(node_id)
+
+
+def _join(server: Server, node_id: str, other: Server, way: LiveKit, check: Check) -> None:
+    settings = server.settings.sfu
+    assert settings
+    key, secret = next(iter(settings.keys.items()))
+    at = way.address, way.port
+    got = livekit.reach(way.url, key, secret, other.ca, at=at, node_id=node_id)
+    for result in got.candidates.values():
+        if isinstance(result, ProbeError):
+            raise result
+    own = {server.settings.address, server.settings.address6}
+    offered = {each.address for each in got.candidates}
+    check.expect(
+        got.node_id == node_id and offered & own,
+        f"callers who come to {other.name} do not meet those in a room on {server.name}: they get "
+        f"to {', '.join(sorted(offered)) or 'no address'}",
+        f"livekit.redis of both, and livekit-server.service on {server.name}",
+    )
+    check.expect(
+        got.server_version == settings.version,
+        f"{server.name} runs LiveKit {got.server_version}, the inventory says {settings.version}",
+        "whether its last deploy ended well",
+    )
+    check.figure(f"by {other.name}")
