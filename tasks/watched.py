@@ -97,6 +97,9 @@ def watched(node: Node) -> None:
         pools=node.settings.turn_pools,
         served=served,
         identities=release.identities,
+        redis=node.settings.redis_here,
+        address=node.fleet.redis_address(node.name, node.name),
+        tls=bool(node.settings.redis_clients),
     )
     unit_file = f"/etc/systemd/system/{MEASURE}"
     release.file(unit_file, f"{MEASURE}.j2", script=SCRIPT, senders=senders)

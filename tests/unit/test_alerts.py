@@ -148,7 +148,19 @@ def recorder(**values: float | str) -> Series:
 
 
 TERMINATING = series("livekit_egress_is_terminating", always(1), host="rec1")
-REDIS = {"host": "redis1", "name": "callready-redis.service", "state": "active"}
+REDIS_UNIT = {"name": "callready-redis.service", "state": "active"}
+
+
+def redis(host: str, answers: float | str = 1, runs: float | str = 1) -> Series:
+    """Whether Redis answers, and whether its unit runs."""
+    values = [value if isinstance(value, str) else always(value) for value in (answers, runs)]
+    return series("callready_redis_up", values[0], host=host) | series(
+        STATE, values[1], host=host, **REDIS_UNIT
+    )
+
+
+GONE = f"1x10 _x{TWENTY_MINUTES}"
+RESTART = f"1x70 0x3 1x{TWENTY_MINUTES}"
 CASES: dict[str, Case] = {
     "HostDown": Case(
         up("turn1", node=0) | probed("stun", 0, **TURN1),
@@ -186,15 +198,29 @@ CASES: dict[str, Case] = {
         | answers("5xx", rising(0.25), host="app2"),
     ),
     "RedisDown": Case(
-        up("redis1", node=1) | series(STATE, always(0), **REDIS),
-        REDIS,
-        "Redis on redis1 does not run: nobody can join a call, calls end within a minute, and no "
-        "recording starts",
+        up("redis1", node=1) | redis("redis1", 0, 0),
+        {"host": "redis1"},
+        "Redis on redis1 does not answer: nobody can join a call, calls end within a minute, and "
+        "no recording starts",
         # As long as a restart takes; and its host is told already.
         up("redis1", node=1)
-        | series(STATE, f"1x70 0x3 1x{TWENTY_MINUTES}", **REDIS)
+        | redis("redis1", RESTART, RESTART)
         | up("redis2", node=0)
-        | series(STATE, always(0), **REDIS | {"host": "redis2"}),
+        | redis("redis2", 0, 0),
+    ),
+    "RedisDown, which runs": Case(
+        up("redis1", node=1) | redis("redis1", 0),
+        {"host": "redis1"},
+        "Redis on redis1 does not answer: nobody can join a call, calls end within a minute, and "
+        "no recording starts",
+        up("redis1", node=1) | redis("redis1", RESTART),
+    ),
+    "RedisDown, not measured": Case(
+        up("redis1", node=1) | redis("redis1", "_", 0),
+        {"host": "redis1"},
+        "Redis on redis1 does not answer: nobody can join a call, calls end within a minute, and "
+        "no recording starts",
+        up("redis1", node=1) | redis("redis1", "_"),
     ),
     "SignallingFails": Case(
         SFU1 | probed("join", 0, "sfu1", family="6") | probed("join", 1, "sfu1"),
@@ -613,7 +639,7 @@ def test_each_alert_comes_on_its_fault_and_not_on_the_near_miss(tmp_path: Path) 
 WELL = (
     SFU1
     | recorder()
-    | series(STATE, always(1), **REDIS | {"host": "rec1"})
+    | redis("rec1")
     | up("turn1", node=1)
     | up("app1", node=1, haproxy=1)
     | up("mon1", node=1, haproxy=1, prometheus=1, alertmanager=1, caller=1)
@@ -633,7 +659,7 @@ NO_RELAY = NO_TURN | probed("call", 0, "sfu1", **RELAYED)
 NO_SFU = NO_RELAY | probed("join", 0, "sfu1") | probed("call", 0, "sfu1", way="UDP")
 NO_EDGE = answers("5xx", rising(1), "sfu1", "to_livekit_example_com")
 NO_SFU |= probed("stun", 1, **TURN1) | probed("turn", 1, **ALLOCATED)
-LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
+LAYERS: dict[str, tuple[Series, *tuple[dict[str, str] | None, ...]]] = {
     "all is well": ({}, None),
     "there is no synthetic caller": (
         dict.fromkeys((name for name in WELL if re.search("probe|caller", name)), "_"),
@@ -669,8 +695,39 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
         {"alertname": "EdgeDown", "host": "sfu1", "job": "haproxy"},
     ),
     "Redis is stopped": (
-        NO_SFU | series(STATE, always(0), **REDIS | {"host": "rec1"}),
-        {"alertname": "RedisDown", **REDIS, "host": "rec1"},
+        NO_SFU | NO_EDGE | redis("rec1", 0, 0),
+        {"alertname": "RedisDown", "host": "rec1"},
+    ),
+    "Redis hangs, and what was started since did not start": (
+        NO_SFU | NO_EDGE | redis("rec1", 0) | up("sfu1", livekit=0) | up("rec1", egress=0),
+        {"alertname": "RedisDown", "host": "rec1"},
+    ),
+    "what follows from a Redis that is away is seen first": (
+        redis("rec1", f"1x76 0x{TWENTY_MINUTES}")
+        | succeeded("call", f"1x74 0x{TWENTY_MINUTES}", "sfu1", way="UDP")
+        | answers("5xx", f"0x60 0+9x{TWENTY_MINUTES}", "sfu1", "to_livekit_example_com"),
+        {"alertname": "RedisDown", "host": "rec1", "alertstate": "pending"},
+    ),
+    "the host of Redis is off": (
+        NO_SFU | NO_EDGE | up("rec1", node=0, egress=0) | redis("rec1", GONE, GONE),
+        {"alertname": "HostDown", "host": "rec1"},
+    ),
+    "no exporter of the host of Redis answers, and LiveKit has other keys for some": (
+        up("rec1", node=0, egress=0)
+        | redis("rec1", GONE, GONE)
+        | probed("join", 0, "sfu1")
+        | probed("join", 1, "sfu1", family="6"),
+        {"alertname": "HostDown", "host": "rec1"},
+        {"alertname": "SignallingFails", "host": "sfu1"},
+    ),
+    "Redis is back, and not every path was tried again": (
+        redis("rec1", f"0x73 1x{TWENTY_MINUTES}")
+        | succeeded("join", f"0x74 1x{TWENTY_MINUTES}", "sfu1")
+        | succeeded("call", f"0x78 1x{TWENTY_MINUTES}", "sfu1", way="UDP")
+        | probed("call", 0, "sfu1", **RELAYED)
+        | answers("5xx", f"0+9x73 657x{TWENTY_MINUTES}", "sfu1", "to_livekit_example_com")
+        | answers("2xx", f"0x73 0+1x{TWENTY_MINUTES}", "sfu1", "to_livekit_example_com"),
+        None,
     ),
     "a host that records is off": (
         up("rec1", node=0, egress=0),
@@ -719,14 +776,16 @@ LAYERS: dict[str, tuple[Series, dict[str, str] | None]] = {
 @pytest.mark.tools
 def test_only_the_lowest_broken_layer_pages(tmp_path: Path) -> None:
     tests = []
-    for name, (broken, page) in LAYERS.items():
-        labels = {**(page or {}), "alertstate": "firing", "severity": "page"}
-        sample = {"labels": "ALERTS" + json.dumps(labels), "value": 1}
-        sample["labels"] = re.sub(r'"(\w+)": ', r"\1=", str(sample["labels"]))
+    for name, (broken, *pages) in LAYERS.items():
+        samples = []
+        for page in filter(None, pages):
+            labels = json.dumps({"alertstate": "firing", "severity": "page", **page})
+            labels = re.sub(r'"(\w+)": ', r"\1=", labels)
+            samples.append({"labels": f"ALERTS{labels}", "value": 1})
         asked = {
             "expr": 'ALERTS{alertname!="Watchdog"}',
             "eval_time": "20m",
-            "exp_samples": [sample] if page else [],
+            "exp_samples": samples,
         }
         test = {"input_series": given(WELL | broken), "promql_expr_test": [asked]}
         tests.append({"name": name, **test})
@@ -781,12 +840,13 @@ def test_the_page_says_that_all_is_well(tmp_path: Path) -> None:
     assert "✓ All is well Hosts up 5 of 5 Test calls that connect ✓ 2 of 2 paths" in page
     assert "Alerts" not in page
     assert "sfu1 2 paths, last call 3" in page
+    assert "rec1 ✓ up Redis Recorder" in page
     assert "direct ✓ UDP IPv4 3" in page and "turn1 calls ✓ UDP IPv4 3" in page
 
 
 @pytest.mark.tools
 def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
-    broken = WELL | up("turn1", node=0) | NO_RELAY
+    broken = WELL | up("turn1", node=0) | NO_RELAY | redis("rec1", 0)
     alert = {"alertname": "TurnDown", "host": "turn1", "pool": "calls", "severity": "page"}
     values = now(broken | series("ALERTS", always(1), alertstate="firing", **alert))
     values |= {name: time.time() - 90 for name in series("ALERTS_FOR_STATE", "", **alert)}
@@ -804,6 +864,7 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
     assert "TurnDown turn1 · calls 1m 3" in page
     assert "✗ sfu1 1 of 2 paths fail" in page and "turn1 calls ✗ UDP IPv4 3" in page
     assert "turn1 ✗ down TURN calls" in page
+    assert "rec1 ✓ up ✗ Redis Recorder" in page
     assert "rec1 ✓ records 2 41.91GiB 0 0" in page
     assert "calls turn1 450 of 500" in page
     assert "sfu.example sfu1 443/tcp 8" in page

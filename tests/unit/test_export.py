@@ -48,6 +48,7 @@ SERIES = {
     },
     f'callready_egress_orphans{{{AT},job="node"}}': 0,
     f'callready_egress_backup{{{AT},job="node"}}': 0,
+    f'callready_redis_up{{{AT},job="node"}}': 1,
     f'node_cpu_seconds_total{{cpu="0",{AT},job="node",mode="idle"}}': 10822.65,
     f'node_memory_MemAvailable_bytes{{{AT},job="node"}}': 23314591744,
     f'node_memory_MemTotal_bytes{{{AT},job="node"}}': 25276059648,

@@ -297,6 +297,51 @@ def test_when_the_logs_of_each_host_came_is_told_on_the_monitor(measured: Measur
     assert "sender" not in content("/etc/callready/measure.conf", MON1, ("*", "monitor.logs", None))
 
 
+REDIS = (
+    ("*", "redis.livekit_password", "secret:redis/livekit"),
+    (SFU1, "groups", ["livekit", "redis"]),
+)
+REMOTE = (
+    ("*", "redis.livekit_password", "secret:redis/livekit"),
+    (TURN2, "groups", ["turn", "redis"]),
+)
+
+
+@pytest.mark.parametrize(
+    ("host", "edits", "line"),
+    [
+        (SFU1, REDIS, "redis 127.0.0.1 6379"),
+        (TURN2, REMOTE, "redis 192.0.2.22 6379 --tls --insecure"),
+        (SFU1, REMOTE, ""),
+    ],
+)
+def test_redis_is_asked_where_it_listens(host: str, edits: Any, line: str) -> None:
+    lines = content("/etc/callready/measure.conf", host, *edits).splitlines()
+    assert [each for each in lines if "redis" in each] == [line] * bool(line)
+
+
+@pytest.mark.parametrize(
+    ("answer", "up"),
+    [
+        ("echo NOAUTH Authentication required.", "1"),
+        ("echo PONG", "1"),
+        ("echo ERR max number of clients reached", "0"),
+        ("echo Could not connect >&2; exit 1", "0"),
+        ("exec sleep 60", "0"),
+    ],
+)
+def test_a_redis_that_answers_strangers_is_up(measured: Measured, answer: str, up: str) -> None:
+    asked = measured.folder / "redis-cli"
+    script = host_script("measure.sh").replace(b" redis-cli ", f" sh {asked} ".encode())
+    measured.script.write_bytes(script)
+    measured.write("redis-cli", f'echo "$*" > {measured.folder}/words; {answer}')
+    assert "callready_redis_up" not in measured.run()
+    measured.write("etc/callready/measure.conf", "redis 192.0.2.22 6379 --tls --insecure\n")
+    assert measured.run()["callready_redis_up"] == up
+    words = (measured.folder / "words").read_text()
+    assert words == "-h 192.0.2.22 -p 6379 --tls --insecure ping\n"
+
+
 @pytest.mark.tools
 def test_what_the_filter_let_in_and_dropped_is_told_by_use(
     measured: Measured, tmp_path: Path

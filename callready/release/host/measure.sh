@@ -1,11 +1,12 @@
 # shellcheck shell=dash
 # What no exporter knows of this host, as metrics for node_exporter (prometheus.io, "text-based
-# format"): allocations, the packet filter's counters, releases, the certificates that callers get; on
-# the monitor, when each host's logs came last.
+# format"): allocations, the packet filter's counters, releases, the certificates that callers get,
+# whether Redis answers; on the monitor, when each host's logs came last.
 #   measure        every 15 seconds; a service runs this
 #   measure once
 # Lines `pool NAME QUOTA FIRST LAST`, `certificate NAME ADDRESS:PORT`, of certificates of the fleet's
-# authority `fleet KIND`, and of hosts whose logs come here `sender NAME`.
+# authority `fleet KIND`, `redis ADDRESS PORT [--tls --insecure]`, and of hosts whose logs come here
+# `sender NAME`.
 CONFIG=$ROOT/measure.conf
 METRICS=$RUN/callready-measure/callready.prom
 certificates='' rounds=0
@@ -79,6 +80,19 @@ print_releases() {
         }'
 }
 
+# Whether Redis answers PING as it answers strangers; who is asked is said by its certificate, which is
+# measured too.
+print_redis() {
+    local kind address port options said up=0
+    while read -r kind address port options; do
+        [ "$kind" = redis ] || continue
+        # shellcheck disable=SC2086 # its options are several words, or none
+        said=$(timeout 2 redis-cli -h "$address" -p "$port" $options ping 2> /dev/null < /dev/null)
+        case $said in NOAUTH* | PONG) up=1 ;; esac
+        printf '# TYPE callready_redis_up gauge\ncallready_redis_up %s\n' $up
+    done < "$CONFIG"
+}
+
 # When the last line of each host came; 0: never.
 print_senders() {
     find "$CALLREADY_ROOT/var/log/callready" -name '*.jsonl' -printf '%Ts %P\n' 2> /dev/null | awk '
@@ -126,6 +140,7 @@ measure() {
         print_pools
         print_filter
         print_releases
+        print_redis
         ! grep -q ^sender "$CONFIG" || print_senders
         printf '%s\n' "$certificates"
         printf '# TYPE callready_measured_seconds gauge\ncallready_measured_seconds %s\n' "$(date +%s)"
