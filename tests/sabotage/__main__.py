@@ -1,5 +1,8 @@
 """Break the lab's service in every way that we know, and judge what the verification says:
-python -m tests.sabotage [--only NAME...] [--quick]"""
+python -m tests.sabotage [--only NAME...] [--quick]
+
+To try some again, with the file of an earlier run:
+--only NAME... --add FILE --results FILE --write"""
 
 import argparse
 import json
@@ -7,7 +10,10 @@ import signal
 import sys
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+
+from pydantic import TypeAdapter
 
 from tests.sabotage.catalogue import AGREED, CATALOGUE, PAIRS
 from tests.sabotage.judging import Result, Results, page, tried
@@ -25,7 +31,10 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is broken is undone on the way
     at = Service.of(options.inventory)
     remove_filters(*at.hosts)
-    results = Results()
+    results = Results(days=(f"{datetime.now(UTC):%Y-%m-%d}",))
+    earlier = Results()
+    if options.add:
+        earlier = TypeAdapter(Results).validate_json(options.add.read_bytes())
     undone(results, at, options.clients)
     wanted = [(name,) for name in CATALOGUE if at.has(name)]
     wanted = [] if options.pairs else wanted
@@ -43,12 +52,12 @@ def main() -> int:
         show(number, len(todo), result, time.monotonic() - began)
         if (number % GROUP == 0 and not options.quick) or number == len(todo) or result.error:
             undone(results, at)
-        keep(results, options.results)
+        keep(results.after(earlier), options.results)
     while len(results.clean) < options.clean:
         undone(results, at)
-        keep(results, options.results)
+        keep(results.after(earlier), options.results)
     if options.write:
-        PAGE.write_text(page(results))
+        PAGE.write_text(page(results.after(earlier)))
     right = all(each.is_right for each in results.tried) and not any(results.clean)
     print(f"{sum(each.is_right for each in results.tried)} of {len(results.tried)} right")
     return 0 if right else 1
@@ -65,6 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--clean", type=int, default=0, help="verify so often with nothing broken")
     parser.add_argument("--results", type=Path, help="a file for what was found, as JSON")
     parser.add_argument("--write", action="store_true", help="write docs/sabotage.md")
+    parser.add_argument("--add", type=Path, help="the results of an earlier run too, a file")
     return parser.parse_args()
 
 

@@ -141,12 +141,26 @@ class Results:
         tried: sabotages and pairs. clean: what verifications of the whole service said, which
             should be nothing; each as its causes and failed checks. clean_disagree: where other
             clients found a path otherwise then; None: they were not asked.
+        days: on which it was.
     """
 
     tried: list[Result] = field(default_factory=list)
     clean: list[tuple[str, ...]] = field(default_factory=list)
     clean_seconds: list[float] = field(default_factory=list)
     clean_disagree: tuple[str, ...] | None = None
+    days: tuple[str, ...] = ()
+
+    def after(self, earlier: Results) -> Results:
+        """With those of an earlier run; of what was tried in both, what came of it here."""
+        again = {each.names for each in self.tried}
+        disagree = self.clean_disagree
+        return Results(
+            [*(each for each in earlier.tried if each.names not in again), *self.tried],
+            [*earlier.clean, *self.clean],
+            [*earlier.clean_seconds, *self.clean_seconds],
+            earlier.clean_disagree if disagree is None else disagree,
+            tuple(sorted({*earlier.days, *self.days})),
+        )
 
     def look(self, at: Service, ask: bool = False) -> bool:
         """Verify the whole service, with `ask` let other clients look; whether all is green."""
@@ -177,6 +191,8 @@ def page(results: Results) -> str:
         "Ways to break a deployed service, and what the verification says of each. "
         "They are made on lab hosts, one after the other and in pairs, by `make sabotage`, which "
         "writes this page. Each is a function in `tests/sabotage`, with the cause that is right.",
+        "",
+        f"Tried on {' and '.join(results.days)}; of what was tried again, the last time counts.",
         "",
         "| | Sabotages | Pairs |",
         "|---|---|---|",

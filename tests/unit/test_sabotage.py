@@ -101,6 +101,18 @@ def test_the_page_counts() -> None:
         assert line in shown.splitlines()
 
 
+def test_some_that_are_tried_again_take_the_place_of_what_they_were() -> None:
+    good = Result(("coturn hung",), True, (1,))
+    other = Result(("ipv6 media dropped",), True, (1,))
+    earlier = Results([Result(("coturn hung",)), other], [()], [9.0], (), ("2026-11-29",))
+    both = Results([good], [("noise",)], [8.0], days=("2026-11-30",)).after(earlier)
+    assert both.tried == [other, good]
+    assert (both.clean, both.clean_seconds, both.clean_disagree) == ([(), ("noise",)], [9, 8], ())
+    shown = page(both)
+    assert "Tried on 2026-11-29 and 2026-11-30; of what was tried again, the last" in shown
+    assert "| Caught | 2 of 2 (100 %) | none |" in shown
+
+
 def test_packets_are_matched_each_way() -> None:
     packets = Packets("both", 4, "udp", "3478", larger=1000)
     assert list(packets.matches(True)) == [
