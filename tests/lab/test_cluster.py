@@ -104,17 +104,12 @@ def test_a_join_can_be_made_on_each_node(cluster: Fleet) -> None:
             assert {each.address for each in found.candidates} == {host.ipv4, host.ipv6}
 
 
-def media(host: Host) -> int:
-    """UDP ports of calls that LiveKit has open."""
-    return int(host.root("ss -Hlnup | grep -c livekit-server || true"))
-
-
 @pytest.mark.parametrize("drain", [DRAIN, 2], ids=["calls end in time", "calls go on"])
 def test_drained_node_takes_no_new_calls(settled: Fleet, drain: int) -> None:
     cluster = settled
     url, secret = cluster.data["livekit"]["url"], cluster.secrets["livekit/api_secret"]
     with calls_of(url, "APIfleet", secret, {}) as calls:
-        node, other = sorted(HOSTS, key=media, reverse=True)
+        node, other = sorted(HOSTS, key=Host.media, reverse=True)
         before = node.pids()
         cluster.data["deploy"] = {"drain": drain}
         cluster.data["livekit"]["logging"] = {"level": "debug" if drain == DRAIN else "warn"}
@@ -122,11 +117,11 @@ def test_drained_node_takes_no_new_calls(settled: Fleet, drain: int) -> None:
         cluster.unsettled = True
         if drain == DRAIN:
             draining(process)
-            was = media(node)
+            was = node.media()
             for entrance in (f"ws://{host.fqdn}:7880" for host in (node, other, other, node)):
                 call = probe("webrtc", entrance, secret=secret, LIVEKIT_API_KEY="APIfleet")
                 assert call["ok"], call
-                assert (media(node), node.pids()) == (was, before)
+                assert (node.media(), node.pids()) == (was, before)
         else:
             said = process.communicate(timeout=60)
     if drain == DRAIN:

@@ -19,8 +19,11 @@ from xml.etree import ElementTree
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
-from callready.settings.egress import USER
+from callready.probes import ProbeError, media
+from callready.probes import recording as probe
+from callready.settings.egress import FOLDER, USER
 from callready.settings.ports import EGRESS as UNIT
 from lab import Lab, plan, recorder, tools
 from lab.run import locked
@@ -191,6 +194,49 @@ def test_calls_are_recorded(recorded: Fleet, tmp_path: Path) -> None:
 
 
 @pytest.fixture
+def call(recorded: Fleet) -> Iterator[tuple[probe.Api, probe.Room]]:
+    """A call to record, and LiveKit's API."""
+    for host in BOTH:
+        eventually(partial(is_up, host))
+    url, secret = recorded.data["livekit"]["url"], SecretStr(recorded.secrets["livekit/api_secret"])
+    with probe.talking(url, "APIfleet", secret) as room:
+        yield probe.Api(url, "APIfleet", secret), room
+    for host in BOTH:
+        probe.Host(host.name, host.root).remove("", room.name)
+
+
+def test_a_restart_of_redis_is_not_heard_in_a_recording(
+    call: tuple[probe.Api, probe.Room],
+) -> None:
+    api, room = call
+
+    def restart(_: str) -> None:
+        BOX.root("systemctl kill -s KILL callready-redis; systemctl restart callready-redis")
+
+    done = probe.record(api, room, "audio_room_composite", 6, restart)
+    there = f"ls {FOLDER}/recordings/{done.file}"
+    (host,) = (each for each in BOTH if each.root(there, check=False))
+    content = probe.Host(host.name, host.root).read(done.file)
+    print(media.judge(content, 5, probe.TONES))
+
+
+def test_what_its_target_does_not_take_is_kept_and_told(
+    call: tuple[probe.Api, probe.Room],
+) -> None:
+    """As a deploy and the verification say it, and where a monitor hears of it."""
+    for host in BOTH:
+        host.root(f"chmod a-w {FOLDER}/recordings")
+    try:
+        with pytest.raises(ProbeError, match="recordings do not get to where they go, but to the"):
+            probe.record(*call, "audio_room_composite", 2)
+        know = "grep -h '^callready_egress_backup ' /run/callready/egress.prom"
+        eventually(lambda: sorted(each.root(know)[-1] for each in BOTH) == ["0", "1"])
+    finally:
+        for host in BOTH:
+            host.root(f"chmod u+w {FOLDER}/recordings")
+
+
+@pytest.fixture
 def bucket(recorded: Fleet) -> Iterator[dict[str, Any]]:
     """An empty bucket of S3, as settings; gofakes3 looks at no credentials."""
     program = tools.install("gofakes3") / "gofakes3"
@@ -257,6 +303,38 @@ def test_after_a_reboot_recordings_start_again(recorded: Fleet) -> None:
         eventually(partial(is_up, host))
         assert host.root(f"systemctl show -p NRestarts --value {UNIT}") == "0"
     assert recorded.deploy().changed == []
+
+
+def is_gone(host: Host, name: str) -> bool:
+    """Whether a recording is there no more."""
+    return not host.root(f"ls {FOLDER}/recordings/{name} 2>&-", check=False)
+
+
+def test_only_old_recordings_are_removed_and_only_if_that_is_set(recorded: Fleet) -> None:
+    """Of what lies in the folder, what egress wrote there; through no link."""
+    others = "foreign.ogg link.ogg linked ../backup/old.ogg"
+    make = f"""
+        cd {FOLDER}/recordings && install -d -o {USER} call
+        touch call/old.ogg call/young.ogg foreign.ogg ../backup/old.ogg
+        ln -s ../backup/old.ogg link.ogg && ln -s ../backup linked
+        chown -h {USER} call/* link.ogg linked ../backup/old.ogg
+        touch -h -d '31 days ago' call/old.ogg {others}"""
+    look = f"cd {FOLDER}/recordings && find . ../backup ! -type d | sort"
+    known, unit = "/run/callready/egress.prom", "callready-egress-space"
+    again = f"systemctl stop {unit}; rm {known}; systemctl start {unit}"
+    there = {}
+    for host in BOTH:
+        host.root(f"{make}; {again}; timeout 60 sh -c 'until [ -e {known} ]; do sleep 0.1; done'")
+        there[host] = host.root(look).splitlines()
+        assert "./call/old.ogg" in there[host]
+    recorded.data["egress"]["retention_days"] = 30
+    recorded.deploy()
+    for host in BOTH:
+        eventually(partial(is_gone, host, "call/old.ogg"))
+        assert host.root(look).splitlines() == [e for e in there[host] if e != "./call/old.ogg"]
+        said = host.root(f"journalctl -u {unit} -o cat --no-pager")
+        assert f"1 files in {FOLDER}/recordings were older than 30 days" in said
+        host.root(f"cd {FOLDER}/recordings && rm -r call {others}")
 
 
 def test_removal_leaves_recordings_and_nothing_else(recorded: Fleet) -> None:

@@ -204,16 +204,12 @@ def a_call() -> Iterator[None]:
     process.stdin.write(app()["LIVEKIT_API_SECRET"])
     process.stdin.close()
     try:
-        eventually(lambda: media_ports() > 0)
+        eventually(lambda: SFU.media() > 0)
         yield
     finally:
         os.killpg(process.pid, 9)
         process.wait()
-    eventually(lambda: media_ports() == 0)
-
-
-def media_ports() -> int:
-    return int(SFU.root("ss -Hlunp | grep -c livekit-server", check=False))
+    eventually(lambda: SFU.media() == 0)
 
 
 def nobody_was_refused(found: dict[str, Any], *restarts: tuple[float, float]) -> None:

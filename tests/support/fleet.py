@@ -146,6 +146,10 @@ class Host:
         }
         return {unit: pid for unit, pid in pids.items() if pid}
 
+    def media(self) -> int:
+        """UDP ports of calls that LiveKit has open."""
+        return int(self.root("ss -Hlnup | grep -c livekit-server || true"))
+
     @contextmanager
     def listening(self, proto: str, port: int) -> Iterator[None]:
         """Another program of the host on a port of all its addresses: over UDP it echoes."""
