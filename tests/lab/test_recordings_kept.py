@@ -12,10 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import pytest
 from livekit import api
+from pydantic import SecretStr
 
+from callready.probes import media
+from callready.probes import recording as probe
 from callready.settings.egress import FOLDER
 from lab import Lab, recorder
 from tests.sabotage.catalogue import CATALOGUE
@@ -23,7 +27,7 @@ from tests.sabotage.judging import tried
 from tests.sabotage.sabotage import RECORDING, Service
 from tests.support import fleet as support
 from tests.support.continuity import calls_of
-from tests.support.fleet import Host, delivered, idle, pair_inventory
+from tests.support.fleet import Host, delivered, entry, idle, pair_inventory
 from tests.support.recordings import Recorder, egress
 
 pytestmark = pytest.mark.long
@@ -286,6 +290,64 @@ def test_what_keeps_it_from_recording_is_named(deployed: Recording, name: str) -
     deployed.write()
     result = tried([name], Service.of(str(deployed.inventory)), "-k", CATALOGUE[name].checks)
     assert result.is_right, result
+
+
+SFUS = (Host("h06"), Host("h13"))
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Recording]:
+    """Two SFUs that share the Redis of the first, which also records."""
+    box, other = SFUS
+    digest = recorder.publish()
+    with delivered(box.name, other.name):
+        _, data, _ = pair_inventory()
+        data["livekit"]["url"] = f"ws://{other.fqdn}:7880"
+        data["turn"]["pools"]["calls"] |= {"min_port": 61001, "max_port": 62000}
+        data["deploy"] = {"confirm_timeout": 90}
+        data["host"] = {"other_listeners": ["5355/tcp", "5355/udp"], "max_clock_skew": 1.0}
+        data |= {"fleet_ca": "secret:fleet/ca", **egress(digest, min_free=0.1)}
+        groups = {
+            "livekit": [entry(box, pools=["calls"]), entry(other)],
+            **{group: [box.fqdn] for group in ("turn", "redis", "egress")},
+        }
+        names = ["livekit/api_secret", "turn/calls", "redis/livekit", "redis/egress", "fleet/ca"]
+        fleet = Recording(box, tmp_path, groups, data, names)
+        fleet.deploy()
+        eventually(lambda: fleet.serves)
+        yield fleet
+        fleet.restore()
+
+
+def test_a_recording_has_a_gap_where_the_sfu_of_its_room_restarts(cluster: Recording) -> None:
+    """It goes on with what its callers say once they are back, whichever SFU they are on then."""
+    url, secret = cluster.data["livekit"]["url"], SecretStr(cluster.secrets["livekit/api_secret"])
+    service = probe.Api(url, "APIfleet", secret)
+    with probe.talking(url, "APIfleet", secret) as room:
+
+        def are_back() -> bool:
+            asked = api.ListParticipantsRequest(room=room.name)
+            found = cluster.ask(lambda s: s.room.list_participants(asked)).participants
+            voices = [t.sid for each in found for t in each.tracks if t.type == api.TrackType.AUDIO]
+            return len(voices) == 2 and room.track not in voices
+
+        node = max(SFUS, key=Host.media)
+        plan = service.start("audio_room_composite", room)
+        eventually(lambda: cluster.state(plan) == "EGRESS_ACTIVE")
+        time.sleep(3)  # of what is recorded
+        before = node.pids()
+        cluster.data["livekit"]["logging"] = {"level": "debug"}
+        run = cluster.deploy("--limit", node.fqdn)
+        assert "what is recorded then has the gap, or ends" in run.text
+        assert node.pids() != before
+        eventually(are_back)
+        time.sleep(10)  # the same
+        cluster.stop_recording(plan)
+        eventually(lambda: cluster.state(plan) == "EGRESS_COMPLETE")
+    name = f"{room.name}/audio_room_composite.ogg"
+    found = media.read(probe.Host(cluster.host.name, cluster.host.root).read(name), probe.TONES)
+    print(node.name, found)
+    assert all(share * found.seconds > 3 + 5 for share in found.tones.values()), found
 
 
 def test_a_removal_leaves_every_recording(deployed: Recording) -> None:
