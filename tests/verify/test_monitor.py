@@ -73,7 +73,7 @@ def test_password(server: Server, check: Check) -> None:
             check.expect(
                 status == wanted,
                 f"{name} answers {who} with {status}, not with {wanted}",
-                f"web.config.file of {PROMETHEUS}; after 20 wrong tries in a minute 429 is said",
+                f"web.config.file of {PROMETHEUS}; after 20 wrong ones in a minute 429 is said",
                 _open(server) if status == 200 else None,
             )
     check.figure(f"at {monitor.url}")
