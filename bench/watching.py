@@ -28,6 +28,7 @@ from urllib.request import Request, urlopen
 import yaml
 from pydantic import SecretStr
 
+from callready import docs
 from callready.release.authority import Authority, Identity
 from callready.release.render import render
 from lab import hosts, plan
@@ -152,8 +153,7 @@ def write_monitor(folder: Path, addresses: list[str]) -> ssl.SSLContext:
     )
     (folder / "prometheus.yml").write_bytes(config.replace(b"/run/credentials/none/", b""))
     (folder / "password").touch()
-    rules = render("alerts.yml.j2", livekit_names=["livekit.example.com"], groups={"livekit"})
-    (folder / "alerts.yml").write_bytes(rules)
+    (folder / "alerts.yml").write_text(docs.rules({"livekit"}))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=f"{folder}/ca.pem")
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_cert_chain(folder / "host.cert", folder / "host.key")

@@ -94,8 +94,8 @@ TO_THE_MESSAGE = {
 
 def rules(groups: Iterable[str] = ROLES) -> str:
     """The rules of Prometheus for a fleet that has hosts in these groups."""
-    names = ["livekit.example.com"]
-    return render("alerts.yml.j2", livekit_names=names, groups=groups).decode()
+    names = {"livekit_names": ["livekit.example.com"], "app_names": ["app.example.com"]}
+    return render("alerts.yml.j2", **names, groups=groups).decode()
 
 
 def alerts(groups: Iterable[str] = ROLES) -> dict[str, dict[str, Any]]:

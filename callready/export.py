@@ -20,7 +20,7 @@ from callready.secrets.loading import load_fleet
 from callready.secrets.store import replace_file
 from callready.settings.fleet import Fleet
 from callready.settings.problem import SettingsError
-from callready.settings.uris import signalling_names
+from callready.settings.uris import app_names, signalling_names
 
 CA, CERTIFICATE = "fleet-ca.pem", "fleet"
 
@@ -42,7 +42,10 @@ def exported(fleet: Fleet) -> dict[str, bytes]:
         f"{CERTIFICATE}.cert": certificate,
         f"{CERTIFICATE}.key": key,
         "alerts.yml": render(
-            "alerts.yml.j2", livekit_names=signalling_names(fleet), groups=fleet.groups
+            "alerts.yml.j2",
+            livekit_names=signalling_names(fleet),
+            app_names=app_names(fleet),
+            groups=fleet.groups,
         ),
         "dashboard.json": dashboard(fleet.groups),
     }

@@ -11,7 +11,7 @@ from callready.release.node import Node
 from callready.settings.fleet import FLEET_CA
 from callready.settings.models import PROMETHEUS_PORT
 from callready.settings.ports import ALERTMANAGER, ALERTMANAGER_PORT, CALLER_PORT, PROMETHEUS
-from callready.settings.uris import signalling_names
+from callready.settings.uris import app_names, signalling_names
 
 FOLDER = f"{ROOT}/monitor"
 
@@ -43,8 +43,14 @@ def monitor(node: Node) -> None:
         own=f"127.0.0.1:{PROMETHEUS_PORT}",
         caller=f"127.0.0.1:{CALLER_PORT}",
     )
-    names, groups = signalling_names(fleet), fleet.groups
-    release.file(files["alerts.yml"], "alerts.yml.j2", livekit_names=names, groups=groups)
+    groups = fleet.groups
+    release.file(
+        files["alerts.yml"],
+        "alerts.yml.j2",
+        livekit_names=signalling_names(fleet),
+        app_names=app_names(fleet),
+        groups=groups,
+    )
     # Read anew for whoever looks at it.
     release.file(f"{FOLDER}/consoles/index.html", "console.html.j2", groups=groups)
     web, password = f"{FOLDER}/web.yml", f"{FOLDER}/password"

@@ -25,6 +25,7 @@ from typing import Any
 from callready.probes import Finding, ProbeError, reason
 from callready.probes.probe import (
     Call,
+    Health,
     Measured,
     Measurement,
     Probe,
@@ -47,7 +48,7 @@ _A_SECOND = 25
 """Probes that are no calls, at most: each takes 6 ms of a processor (measured), of the quarter that
 the unit has. A large fleet is asked more rarely."""
 _CALLS_AT_ONCE = 2
-_THREADS = 64  # for what waits: names, and the HTTP requests of joins
+_THREADS = 64  # for what waits: names, and the HTTP requests of joins and to the app
 
 _METRICS = {
     "success": "Whether it passed: 1, or 0.",
@@ -70,6 +71,7 @@ def labels(probe: Probe) -> Labels:
         "turn": probe.turn if isinstance(probe, Call) else "",
         "way": probe.way,
         "family": str(probe.family),
+        "url": probe.url if isinstance(probe, Health) else "",
     }
     return tuple((name, value) for name, value in found.items() if value)
 

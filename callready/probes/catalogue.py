@@ -67,7 +67,7 @@ def probes(
     for check in settings.backend.health if settings.backend else ():
         host, port = place(check.url)
         common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
-        found.append(Health(url=check.url, status=check.status, fields=check.fields, **common))
+        found.append(Health(**vars(check), **common))
     if settings.records and (livekit := settings.livekit):
         host, port = place(livekit.url)
         common = {"node": node, "address": host, "port": port, **trust(settings, certificates)}
@@ -79,8 +79,8 @@ def probes(
 def watched(
     fleet: Fleet, watcher: str, key: str | None = None, secret: SecretStr | None = None
 ) -> list[Measured]:
-    """What the synthetic caller asks all the time: STUN, TURN and a join of every host, and a call
-    on every path.
+    """What the synthetic caller asks all the time: STUN, TURN and a join of every host, the app,
+    and a call on every path.
 
     Args:
         fleet: all hosts.
@@ -89,17 +89,29 @@ def watched(
         secret: that the pools accept beside their own, instead of the first of these.
     """
     families = {4, 6 if fleet[watcher].address6 else 4}
-    found = [
-        probe
-        for node, host in fleet.hosts.items()
-        for probe in probes(node, host, _public(host))
-        if isinstance(probe, Measured)
-    ]
+    found: list[Measured] = []
+    for node, host in fleet.hosts.items():
+        every = probes(node, host, _public(host))
+        found += (each for each in every if isinstance(each, Measured) and each.kind != Health.kind)
+        found += _app(node, host)
     return [
         replace(probe, **_credentials(probe, key, secret))
         for probe in (*found, *_calls(fleet))
         if probe.family in families
     ]
+
+
+def _app(node: str, host: HostSettings) -> Iterator[Health]:
+    """Its health checks, or where it has none whether its URL is answered: at each address of the
+    host where its edge serves that name, else where the name leads."""
+    if not (app := host.backend):
+        return
+    plain = [{"url": app.url}] if app.url else []
+    for check in [vars(check) for check in app.health] or plain:
+        name, port = place(check["url"])
+        is_here = host.edge and name in host.edge_backends and port == host.edge.port
+        for address in _public(host) if is_here else [name]:
+            yield Health(node=node, address=address, port=port, **check, **trust(host))
 
 
 def _credentials(probe: Measured, key: str | None, secret: SecretStr | None) -> dict[str, Any]:

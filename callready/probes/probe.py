@@ -139,6 +139,19 @@ class Measurement:
         self._at = (phase.lower(), now) if phase else None
 
 
+async def _led(into: Measurement, *names: str | None) -> None:
+    """As callers are led: these names are not what the packets are sent to. Empty ones are none."""
+    into.begin("dns")
+    for name in filter(None, names):
+        try:
+            await asyncio.get_running_loop().getaddrinfo(name, None)
+        except OSError as error:
+            raise ProbeError(
+                f"callers are not led to {name}", "the name's A and AAAA records", reason(error)
+            ) from None
+    into.begin("")
+
+
 class Measured(Probe):
     """One that can be asked all the time, beside many others, and measures itself."""
 
@@ -426,7 +439,7 @@ class Call(Turn):
         asyncio.run(self.measure(Measurement()))
 
     async def measure(self, into: Measurement) -> None:
-        await self._resolve(into)
+        await _led(into, urlsplit(self.url).hostname, self.server_name)
         leg = await self._leg(into)
         into.rtt, into.loss = leg.rtt, leg.loss
         into.phases |= {s.name.lower(): s.seconds for s in leg.steps if not s.name.endswith(" B")}
@@ -442,18 +455,6 @@ class Call(Turn):
                     f"a call that shall be relayed over {self.way} is not",
                     "the probe (callready.probes.webrtc)",
                 )
-
-    async def _resolve(self, into: Measurement) -> None:
-        """As callers are led: the names are not what the packets are sent to."""
-        into.begin("dns")
-        for name in filter(None, (self.url and urlsplit(self.url).hostname, self.server_name)):
-            try:
-                await asyncio.get_running_loop().getaddrinfo(name, None)
-            except OSError as error:
-                raise ProbeError(
-                    f"callers are not led to {name}", "the name's A and AAAA records", reason(error)
-                ) from None
-        into.begin("")
 
     async def _leg(self, into: Measurement) -> Leg:
         from callready.probes import legs
@@ -596,7 +597,7 @@ class Certificate(Probe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Health(Probe):
+class Health(Measured):
     """The app answers with a status and JSON fields; without `status`, with any below 500."""
 
     kind, module, words, names = "app", "app", "health of the app at {url}", "{url}"
@@ -614,6 +615,12 @@ class Health(Probe):
         if response.status_code >= 500:
             status = f"status is {response.status_code}"
             raise ProbeError(f"the app is not well: {self.url}", app.LOOK_AT, status)
+
+    async def measure(self, into: Measurement) -> None:
+        await _led(into, urlsplit(self.url).hostname)
+        into.begin("http")
+        await asyncio.to_thread(self.ask)
+        into.begin("")
 
 
 KINDS: dict[str, type[Probe]] = {

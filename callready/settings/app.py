@@ -23,7 +23,7 @@ from callready.settings.types import (
 
 
 class HttpCheck(Section):
-    """An HTTP endpoint of the app that verification asks."""
+    """An HTTP endpoint of the app that the verification and the monitor ask."""
 
     url: HttpUrlWithQuery = Field(description="http:// or https:// URL.")
     status: int = Field(200, ge=100, le=599, description="The status it must answer with.")

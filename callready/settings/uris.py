@@ -55,3 +55,9 @@ def signalling_names(fleet: Fleet) -> list[str]:
     """The names by which callers reach LiveKit."""
     sfus = (host.livekit for host in fleet.group("livekit").values())
     return list(dict.fromkeys(place(livekit.url)[0] for livekit in sfus if livekit))
+
+
+def app_names(fleet: Fleet) -> list[str]:
+    """The names by which callers reach the app."""
+    apps = (host.app for host in fleet.group("app").values())
+    return list(dict.fromkeys(place(app.url)[0] for app in apps if app and app.url))

@@ -1,5 +1,5 @@
 """A monitor on Debian 13 and the host that it watches on Debian 12, from bare: what it sees, who
-sees it, and who is told when coturn stops."""
+sees it, and who is told when coturn and the app stop."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from tests.support.fleet import (
 from tests.support.sink import Sink, sink
 
 BOX, MONITOR = Host("h15"), Host("h26")
+APP = plan.find_host(BOX.name).app_name
 SMTP, HTTP = 2526, 8082
 CHECKS = (
     "test_password",
@@ -58,8 +59,18 @@ def receiver() -> Iterator[Sink]:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Both hosts after their first deploy."""
     with delivered(BOX.name, MONITOR.name):
-        inventory = watched_inventory(BOX, MONITOR, SMTP, HTTP)
-        fleet = Fleet(tmp_path_factory.mktemp("watched"), *inventory)
+        groups, data, names = watched_inventory(BOX, MONITOR, SMTP, HTTP)
+        groups["app"] = [BOX.fqdn]
+        data["app"] = {
+            "url": f"https://{APP}",
+            "upstream": "127.0.0.1:8000",
+            "api_token": "secret:app/token",
+            "env_file": "/srv/app/.env",
+            "owner": "app",
+            "restart": ["backend.service"],
+        }
+        fleet = Fleet(tmp_path_factory.mktemp("watched"), groups, data, [*names, "app/token"])
+        Lab().install_backend(BOX.name)
         fleet.deploy()
         yield fleet
 
@@ -73,6 +84,25 @@ def test_every_host_is_seen_and_a_second_deploy_changes_nothing(
     assert len([name for name in found if name.startswith("test_measured")]) == 2
     again = watched.deploy()
     assert again.changed == [] and again.results["hosts"] == 2
+
+
+def test_wrong_passwords_are_tried_in_vain_and_wrong_queries_are_answered(watched: Fleet) -> None:
+    """From an address that asks for nothing else: it is kept out for a while."""
+    right = watched.secrets["monitor/password"]
+
+    def status(password: str, query: str = "up") -> str:
+        ask = f"curl -s -K - -o /dev/null -w %{{http_code}} --cacert {plan.STATE}/ca.pem"
+        url = f"{watched.data['monitor']['url']}/api/v1/query?query={query}"
+        login = f'user = "operator:{password}"' if password else ""
+        run = [*Lab().client_prefix(), *ask.split(), url]
+        done = subprocess.run(run, input=login, text=True, check=True, stdout=subprocess.PIPE)
+        return done.stdout
+
+    assert {status(right, "up%7B") for _ in range(30)} == {"400"}
+    assert {status("") for _ in range(30)} == {"401"}
+    assert status("wrong") == "401"
+    eventually(lambda: status("wrong") == "429")
+    assert status(right) == "429"
 
 
 def test_nobody_else_can_scrape(watched: Fleet, tmp_path: Path) -> None:
@@ -134,13 +164,14 @@ def test_what_is_asked_finds_something(watched: Fleet) -> None:
     ask = partial(found, watched)
     eventually(lambda: bool(ask('callready_probe_success{probe="call",turn!=""}')))
     eventually(lambda: not without_data(dashboard(()), ask), 120)
-    (group,) = yaml.safe_load(docs.rules(()).replace("livekit_example_com", "h15_lab_test"))[
-        "groups"
-    ]
+    rules = docs.rules(())
+    for name, own in ("livekit_example_com", BOX.fqdn), ("app_example_com", APP):
+        rules = rules.replace(name, own.replace(".", "_"))
+    (group,) = yaml.safe_load(rules)["groups"]
     asked = {
         series
         for rule in group["rules"]
-        for text in [re.sub(r"\b(by|on|group_right) \(.*?\)", "", rule["expr"])]
+        for text in [re.sub(r"\b(by|on|group_left|group_right) \(.*?\)", "", rule["expr"])]
         for series in re.findall(r"\b(?:up|[a-z]+[_:][\w:]+)\b(?:\{.*?\}|(?!\())", text)
     }
     assert len(asked) > 40
@@ -168,26 +199,36 @@ def test_the_secrets_are_in_nothing_that_the_monitor_keeps_or_shows(watched: Fle
     assert not MONITOR.root(kept.format(watched.marker), check=False)
 
 
-def test_who_has_to_know_is_told_that_coturn_stopped(watched: Fleet, receiver: Sink) -> None:
-    def turn_is(status: str) -> list[dict[str, Any]]:
-        told = (alert for _, alert in receiver.alerts("/page", status))
-        return [alert for alert in told if alert["labels"]["alertname"] == "TurnDown"]
+def test_who_has_to_know_is_told_that_coturn_and_the_app_stopped(
+    watched: Fleet, receiver: Sink
+) -> None:
+    def told(name: str, status: str) -> list[dict[str, Any]]:
+        every = (alert for _, alert in receiver.alerts("/page", status))
+        return [alert for alert in every if alert["labels"]["alertname"] == name]
 
+    wanted = {"TurnDown": "(pool calls)", "AppDown": f"(https://{APP}, https://{APP} over IPv6)"}
+    units = "turnserver@calls.service backend.socket backend.service"
     receiver.wait_for(lambda: list(receiver.alerts("/watchdog")), 120)
-    BOX.root("systemctl stop turnserver@calls.service")
+    BOX.root(f"systemctl stop {units}")
     stopped = time.monotonic()
     try:
-        (alert, *_) = receiver.wait_for(lambda: turn_is("firing"), 300)
-        print(f"told after {time.monotonic() - stopped:.0f} s")
-        assert (alert["labels"]["host"], alert["labels"]["pool"]) == (BOX.fqdn, "calls")
-        summary = alert["annotations"]["summary"]
-        assert "callers" in summary
-        receiver.wait_for(lambda: [text for _, _, text in receiver.mails if summary in text], 60)
+        for name, words in wanted.items():
+            (alert, *_) = receiver.wait_for(partial(told, name, "firing"), 300)
+            print(f"{name} is told after {time.monotonic() - stopped:.0f} s")
+            assert alert["labels"]["host"] == BOX.fqdn
+            summary = alert["annotations"]["summary"]
+            assert "callers" in summary and words in summary
+            receiver.wait_for(partial(mails, receiver, summary), 60)
         assert {to for _, to, _ in receiver.mails} == {("oncall@lab.test",)}
     finally:
-        BOX.root("systemctl start turnserver@calls.service")
-    receiver.wait_for(lambda: turn_is("resolved"), 300)
+        BOX.root(f"systemctl start {units}")
+    for name in wanted:
+        receiver.wait_for(partial(told, name, "resolved"), 300)
     assert watched.marker not in str([receiver.posts, receiver.mails])
+
+
+def mails(receiver: Sink, text: str) -> list[str]:
+    return [mail for _, _, mail in receiver.mails if text in mail]
 
 
 def test_a_monitor_that_is_down_touches_nobody_and_goes_without_a_trace(watched: Fleet) -> None:

@@ -26,6 +26,7 @@ from tests.support.inventories import MON1, watched
 Series = dict[str, str]
 INTERVAL, END, DAY = 15, 20 * 60, 86400  # seconds
 TWENTY_MINUTES = END // INTERVAL  # scrapes
+TO_APP = "to_app_example_com"
 
 
 def always(value: float) -> str:
@@ -66,7 +67,7 @@ def up(host: str, **jobs: int) -> Series:
     return {f'up{{job="{job}",host="{host}"}}': always(ok) for job, ok in jobs.items()}
 
 
-def answers(code: str, values: str, host: str = "app1", proxy: str = "to_app") -> Series:
+def answers(code: str, values: str, host: str = "app1", proxy: str = TO_APP) -> Series:
     """What a backend of HAProxy answers."""
     name = "haproxy_backend_http_responses_total"
     return series(name, values, host=host, proxy=proxy, code=code)
@@ -118,6 +119,8 @@ class Case(NamedTuple):
 TURN1 = {"host": "turn1", "pool": "calls", "way": "UDP"}
 ALLOCATED = {**TURN1, "way": "TURN/TLS 443"}
 RELAYED = {"turn": "turn1", "pool": "calls", "way": "TURN/UDP"}
+APP = {"host": "app1", "url": "https://app.example.com/health"}
+APP6 = APP | {"family": "6"}
 FAILED = "alertmanager_notifications_failed_total"
 STATE, NOT_AFTER = "node_systemd_unit_state", "callready_certificate_not_after_seconds"
 SERVED = {"host": "sfu1", "name": "sfu.example", "endpoint": "443/tcp"}
@@ -169,6 +172,8 @@ CASES: dict[str, Case] = {
         # It answers callers; the monitor itself shows no metrics.
         up("turn1", node=0)
         | probed("stun", 1, **TURN1)
+        | up("app1", node=0, haproxy=0)
+        | probed("app", 1, **APP)
         | up("mon1", node=0, prometheus=1)
         | up("sfu1", node=0, livekit=1),
     ),
@@ -179,23 +184,55 @@ CASES: dict[str, Case] = {
         up("sfu1", node=1, livekit=0) | probed("join", 1, "sfu1"),
     ),
     "EdgeDown": Case(
-        up("app1", node=1, haproxy=0),
+        up("app1", node=1, haproxy=0) | probed("app", 0, **APP),
         {"host": "app1", "job": "haproxy"},
         "HAProxy on app1 does not answer: callers reach nothing behind it",
-        # The monitor's edge, and one that callers get through.
+        # The monitor's edge, and those that callers get through.
         up("mon1", node=1, haproxy=0, prometheus=1)
         | up("sfu1", node=1, livekit=1, haproxy=0)
-        | probed("join", 1, "sfu1"),
+        | probed("join", 1, "sfu1")
+        | up("app1", node=1, haproxy=0)
+        | probed("app", 1, **APP),
+    ),
+    "AppDown": Case(
+        up("app1", node=1, haproxy=1)
+        | probed("app", 0, **APP)
+        | probed("app", 0, **APP6)
+        | probed("app", 1, **APP | {"url": "https://app.example.com/database"}),
+        {"host": "app1"},
+        "The app on app1 does not answer as it should: callers get no token, so no call begins "
+        "(https://app.example.com/health, https://app.example.com/health over IPv6)",
+        # As long as a restart takes; and its edge, or its host, is told already.
+        up("app1", node=1, haproxy=1)
+        | succeeded("app", f"1x70 0x3 1x{TWENTY_MINUTES}", **APP)
+        | up("app2", node=1, haproxy=0)
+        | probed("app", 0, **APP | {"host": "app2"})
+        | up("app3", node=0, haproxy=0)
+        | probed("app", 0, **APP | {"host": "app3"}),
     ),
     "EdgeBackendDown": Case(
-        answers("5xx", rising(0.5)) | answers("2xx", rising(0.4)),
-        {"host": "app1", "proxy": "to_app"},
-        "What is behind the edge of app1 (to_app) fails: callers get errors (5xx) instead of answers",
-        # More is answered; another backend; too few to tell.
+        # Most of what is answered is the synthetic caller's own.
+        answers("5xx", rising(0.5)) | answers("2xx", rising(1.2)) | probed("app", 1, **APP),
+        {"host": "app1", "proxy": TO_APP},
+        f"What is behind the edge of app1 ({TO_APP}) fails: callers get errors (5xx) instead of "
+        "answers",
+        # More is answered; another backend; too few to tell; the app is down, which is told, or
+        # will be in a moment.
         answers("5xx", rising(1))
         | answers("2xx", rising(2))
         | answers("5xx", rising(1), proxy="acme")
-        | answers("5xx", rising(0.25), host="app2"),
+        | answers("5xx", rising(0.25), host="app2")
+        | answers("5xx", rising(1), host="app3")
+        | probed("app", 0, **APP | {"host": "app3"})
+        | answers("5xx", f"0x73 9+9x{TWENTY_MINUTES}", host="app4")
+        | succeeded("app", f"1x76 0x{TWENTY_MINUTES}", **APP | {"host": "app4"}),
+    ),
+    "EdgeBackendDown, of what no probe asks": Case(
+        answers("5xx", rising(0.5)) | answers("2xx", rising(0.4)),
+        {"host": "app1", "proxy": TO_APP},
+        f"What is behind the edge of app1 ({TO_APP}) fails: callers get errors (5xx) instead of "
+        "answers",
+        answers("5xx", rising(0.5)) | answers("2xx", rising(0.6)),
     ),
     "RedisDown": Case(
         up("redis1", node=1) | redis("redis1", 0, 0),
@@ -646,6 +683,7 @@ WELL = (
     | probed("stun", 1, **TURN1)
     | probed("turn", 1, **ALLOCATED)
     | probed("join", 1, "sfu1")
+    | probed("app", 1, **APP)
     | probed("call", 1, "sfu1", way="UDP")
     | probed("call", 1, "sfu1", **RELAYED)
     | {
@@ -658,6 +696,7 @@ NO_TURN = probed("stun", 0, **TURN1) | probed("turn", 0, **ALLOCATED)
 NO_RELAY = NO_TURN | probed("call", 0, "sfu1", **RELAYED)
 NO_SFU = NO_RELAY | probed("join", 0, "sfu1") | probed("call", 0, "sfu1", way="UDP")
 NO_EDGE = answers("5xx", rising(1), "sfu1", "to_livekit_example_com")
+NO_APP = probed("app", 0, **APP) | answers("5xx", rising(1))
 NO_SFU |= probed("stun", 1, **TURN1) | probed("turn", 1, **ALLOCATED)
 LAYERS: dict[str, tuple[Series, *tuple[dict[str, str] | None, ...]]] = {
     "all is well": ({}, None),
@@ -742,6 +781,32 @@ LAYERS: dict[str, tuple[Series, *tuple[dict[str, str] | None, ...]]] = {
         {"alertname": "RecordingsHeld", "host": "rec1"},
     ),
     "a deploy drains recordings": (recorder(draining=1) | TERMINATING, None),
+    "the host of the app is off": (
+        up("app1", node=0, haproxy=0) | NO_APP,
+        {"alertname": "HostDown", "host": "app1"},
+    ),
+    "the edge of the app is stopped": (
+        up("app1", haproxy=0) | NO_APP,
+        {"alertname": "EdgeDown", "host": "app1", "job": "haproxy"},
+    ),
+    "the app is stopped": (NO_APP, {"alertname": "AppDown", "host": "app1"}),
+    "the app is well, and gives callers errors": (
+        answers("5xx", rising(1)),
+        {"alertname": "EdgeBackendDown", "host": "app1", "proxy": TO_APP},
+    ),
+    "the app is back, and its errors still count": (
+        succeeded("app", f"0x73 1x{TWENTY_MINUTES}", **APP)
+        | answers("5xx", f"0+9x73 657x{TWENTY_MINUTES}"),
+        None,
+    ),
+    "exporters of the app's host are stopped": (
+        up("app1", node=0, haproxy=0),
+        {"alertname": "MetricsMissing", "host": "app1", "severity": "ticket"},
+    ),
+    "exporters of an app's host are stopped, and no probe asks it": (
+        up("app1", node=0, haproxy=0) | dict.fromkeys(probed("app", 1, **APP), "_"),
+        {"alertname": "HostDown", "host": "app1"},
+    ),
     "LiveKit has other keys": (NO_SFU, {"alertname": "SignallingFails", "host": "sfu1"}),
     "media does not arrive": (
         NO_SFU | probed("join", 1, "sfu1") | joins(5, 30),

@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, caller
 from callready.probes.caller import Caller, labels
 from callready.probes.catalogue import MOST_PAIRS, watched
-from callready.probes.probe import Call, Https, Join, Measured, Measurement, Stun, Turn
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, load
+from callready.probes.probe import Call, Health, Https, Join, Measured, Measurement, Stun, Turn
+from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load
 
 SECRET = "planted-9f3b-in-no-output"
 WRONG = ProbeError("callers get nothing", "the pool")
@@ -203,6 +203,57 @@ def test_a_fleet_is_called_on_every_path(project: Path) -> None:
     }
     joins = [each for each in probes if isinstance(each, Join)]
     assert [(each.node, each.family) for each in joins] == [(SFU1, 4), (SFU1, 6)]
+
+
+URL, ELSEWHERE = "https://app.callready.test", "https://status.callready.test:8443/app"
+HERE = [("192.0.2.11", 443), ("2001:db8::11", 443)]
+
+
+@pytest.mark.parametrize(
+    ("app", "asked"),
+    [
+        # Its edge is asked, at each address.
+        ({"url": URL, "upstream": "127.0.0.1:8000"}, {URL: HERE}),
+        (
+            {
+                "url": URL,
+                "upstream": "127.0.0.1:8000",
+                "health": [{"url": f"{URL}/health", "fields": {"ok": True}}, {"url": ELSEWHERE}],
+            },
+            {f"{URL}/health": HERE, ELSEWHERE: [("status.callready.test", 8443)]},
+        ),
+        # Somebody else's proxy is before it.
+        ({"url": URL}, {URL: [("app.callready.test", 443)]}),
+        ({}, {}),
+    ],
+)
+def test_the_app_is_asked_by_its_health_or_else_its_url(
+    app: dict[str, Any], asked: dict[str, list[tuple[str, int]]], project: Path
+) -> None:
+    edits: list[Edit] = [
+        ("*", "edge", {} if "upstream" in app else None),
+        (SFU1, "groups", ["livekit", "app"]),
+        (SFU1, "app", {"env_file": "/srv/app/.env", **app}),
+    ]
+    probes = [each for each in watched(load(*edits), SFU1) if isinstance(each, Health)]
+    assert {
+        url: [(each.address, each.port) for each in probes if each.url == url]
+        for url in dict.fromkeys(each.url for each in probes)
+    } == asked
+    for each in probes:
+        is_checked = "health" in app
+        assert (each.status, each.fields) == (
+            200 if is_checked else None,
+            {"ok": True} if each.url == f"{URL}/health" else {},
+        )
+        assert dict(labels(each)) == {
+            "probe": "app",
+            "host": SFU1,
+            "way": "TCP",
+            "family": str(each.family),
+            "url": each.url,
+        }
+    assert len({labels(each) for each in probes}) == len(probes)
 
 
 def test_a_watcher_asks_over_the_families_that_it_has(project: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import jwt
 import pytest
@@ -41,8 +42,10 @@ from callready.probes import (
     turn,
     webrtc,
 )
+from callready.probes.probe import Health, Measurement
 from callready.probes.probe import LiveKit as LiveKitProbe
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
+from callready.settings.uris import place
 
 SECRET = SecretStr("planted-9f3b-in-no-output")
 
@@ -553,6 +556,21 @@ def test_app_health_tells_everything_that_differs(web: str) -> None:
         assert part in str(failure.value)
     with pytest.raises(ProbeError, match="status is 503, not 200; the body is not JSON"):
         app.health(f"{web}/other", fields={"status": "ok"})
+
+
+def test_the_app_is_measured_as_it_is_asked(web: str) -> None:
+    def measured(url: str, **wanted: Any) -> Measurement:
+        host, port = place(url)
+        into, probe = Measurement(), Health(node="app1", address=host, port=port, url=url, **wanted)
+        asyncio.run(probe.measure(into))
+        return into
+
+    assert [*measured(f"{web}/health", status=200).phases] == ["dns", "http"]
+    assert measured(f"{web}/health").phases["http"] > 0
+    with pytest.raises(ProbeError, match=r"the app is not well: .*/other: status is 503"):
+        measured(f"{web}/other")
+    with pytest.raises(ProbeError, match=r"callers are not led to nobody\.invalid"):
+        measured("http://nobody.invalid/")
 
 
 def test_app_commands(web: str) -> None:

@@ -2,6 +2,7 @@
 whole host."""
 
 import os
+import re
 import subprocess
 from base64 import b64decode
 from pathlib import Path
@@ -14,7 +15,17 @@ from callready.release.facts import host_script
 from callready.settings.ports import EXPORTERS, MEASURE, NODE_EXPORTER
 from tasks import declare
 from tasks.monitor import FOLDER
-from tests.support.inventories import MON1, SECRETS, SFU1, TURN1, TURN2, Authority, load, watched
+from tests.support.inventories import (
+    MON1,
+    SECRETS,
+    SFU1,
+    TURN1,
+    TURN2,
+    Authority,
+    Edit,
+    load,
+    watched,
+)
 from tests.unit.test_render import nft
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -377,6 +388,24 @@ def test_a_certificate_of_the_fleet_ends_when_it_says(
     end = int(found['callready_certificate_not_after_seconds{name="fleet",endpoint="host"}'])
     assert end - int(found["callready_measured_seconds"]) in range(3 * 86400 - 600, 3 * 86400 + 1)
     assert not [name for name in found if "monitor" in name]
+
+
+@pytest.mark.parametrize("name", ["app", "my-app"])
+def test_the_rules_name_the_apps_backend_as_the_edge_does(name: str) -> None:
+    app = {
+        "url": f"https://{name}.callready.test",
+        "upstream": "127.0.0.1:8000",
+        "env_file": "/srv/app/.env",
+    }
+    edits: list[Edit] = [
+        (SFU1, "edge", {}),
+        (SFU1, "groups", ["livekit", "app"]),
+        (SFU1, "app", app),
+    ]
+    config = content("/etc/haproxy/haproxy.cfg", SFU1, *edits)
+    (backend,) = re.findall(r"^backend (to_\S*app\S*)$", config, re.MULTILINE)
+    rules = content(f"{FOLDER}/alerts.yml", MON1, *edits)
+    assert f'"{backend.replace("to_", "to_(")})"' in rules
 
 
 def test_egress_is_asked_where_it_listens_and_only_where_it_is() -> None:
