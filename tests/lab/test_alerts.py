@@ -32,7 +32,7 @@ from callready import docs
 from callready.probes import ProbeError, webrtc
 from callready.probes.turn import IceServer, TurnServer, client, mint
 from callready.release.authority import Authority, Identity
-from callready.settings.ports import CALLER, EXPORTERS, MEASURE
+from callready.settings.ports import CALLER, EXPORTERS, LOGS, MEASURE
 from lab import Lab, plan
 from tests.sabotage.sabotage import dropped_in, edited, restarted, rows, scripted
 from tests.sabotage.services import certificate
@@ -567,6 +567,7 @@ def test_everybody_is_told_of_every_fault_and_of_nothing_else(
             fleet_certificate(fleet, 10),
             alert("CertificateExpires", MONITOR, name="fleet"),
         ),
+        ("logs are not sent", stopped(APP, LOGS), alert("LogsMissing", APP)),
         ("measuring stopped", stopped(SFU, MEASURE), alert("MeasurementStale", SFU)),
         ("20 % of callers' packets lost", callers_who_lose(fleet), alert("PacketLoss", SFU)),
         (busy, busy_processors(), *(alert("CpuHigh", host) for host in HOSTS)),
