@@ -117,6 +117,35 @@ def limits(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> 
     return sorted(found)
 
 
+def cores_each(fleet: Fleet, host: HostSettings, calls: Calls) -> float:
+    """What an average participant takes of a host's processors, in cores."""
+    sfu, turn = _parts(fleet, host)
+    to_callers, relayed = calls.received.packets, calls.relayed_both_ways.packets
+    return sfu * to_callers / OF_LIVEKIT + turn * relayed / OF_COTURN
+
+
+def sent_each(fleet: Fleet, host: HostSettings, calls: Calls) -> Rate:
+    """What a host sends for an average participant."""
+    return _through(fleet, host, calls, calls.received)
+
+
+def received_each(fleet: Fleet, host: HostSettings, calls: Calls) -> Rate:
+    """What a host receives for an average participant."""
+    return _through(fleet, host, calls, calls.sent)
+
+
+def _through(fleet: Fleet, host: HostSettings, calls: Calls, of_sfu: Rate) -> Rate:
+    sfu, turn = _parts(fleet, host)
+    pairs = zip(of_sfu, calls.relayed_both_ways, strict=True)
+    return Rate(*(sfu * media + turn * relayed for media, relayed in pairs))
+
+
+def _parts(fleet: Fleet, host: HostSettings) -> tuple[bool, bool]:
+    """Whether media of the service's callers goes through its SFU, and through its TURN server."""
+    relays = any(allocations(fleet, host, name) for name in host.turn_pools)
+    return bool(host.sfu), relays
+
+
 def _limit(capacity: float, use: float, what: str, words: str, moved_by: str) -> Iterator[Limit]:
     if capacity > 0 and use > 0:
         yield Limit(int(capacity / use), what, words, moved_by)
@@ -125,9 +154,8 @@ def _limit(capacity: float, use: float, what: str, words: str, moved_by: str) ->
 def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) -> Iterator[Limit]:
     """What the roles of a host take from the same machine."""
     each = {name: allocations(fleet, host, name) for name in host.turn_pools}
-    sfu, turn = bool(host.sfu), any(each.values())
-    relayed, sent, received = calls.relayed_both_ways, calls.sent, calls.received
-    cores = sfu * received.packets / OF_LIVEKIT + turn * relayed.packets / OF_COTURN
+    sfu = bool(host.sfu)
+    cores = cores_each(fleet, host, calls)
     yield from _limit(
         SHARE * machine.cores,
         cores,
@@ -135,7 +163,7 @@ def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) ->
         f"{SHARE:.0%} of {machine.cores} cores; {cores * 1000:.1f} thousandths of one each",
         "a host with more cores",
     )
-    busier = max(sfu * rate.kilobits + turn * relayed.kilobits for rate in (sent, received))
+    busier = max(sent_each(fleet, host, calls).kilobits, received_each(fleet, host, calls).kilobits)
     yield from _limit(
         SHARE * machine.bandwidth * 1000,
         busier,
