@@ -23,7 +23,7 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export capacity lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export capacity load lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
@@ -43,6 +43,7 @@ help:
 	@echo "make alert-test ENV=prod    send a test alert to everyone who is told, and say who took it"
 	@echo "make export  ENV=prod [FOLDER=…]    what a Prometheus and a Grafana of your own need"
 	@echo "make capacity ENV=prod [KIND=audio|video|gallery] [ROOM=4] [SPEAKERS=…] [RELAYED=0.2]    what each host can carry"
+	@echo "make load    ENV=lab  [KIND=…] [ROOMS=8] [ROOM=4] [SPEAKERS=…] [RELAYED=0.2] [BY=udp,tcp,tls] [STEPS=4] [HOLD=20]    load it to its first limit"
 	@echo "make bench [AGAINST=REV] measure against plain pyinfra, Ansible, bare ssh, and another commit"
 	@echo "make bench-verification  how long a verification takes; leaves the lab deployed"
 	@echo "make faults              every cut at every step of a deploy, every fault; docs/faults.md; ends with lab-down"
@@ -143,6 +144,16 @@ export: install
 capacity: install
 	@$(PYTHON) -m callready.capacity $(INVENTORY) $(KIND) $(if $(ROOM),--room $(ROOM)) \
 		$(if $(SPEAKERS),--speakers $(SPEAKERS)) $(if $(RELAYED),--relayed $(RELAYED))
+
+# What makes the calls is built where the Internet is; the lab's callers have none.
+load: install load/generator
+	@$(CALLER) $(PYTHON) -m callready.load $(INVENTORY) $(KIND) $(foreach each,ROOMS ROOM SPEAKERS RELAYED BY STEPS \
+		HOLD RATE CONFIRM,$(if $($(each)),--$(shell echo $(each) | tr A-Z a-z) $($(each))))
+
+load/generator: $(filter-out load/generator,$(wildcard load/*))
+	@echo "--> $@, which makes calls"
+	@command -v go > /dev/null || { echo "Go is missing: install 1.26 or later (https://go.dev/dl/), then try again"; exit 1; }
+	@CGO_ENABLED=0 go build -C load -trimpath -o generator .
 
 bench: lab-install
 	$(PYTHON) -m bench $(if $(AGAINST),--against $(AGAINST))

@@ -34,6 +34,7 @@ from tests.support.fleet import (
 GROUPS = {"lab_fleet": "fleet", "deployed_pair": "pair", "good": "lab"}
 SHARED = {
     "test_lab": "h17-h20",
+    "test_load": "h17-h20",
     "test_acme": "h17-h20",
     "test_rotation": "h17-h20",
     "test_pool": "h17-h20",

@@ -145,7 +145,7 @@ def test_there_are_commands_to_check() -> None:
 
 def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    known = "ENV|INVENTORY|WHAT|HOST|UNIT|SINCE|MATCH|KIND|ROOM|SPEAKERS|RELAYED"
+    known = "ENV|INVENTORY|WHAT|HOST|UNIT|SINCE|MATCH|KIND|ROOMS?|SPEAKERS|RELAYED|BY|STEPS|CONFIRM"
     for target, *variables in commands("make"):
         for item in variables:
             assert re.fullmatch(rf"({known})=\S+|RECIPIENTS=.+", item), item
