@@ -367,7 +367,8 @@ def fleet_certificate(fleet: Fleet, days: int) -> Iterator[None]:
         pair = own.issue(Identity("monitor", (), ("client",)))
     link, folder = f"{FLEET}/monitor", f"{FLEET}/.others"
     was = MONITOR.root(f"readlink {link}")
-    for name, content in zip(("cert.pem", "key.pem"), pair, strict=True):
+    files = zip(("cert.pem", "key.pem", "both.pem"), (*pair, b"".join(pair)), strict=True)
+    for name, content in files:
         copy = f"umask 077; mkdir -p {folder}; cat > {folder}/{name}"
         subprocess.run(MONITOR.inside(copy), input=content, check=True)
     with scripted(MONITOR, f"ln -sfn .others {link}", f"ln -sfn {was} {link}; rm -r {folder}"):
