@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from callready.diagnosis import inspection
 from callready.release.bundle import APPLY
 from callready.release.facts import Facts, host_script, parse, script
 
@@ -423,3 +424,26 @@ def test_the_survey_tells_what_runs_and_what_is_held(machine: Machine) -> None:
     assert 0 < free < least == int(HUGE)
     shutil.rmtree(machine.folder)
     assert look().recordings == 0
+
+
+def test_an_inspection_looks_itself(machine: Machine) -> None:
+    """And believes nothing that the host has found before."""
+    installed = machine.root / "usr/local/lib/callready/egress"
+    inspect = host_script("common.sh").decode() + inspection.SCRIPT.read_text()
+    body = inspect.replace("inspect < /dev/null", "print_recordings")
+
+    def look() -> list[str]:
+        run, given = ["sh", "-s"], machine.environment
+        done = subprocess.run(
+            run, input=body, env=given, text=True, capture_output=True, check=True
+        )
+        return done.stdout.splitlines()
+
+    assert look() == []
+    installed.parent.mkdir(parents=True)
+    installed.write_bytes(host_script("egress.sh"))
+    installed.chmod(0o755)
+    (machine.root / "run/callready/egress.prom").write_text("callready_egress_pulseaudio 1\n")
+    assert "egress\tpulseaudio\t0" in look()
+    machine.process("pulseaudio")
+    assert "egress\tpulseaudio\t1" in look()

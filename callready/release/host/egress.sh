@@ -4,6 +4,7 @@
 #   egress keep          before each start: what recordings that were cut off have left, to a safe place
 #   egress stop          no new recordings, and those that run end, with complete files
 #   egress space BYTES   whether egress is held: as long as less is free where it writes
+#   egress metrics BYTES what is to be known of recordings now, as metrics
 #   egress watch BYTES [DAYS]    the same all the time, and remove recordings that are older; a service
 #                        runs this
 # The container chooses the names of what is in its folders: they go from find(1) to programs as
@@ -137,5 +138,6 @@ case "${1:-}" in
     may-start) may_start ;;
     keep | stop) "$1" ;;
     space) look_at_space "$2" ;;
+    metrics) print_metrics "$2" ;;
     watch) watch "$2" "${3:-}" ;;
 esac
