@@ -117,8 +117,8 @@ class Rollout:
 
     @property
     def waves(self) -> Iterator[list[str]]:
-        """Hosts that change at once: of every role one first, then batches, SFUs that are one
-        service one by one; the other way round on the way back."""
+        """Hosts that change at once: of every role one first, then batches, SFUs that share a
+        Redis one by one; the other way round on the way back."""
         left = {name: d for name, d in self.changing.items() if d.plan.changes_host}
         groups = []
         for role in ROLES:
@@ -132,18 +132,13 @@ class Rollout:
             size = min(self.changing[name].node.settings.deploy.batch for name in names)
             wave: list[str] = []
             for name in names[1:]:
-                service = self._service(name)
-                if len(wave) == size or (service and service in map(self._service, wave)):
+                cluster = self.deployments[name].node.fleet.cluster(name)
+                if len(wave) == size or not set(cluster).isdisjoint(wave):
                     yield wave
                     wave = []
                 wave.append(name)
             if wave:
                 yield wave
-
-    def _service(self, name: str) -> str:
-        """The URL of the SFU on a host that others may stand in for; else empty."""
-        settings, fleet = self.deployments[name].node.settings, self.deployments[name].node.fleet
-        return settings.sfu.url if settings.sfu and fleet.redis_for(name, "livekit") else ""
 
     def _install_all(self) -> None:
         if self._at_once(self._look_ahead, self.changing):
