@@ -9,12 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from paramiko import SSHException
-from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 
 from callready.release.node import Node
-from callready.rollout.remote import as_root
+from callready.rollout.remote import output_of
 from callready.rollout.ssh import hosts_of
 from callready.secrets.loading import validate
 from callready.settings import pools
@@ -41,14 +39,7 @@ def machine(connection: Host, node: Node) -> Machine:
     host = node.settings
     units = [LIVEKIT] * bool(host.sfu) + [pools.unit(name) for name in host.turn_pools]
     script = f"ADDRESS={host.local_address} UNITS='{' '.join(units)}'\n{LOOK}"
-    try:
-        connection.connect(show_errors=False, raise_exceptions=True)
-        ok, output = as_root(connection, node, script)
-    except (PyinfraError, SSHException, OSError) as error:
-        raise SettingsError(f"{node.name}: {error}") from None
-    if not ok:
-        raise SettingsError(f"{node.name}: {' '.join(output.stderr_lines[-1:])}")
-    return read(output.stdout_lines, host.host.bandwidth)
+    return read(output_of(connection, node, script), host.host.bandwidth)
 
 
 def read(lines: list[str], bandwidth: float | None) -> Machine:
@@ -98,28 +89,41 @@ def capacity(inventory: str, calls: Calls) -> str:
     return "\n\n".join(found)
 
 
+def add_calls(parser: argparse.ArgumentParser) -> None:
+    """The arguments that name an inventory and the calls on it."""
+    add = parser.add_argument
+    add("inventory", help="such as inventories/prod")
+    add(
+        "kind",
+        nargs="?",
+        default="video",
+        choices=[*KINDS],
+        help="what speakers send, and others see of each: sound; 720p; 720p, small pictures "
+        "(%(default)s)",
+    )
+    add("--room", type=int, default=4, help="participants of a room (%(default)s)")
+    add("--speakers", type=int, help="how many of them send; default: all")
+    add("--relayed", type=float, default=0.2, help="share that needs TURN, 0 to 1 (%(default)s)")
+
+
+def calls_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Calls:
+    """What was given for them; exits with 2 where that cannot be."""
+    speakers = given.room if given.speakers is None else given.speakers
+    if given.room < 2 or not 1 <= speakers <= given.room or not 0 <= given.relayed <= 1:
+        parser.error("a room has at least 2 participants and 1 speaker; --relayed is 0 to 1")
+    return Calls(given.kind, given.room, speakers, given.relayed)
+
+
 def main(arguments: list[str]) -> int:
     """The `make capacity` command."""
     parser = argparse.ArgumentParser(
         "python -m callready.capacity", description="What each host can carry."
     )
-    parser.add_argument("inventory", help="such as inventories/prod")
-    parser.add_argument(
-        "kind",
-        nargs="?",
-        default="video",
-        choices=[*KINDS],
-        help="what speakers send, and others see of each: sound; 720p; 720p, small pictures",
-    )
-    parser.add_argument("--room", type=int, default=4, help="participants of a room")
-    parser.add_argument("--speakers", type=int, help="how many of them send; default: all")
-    parser.add_argument("--relayed", type=float, default=0.2, help="share that needs TURN, 0 to 1")
+    add_calls(parser)
     given = parser.parse_args(arguments)
-    speakers = given.room if given.speakers is None else given.speakers
-    if given.room < 2 or not 1 <= speakers <= given.room or not 0 <= given.relayed <= 1:
-        parser.error("a room has at least 2 participants and 1 speaker; --relayed is 0 to 1")
+    calls = calls_of(parser, given)
     try:
-        print(capacity(given.inventory, Calls(given.kind, given.room, speakers, given.relayed)))
+        print(capacity(given.inventory, calls))
     except SettingsError as error:
         print(f"callready: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 from urllib.parse import urlsplit
 
-from callready.capacity import machine
+from callready.capacity import add_calls, calls_of, machine
 from callready.diagnosis.usage import Reading, Use, look, use
 from callready.probes import ProbeError, livekit, webrtc
 from callready.probes.catalogue import trust
@@ -41,7 +41,7 @@ from callready.probes.turn import IceServer
 from callready.release.node import Node
 from callready.rollout.ssh import hosts_of
 from callready.secrets.loading import validate
-from callready.settings.capacity import KINDS, SHARE, Calls, cores_each, limits, sent_each
+from callready.settings.capacity import SHARE, Calls, cores_each, limits, sent_each
 from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.pools import Transport, handed_out
@@ -497,22 +497,16 @@ def asked(arguments: Sequence[str]) -> tuple[argparse.Namespace, Wanted]:
     parser = argparse.ArgumentParser(
         "python -m callready.load", description="Load a deployed service in steps, to its limit."
     )
+    add_calls(parser)
     add = parser.add_argument
-    add("inventory", help="such as inventories/prod")
-    add("kind", nargs="?", default="video", choices=[*KINDS], help="what speakers send (video)")
     add("--rooms", type=int, default=8, help="rooms in the last step (%(default)s)")
-    add("--room", type=int, default=4, help="participants of a room (%(default)s)")
-    add("--speakers", type=int, help="how many of them send; default: all")
-    add("--relayed", type=float, default=0.2, help="share that TURN relays, 0 to 1 (%(default)s)")
     add("--by", default="", help="how these reach TURN, in turn: udp,tcp,tls; default: all it has")
     add("--steps", type=int, default=4, help="until all rooms are there (%(default)s)")
     add("--hold", type=float, default=20, help="seconds a step is held (%(default)g)")
     add("--rate", type=float, default=5, help="joins a second at most (%(default)g)")
     add("--confirm", metavar="NAME", help="the inventory's name, instead of typing it")
     given = parser.parse_args(arguments)
-    speakers = given.room if given.speakers is None else given.speakers
-    if given.room < 2 or not 1 <= speakers <= given.room or not 0 <= given.relayed <= 1:
-        parser.error("a room has at least 2 participants and 1 speaker; --relayed is 0 to 1")
+    calls = calls_of(parser, given)
     by = [each for each in given.by.split(",") if each]
     if not set(by) <= {"udp", "tcp", "tls"}:
         parser.error("--by is udp, tcp and tls, with commas between")
@@ -522,7 +516,6 @@ def asked(arguments: Sequence[str]) -> tuple[argparse.Namespace, Wanted]:
         or not 0 < given.rate <= 50
     ):
         parser.error("--steps is 1 to --rooms, --hold 5 to 600, --rate up to 50")
-    calls = Calls(given.kind, given.room, speakers, given.relayed)
     wanted = Wanted(calls, given.rooms, given.steps, given.hold, given.rate, by)
     if problems := list(wanted.problems()):
         parser.error("; ".join(problems))

@@ -6,13 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paramiko import SSHException
-from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 
 from callready.release.node import Node
-from callready.rollout.remote import as_root
-from callready.settings.problem import SettingsError
+from callready.rollout.remote import output_of
 
 READ = r"""
 name=$(ip -o addr show to "$ADDRESS" | awk '{ print $2; exit }')
@@ -104,10 +101,4 @@ def look(connection: Host, node: Node) -> Reading:
     pools = node.settings.turn_pools.values()
     ranges = " ".join(f"{pool.min_port}-{pool.max_port}" for pool in pools)
     script = f"ADDRESS={node.settings.local_address} RANGES='{ranges}'\n{READ}"
-    try:
-        ok, output = as_root(connection, node, script)
-    except (PyinfraError, SSHException, OSError) as error:
-        raise SettingsError(f"{node.name}: {error}") from None
-    if not ok:
-        raise SettingsError(f"{node.name}: {' '.join(output.stderr_lines[-1:])}")
-    return read(output.stdout_lines)
+    return read(output_of(connection, node, script))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 import time
 
+from paramiko import SSHException
 from pyinfra.api.command import StringCommand
+from pyinfra.api.exceptions import PyinfraError
 from pyinfra.api.host import Host
 from pyinfra.connectors.util import CommandOutput
 
@@ -38,6 +40,19 @@ def as_root(
         StringCommand(wrapped), print_output=print_output, _stdin=stdin
     )
     return result
+
+
+def output_of(host: Host, node: Node, script: str) -> list[str]:
+    """What a script prints as root on a host, which is connected to if it is not; raises
+    SettingsError."""
+    try:
+        host.connect(show_errors=False, raise_exceptions=True)
+        ok, output = as_root(host, node, script)
+    except (PyinfraError, SSHException, OSError) as error:
+        raise SettingsError(f"{node.name}: {error}") from None
+    if not ok:
+        raise SettingsError(f"{node.name}: {' '.join(output.stderr_lines[-1:])}")
+    return output.stdout_lines
 
 
 def survey(host: Host, node: Node) -> facts.Facts:
