@@ -140,10 +140,14 @@ def _through(fleet: Fleet, host: HostSettings, calls: Calls, of_sfu: Rate) -> Ra
     return Rate(*(sfu * media + turn * relayed for media, relayed in pairs))
 
 
-def _parts(fleet: Fleet, host: HostSettings) -> tuple[bool, bool]:
-    """Whether media of the service's callers goes through its SFU, and through its TURN server."""
-    relays = any(allocations(fleet, host, name) for name in host.turn_pools)
-    return bool(host.sfu), relays
+def _parts(fleet: Fleet, host: HostSettings) -> tuple[bool, float]:
+    """Whether media of the service's callers goes through its SFU, and the share of them who are
+    told of its TURN server, whose media may go through that."""
+    sfus = [name for name, each in fleet.group("livekit").items() if each.livekit]
+    telling = [
+        name for name in sfus if any(each is host for each, _ in pools.handed_out(fleet, name))
+    ]
+    return bool(host.sfu), len(telling) / max(1, len(sfus))
 
 
 def _limit(capacity: float, use: float, what: str, words: str, moved_by: str) -> Iterator[Limit]:

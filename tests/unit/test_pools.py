@@ -184,12 +184,14 @@ def test_a_host_that_callers_are_told_of_is_not_cleaned() -> None:
 
 
 def test_capacity_counts_what_callers_are_told_of() -> None:
-    def callers(of: Fleet, name: str) -> int | None:
+    def callers(of: Fleet, name: str, what: str = "relay ports of pool calls") -> int | None:
         seen = limits(of, of[name], Machine(4, 262_144, 1000, {}), Calls("video", 4, 4, 0.25))
-        ports = [each for each in seen if each.what == "relay ports of pool calls"]
-        return ports[0].participants if ports else None
+        return next((each.participants for each in seen if each.what == what), None)
 
     # 2 URIs x 1 family x 2 peer connections: all callers of one SFU, two thirds of those of three.
     assert callers(fleet(new=[]), TURN2) == 16_384 // 4
     assert callers(fleet(), TURN2) == 16_384 // 3
     assert callers(fleet((TURN2, "hand_out", False)), TURN2) is None
+    # Any of the two may relay a quarter of 300 + 720 packets/s of those who are told of it.
+    assert callers(fleet(new=[]), TURN2, "processor") == int(0.8 * 200_000 / 255)
+    assert callers(fleet(), TURN2, "processor") == int(0.8 * 200_000 / (255 * 2 / 3))
