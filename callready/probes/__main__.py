@@ -19,7 +19,8 @@ from threading import Lock
 from typing import Any
 
 from callready.probes import Finding, ProbeError, as_data
-from callready.probes.probe import KINDS, Probe, broken, from_json
+from callready.probes.kinds import KINDS, from_json
+from callready.probes.probe import Probe, broken
 
 VERSION = 1
 AT_ONCE = 128

@@ -23,17 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from callready.probes import Finding, ProbeError, reason
-from callready.probes.probe import (
-    Call,
-    Health,
-    Measured,
-    Measurement,
-    Probe,
-    as_json,
-    broken,
-    from_json,
-    hidden,
-)
+from callready.probes.kinds import Call, Health, from_json
+from callready.probes.probe import Measured, Measurement, Probe, as_json, broken, hidden
 from callready.settings.ports import CALLER_PORT
 
 VERSION = 1

@@ -11,19 +11,18 @@ from typing import Any, TypeVar
 from pydantic import SecretStr
 
 from callready.probes import endpoint
-from callready.probes.probe import (
+from callready.probes.kinds import (
     Call,
     Certificate,
     Health,
     Https,
     Join,
     LiveKit,
-    Measured,
-    Probe,
     Recording,
     Stun,
     Turn,
 )
+from callready.probes.probe import Measured, Probe
 from callready.probes.storage import Storage
 from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet

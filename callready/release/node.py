@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import SecretStr
 
 from callready.probes import catalogue
-from callready.probes.probe import LiveKit
+from callready.probes.kinds import LiveKit
 from callready.release.authority import Identity
 from callready.release.declaration import Release
 from callready.release.facts import Facts

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from callready.probes import catalogue, local_address
-from callready.probes.probe import Join, LiveKit, Probe, Recording, UdpPath, without_credentials
+from callready.probes.kinds import Join, LiveKit, Recording, UdpPath, without_credentials
+from callready.probes.probe import Probe
 from callready.release.manifest import Manifest, Promise
 from callready.release.node import Node, key_digest
 from callready.rollout.prober import Prober

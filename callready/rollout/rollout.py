@@ -17,7 +17,8 @@ from pyinfra.api.host import Host
 from pyinfra.connectors.util import CommandOutput
 
 from callready.probes import Finding, catalogue
-from callready.probes.probe import Health, Join, Probe, Recording
+from callready.probes.kinds import Health, Join, Recording
+from callready.probes.probe import Probe
 from callready.release.bundle import bundle
 from callready.release.plan import Step
 from callready.rollout import gate, ssh

@@ -22,7 +22,8 @@ from pyinfra.api.exceptions import ConnectError
 from pyinfra.api.host import Host
 from pyinfra.connectors.sshuserclient.client import SSHClient
 
-from callready.probes.probe import Join, Probe
+from callready.probes.kinds import Join
+from callready.probes.probe import Probe
 from callready.rollout.ssh import TIMEOUT, client
 
 Target = tuple[str, int]

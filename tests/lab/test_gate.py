@@ -18,7 +18,8 @@ from pyinfra.api.inventory import Inventory
 from pyinfra.api.state import State
 
 from callready.probes import catalogue, stun
-from callready.probes.probe import Join, Probe
+from callready.probes.kinds import Join
+from callready.probes.probe import Probe
 from callready.release.node import Node
 from callready.rollout import gate, ssh
 from callready.rollout.prober import Prober

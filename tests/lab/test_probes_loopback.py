@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from callready.probes import SILENCE, ProbeError, ice, peer, stun, turn
 from callready.probes.caller import Caller
-from callready.probes.probe import Call, Stun, Turn
+from callready.probes.kinds import Call, Stun, Turn
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer, client
 from tests.support.packages import environment, unpack
 

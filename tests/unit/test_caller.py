@@ -20,7 +20,8 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, caller
 from callready.probes.caller import Caller, labels
 from callready.probes.catalogue import MOST_PAIRS, watched
-from callready.probes.probe import Call, Health, Https, Join, Measured, Measurement, Stun, Turn
+from callready.probes.kinds import Call, Health, Https, Join, Stun, Turn
+from callready.probes.probe import Measured, Measurement
 from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load
 
 SECRET = "planted-9f3b-in-no-output"

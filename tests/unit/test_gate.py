@@ -19,17 +19,8 @@ from callready.probes import ProbeError, ice
 from callready.probes import __main__ as prober_process
 from callready.probes import livekit as livekit_probes
 from callready.probes.ice import Candidate
-from callready.probes.probe import (
-    Https,
-    Join,
-    LiveKit,
-    Probe,
-    Recording,
-    Stun,
-    Turn,
-    as_json,
-    from_json,
-)
+from callready.probes.kinds import Https, Join, LiveKit, Recording, Stun, Turn, from_json
+from callready.probes.probe import Probe, as_json
 from callready.probes.storage import Bucket, Storage
 from callready.probes.turn import NoUri
 from callready.release.manifest import Manifest, Promise

@@ -42,8 +42,9 @@ from callready.probes import (
     turn,
     webrtc,
 )
-from callready.probes.probe import Health, Measurement
-from callready.probes.probe import LiveKit as LiveKitProbe
+from callready.probes.kinds import Health
+from callready.probes.kinds import LiveKit as LiveKitProbe
+from callready.probes.probe import Measurement
 from callready.probes.turn import Credentials, IceServer, TurnRefused, TurnServer
 from callready.settings.uris import place
 

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from pyinfra.connectors.util import CommandOutput, OutputLine
 
 from callready.probes import Finding, ProbeError, recording
-from callready.probes.probe import Recording, as_json, from_json, hidden
+from callready.probes.kinds import Recording, from_json
+from callready.probes.probe import as_json, hidden
 from callready.probes.recording import Api, Elsewhere, Host, Room, prove, record
 from callready.probes.storage import Bucket, Storage, Unreadable
 from callready.rollout import shell

@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 from callready.probes import ProbeError, catalogue, livekit
-from callready.probes.probe import LiveKit
+from callready.probes.kinds import LiveKit
 from callready.release import refusals
 from callready.rollout.rollout import NODE_ID
 from tests.verify.check import Check, each, ms
