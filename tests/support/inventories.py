@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -20,6 +21,7 @@ from callready.release.facts import EnvironmentFact, Facts, FileFact, UnitFact
 from callready.release.plan import row_hash
 from callready.secrets.loading import validate
 from callready.settings.fleet import Fleet
+from callready.settings.problem import SettingsError
 
 SERVER = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
 SHA256 = hashes.SHA256()
@@ -97,6 +99,15 @@ def merged(*edits: Edit) -> dict[str, dict[str, Any]]:
 def load(*edits: Edit) -> Fleet:
     """The fleet of the three hosts after `edits`; raises SettingsError."""
     return validate(SOURCE, merged(*edits))
+
+
+def said(*edits: Edit) -> list[str]:
+    """The lines of the error, each without the inventory it starts with."""
+    with pytest.raises(SettingsError) as error:
+        load(*edits)
+    lines = str(error.value).splitlines()
+    assert all(line.startswith(f"{SOURCE}: ") for line in lines)
+    return [line.removeprefix(f"{SOURCE}: ") for line in lines]
 
 
 def write_store(entries: dict[str, str]) -> Path:
