@@ -145,11 +145,17 @@ class Caller:
     async def show(self) -> None:
         """Publish a video track of noise, which no encoder makes small."""
         source = rtc.VideoSource(WIDTH, HEIGHT)
-        track = rtc.LocalVideoTrack.create_video_track("noise", source)
-        encoding = rtc.VideoEncoding(max_bitrate=VIDEO_BITRATE, max_framerate=VIDEO_RATE)
+        await self.publish_video("noise", source, VIDEO_BITRATE, VIDEO_RATE)
+        self.tasks.append(asyncio.create_task(self._film(source)))
+
+    async def publish_video(
+        self, name: str, source: rtc.VideoSource, bitrate: int, rate: float
+    ) -> None:
+        """Publish a video track in one layer of at most so many bits and pictures a second."""
+        track = rtc.LocalVideoTrack.create_video_track(name, source)
+        encoding = rtc.VideoEncoding(max_bitrate=bitrate, max_framerate=rate)
         options = rtc.TrackPublishOptions(video_encoding=encoding, simulcast=False)
         await self.room.local_participant.publish_track(track, options)
-        self.tasks.append(asyncio.create_task(self._film(source)))
 
     async def _film(self, source: rtc.VideoSource) -> None:
         while True:

@@ -46,10 +46,7 @@ class Talker(Caller):
     async def show(self) -> None:
         """Publish colours that move."""
         source = rtc.VideoSource(WIDTH, HEIGHT)
-        track = rtc.LocalVideoTrack.create_video_track("colours", source)
-        encoding = rtc.VideoEncoding(max_bitrate=BITRATE, max_framerate=PICTURES)
-        options = rtc.TrackPublishOptions(video_encoding=encoding, simulcast=False)
-        await self.room.local_participant.publish_track(track, options)
+        await self.publish_video("colours", source, BITRATE, PICTURES)
         self.tasks.append(asyncio.create_task(self._film(source)))
 
     async def _film(self, source: rtc.VideoSource) -> None:
