@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from callready.probes import Finding, ProbeError, reason
-from callready.probes.kinds import Call, Health, from_json
+from callready.probes.kinds import Call, Health, Meet, from_json
 from callready.probes.probe import Measured, Measurement, Probe, as_json, broken, hidden
 from callready.settings.ports import CALLER_PORT
 
@@ -60,6 +60,8 @@ def labels(probe: Probe) -> Labels:
         "host": probe.node,
         "pool": getattr(probe, "pool", ""),
         "turn": probe.turn if isinstance(probe, Call) else "",
+        "peer": probe.peer if isinstance(probe, Meet) else "",
+        "service": probe.service if isinstance(probe, Meet) else "",
         "way": probe.way,
         "family": str(probe.family),
         "url": probe.url if isinstance(probe, Health) else "",

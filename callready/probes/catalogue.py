@@ -18,6 +18,7 @@ from callready.probes.kinds import (
     Https,
     Join,
     LiveKit,
+    Meet,
     Recording,
     Stun,
     Turn,
@@ -29,7 +30,7 @@ from callready.settings.fleet import Fleet
 from callready.settings.livekit import LiveKit as LiveKitSettings
 from callready.settings.models import HostSettings
 from callready.settings.pools import Transport, Way, ways
-from callready.settings.uris import place, stun_uri, stun_uris, turn_uri, turn_uris
+from callready.settings.uris import clusters, place, stun_uri, stun_uris, turn_uri, turn_uris
 
 MOST_PAIRS = 64
 """SFUs and TURN hosts that calls connect each with each: a round of twice as many paths takes too
@@ -79,7 +80,7 @@ def watched(
     fleet: Fleet, watcher: str, key: str | None = None, secret: SecretStr | None = None
 ) -> list[Measured]:
     """What the synthetic caller asks all the time: STUN, TURN and a join of every host, the app,
-    and a call on every path.
+    whether those meet who come by two SFUs of one service, and a call on every path.
 
     Args:
         fleet: all hosts.
@@ -95,7 +96,7 @@ def watched(
         found += _app(node, host)
     return [
         replace(probe, **_credentials(probe, key, secret))
-        for probe in (*found, *_calls(fleet))
+        for probe in (*found, *_meetings(fleet), *_calls(fleet))
         if probe.family in families
     ]
 
@@ -115,13 +116,38 @@ def _app(node: str, host: HostSettings) -> Iterator[Health]:
 
 def _credentials(probe: Measured, key: str | None, secret: SecretStr | None) -> dict[str, Any]:
     """Those fields of it, and no more than it needs."""
-    if isinstance(probe, Join | Call) and probe.keys:
+    if isinstance(probe, Join | Meet | Call) and probe.keys:
         key = key or next(iter(probe.keys))
         keys = {"keys": {key: probe.keys[key]}}
     else:
         keys = {}
     is_minted = isinstance(probe, Turn) and probe.secret and secret
     return keys | ({"secret": secret} if is_minted else {})
+
+
+def _meetings(fleet: Fleet) -> Iterator[Meet]:
+    """Of each SFU and the next one of its cluster, so that all of them are in a ring; over one
+    address family, and not where a proxy chooses the SFU."""
+    for service, nodes in clusters(fleet).items():
+        entrances = []
+        for node in nodes:
+            host = fleet[node]
+            common = {"node": node, "address": _public(host)[0], **trust(host)}
+            found = (each for each in _livekit(host, common) if isinstance(each, Join))
+            entrances += [each for each in found if each.address == common["address"]]
+        for one, other in zip(entrances, [*entrances[1:], *entrances[:1]], strict=True):
+            if one is not other:
+                yield Meet(
+                    node=one.node,
+                    address=one.address,
+                    port=one.port,
+                    peer=other.node,
+                    other=(other.address, other.port),
+                    service=service,
+                    url=one.url,
+                    keys=one.keys,
+                    **trust(fleet[one.node]),
+                )
 
 
 def _calls(fleet: Fleet) -> Iterator[Call]:

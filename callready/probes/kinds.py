@@ -272,6 +272,51 @@ class Join(LiveKit, Measured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Meet(Measured):
+    """Two who come to a room by two SFUs are on the same node: media goes there from both, so they
+    hear each other.
+
+    Args:
+        node: the SFU's host by which the first one comes.
+        peer: that of the second one. other: its address and port.
+        service: the name by which callers reach all of them.
+        url: of LiveKit.
+        keys: of LiveKit; the first one is used.
+    """
+
+    kind, module, words = "meet", "livekit", "callers by {node} and by {peer} meet"
+    peer: str
+    other: tuple[str, int]
+    service: str
+    url: str
+    keys: Mapping[str, SecretStr]
+
+    def ask(self) -> None:
+        asyncio.run(self.measure(Measurement()))
+
+    async def measure(self, into: Measurement) -> None:
+        from callready.probes import livekit
+
+        key, secret = next(iter(self.keys.items()))
+        room, at = livekit.new_room(), await asyncio.to_thread(lambda: self._at)
+        one, two = (livekit.token(key, secret, room, ttl=60, create=True) for _ in range(2))
+        into.begin("signalling")
+        common = self.ca, at, self.verify
+        await asyncio.to_thread(livekit.create_room, self.url, one, room, "", *common)
+        async with (
+            livekit.joined(self.url, one, *common) as (here, _),
+            livekit.joined(self.url, two, self.ca, self.other, self.verify) as (there, _),
+        ):
+            into.begin("")
+        if here.node_id != there.node_id:
+            raise ProbeError(
+                f"those of one room do not meet: who comes by {self.node} is on node "
+                f"{here.node_id}, who comes by {self.peer} on {there.node_id}",
+                "whether both SFUs have the same Redis (list-nodes of livekit-server on both)",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Call(Turn):
     """Media passes on exactly one path: packets of several sizes there and back, of which few are
     lost, and then a call of two participants over it. ICE/TCP has the packets alone, because no
@@ -491,7 +536,19 @@ class Health(Measured):
 
 KINDS: dict[str, type[Probe]] = {
     kind.kind: kind
-    for kind in (Stun, UdpPath, Turn, LiveKit, Join, Call, Recording, Https, Certificate, Health)
+    for kind in (
+        Stun,
+        UdpPath,
+        Turn,
+        LiveKit,
+        Join,
+        Meet,
+        Call,
+        Recording,
+        Https,
+        Certificate,
+        Health,
+    )
 }
 
 

@@ -57,6 +57,25 @@ def signalling_names(fleet: Fleet) -> list[str]:
     return list(dict.fromkeys(place(livekit.url)[0] for livekit in sfus if livekit))
 
 
+def clusters(fleet: Fleet) -> dict[str, list[str]]:
+    """The SFUs that stand in for each other, by the name by which callers reach them."""
+    found: dict[str, list[str]] = {}
+    for name, host in fleet.hosts.items():
+        if host.sfu and fleet.cluster(name):
+            found.setdefault(place(host.sfu.url)[0], []).append(name)
+    return {name: nodes for name, nodes in found.items() if len(nodes) > 1}
+
+
+def spared_pools(fleet: Fleet) -> dict[str, list[str]]:
+    """The TURN pools of clusters of which callers are told more than one host, and these."""
+    nodes = [fleet[node].sfu for names in clusters(fleet).values() for node in names]
+    used = dict.fromkeys(sfu.turn_pool for sfu in nodes if sfu and sfu.turn_pool)
+    told = {
+        pool: [name for name, host in fleet.pool(pool).items() if host.hand_out] for pool in used
+    }
+    return {pool: hosts for pool, hosts in told.items() if len(hosts) > 1}
+
+
 def app_names(fleet: Fleet) -> list[str]:
     """The names by which callers reach the app."""
     apps = (host.app for host in fleet.group("app").values())

@@ -50,6 +50,7 @@ SECRETS = {
     "short": "unit-only-31-characters-long-00",
 }
 
+CALLS = {"realm": "callready.test", "secrets": ["secret:turn/calls"]}
 GROUP = {
     "ssh_user": "debian",
     "livekit": {
@@ -58,7 +59,7 @@ GROUP = {
     },
     "turn": {
         "pools": {
-            "calls": {"realm": "callready.test", "secrets": ["secret:turn/calls"]},
+            "calls": CALLS,
             "avatar": {
                 "realm": "avatar.callready.test",
                 "secrets": ["secret:turn/avatar"],
@@ -251,6 +252,19 @@ RECORDED: list[Edit] = [
 def recorded(*edits: Edit) -> Fleet:
     """The three hosts, and one that records; Redis is beside the SFU."""
     return load(*RECORDED, *edits)
+
+
+# Two SFUs that are one service, and two TURN hosts of its pool, one of which has Redis.
+SHARED: list[Edit] = [
+    ("*", "edge", {}),
+    ("*", "fleet_ca", "secret:fleet/ca"),
+    ("*", "redis", {"livekit_password": "secret:redis/livekit"}),
+    ("*", "turn", {"pools": {"calls": CALLS}, "min_port": 60001}),
+    (TURN1, "groups", ["livekit", "turn"]),
+    (TURN1, "livekit.prometheus", {"password": "secret:livekit/prometheus"}),
+    (TURN2, "groups", ["turn", "redis"]),
+    (TURN2, "pools", ["calls"]),
+]
 
 
 def bare() -> Facts:

@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 import urllib.request
+from base64 import b64decode
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +23,9 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, caller
 from callready.probes.caller import Caller, labels
 from callready.probes.catalogue import MOST_PAIRS, watched
-from callready.probes.kinds import Call, Health, Https, Join, Stun, Turn
+from callready.probes.kinds import Call, Health, Https, Join, Meet, Stun, Turn
 from callready.probes.probe import Measured, Measurement
-from tests.support.inventories import SECRETS, SFU1, TURN1, TURN2, Edit, load
+from tests.support.inventories import SECRETS, SFU1, SHARED, TURN1, TURN2, Edit, load
 
 SECRET = "planted-9f3b-in-no-output"
 WRONG = ProbeError("callers get nothing", "the pool")
@@ -255,6 +258,62 @@ def test_the_app_is_asked_by_its_health_or_else_its_url(
             "url": each.url,
         }
     assert len({labels(each) for each in probes}) == len(probes)
+
+
+def test_callers_by_each_sfu_and_the_next_one_have_to_meet(project: Path) -> None:
+    def asked(*edits: Edit) -> list[Meet]:
+        return [each for each in watched(load(*edits), SFU1) if isinstance(each, Meet)]
+
+    found = asked(*SHARED)
+    assert [(each.node, each.address, each.peer, each.other) for each in found] == [
+        (SFU1, "192.0.2.11", TURN1, ("192.0.2.21", 443)),
+        (TURN1, "192.0.2.21", SFU1, ("192.0.2.11", 443)),
+    ]
+    assert dict(labels(found[0])) == {
+        **{"probe": "meet", "host": SFU1, "peer": TURN1, "way": "TCP", "family": "4"},
+        "service": "livekit.callready.test",
+    }
+    assert {*asked(*SHARED, ("*", "livekit.keys.APIcaller", "secret:livekit/second"))[0].keys} == {
+        "APIunit"
+    }
+    assert asked() == []
+    # Somebody else's proxy chooses the SFU.
+    behind: list[Edit] = [("*", "edge", ...), ("*", "livekit.bind_addresses", ["127.0.0.1"])]
+    assert asked(*SHARED, *behind) == []
+
+
+@pytest.mark.parametrize("nodes", [("ND_1", "ND_1"), ("ND_1", "ND_2")])
+def test_those_of_one_room_meet_on_one_node(
+    monkeypatch: pytest.MonkeyPatch, nodes: tuple[str, str]
+) -> None:
+    at = {("192.0.2.11", 443): nodes[0], ("192.0.2.21", 443): nodes[1]}
+
+    @asynccontextmanager
+    async def joined(_: str, token: SecretStr, ca: str | None, where: Any, verify: bool) -> Any:
+        rooms.add(
+            json.loads(b64decode(token.get_secret_value().split(".")[1] + "=="))["video"]["room"]
+        )
+        yield SimpleNamespace(node_id=at[where]), None
+
+    rooms = set[str]()
+    monkeypatch.setattr("callready.probes.livekit.joined", joined)
+    monkeypatch.setattr("callready.probes.livekit.create_room", lambda *_: None)
+    meet = Meet(
+        node="sfu1",
+        address="192.0.2.11",
+        port=443,
+        peer="sfu2",
+        other=("192.0.2.21", 443),
+        service="livekit.callready.test",
+        url="wss://livekit.callready.test",
+        keys={"APIunit": SecretStr(SECRET)},
+    )
+    if nodes[0] == nodes[1]:
+        meet.ask()
+    else:
+        with pytest.raises(ProbeError, match="by sfu1 is on node ND_1, who comes by sfu2 on ND_2"):
+            meet.ask()
+    assert len(rooms) == 1
 
 
 def test_a_watcher_asks_over_the_families_that_it_has(project: Path) -> None:
