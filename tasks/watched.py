@@ -100,6 +100,7 @@ def watched(node: Node) -> None:
         redis=node.settings.redis_here,
         address=node.fleet.redis_address(node.name, node.name),
         tls=bool(node.settings.redis_clients),
+        shared=release.redis if node.fleet.cluster(node.name) else None,
     )
     unit_file = f"/etc/systemd/system/{MEASURE}"
     release.file(unit_file, f"{MEASURE}.j2", script=SCRIPT, senders=senders)

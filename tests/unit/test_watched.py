@@ -3,6 +3,7 @@ whole host."""
 
 import os
 import re
+import socket
 import subprocess
 from base64 import b64decode
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.support.inventories import (
     MON1,
     SECRETS,
     SFU1,
+    SHARED,
     TURN1,
     TURN2,
     Authority,
@@ -329,6 +331,25 @@ REMOTE = (
 def test_redis_is_asked_where_it_listens(host: str, edits: Any, line: str) -> None:
     lines = content("/etc/callready/measure.conf", host, *edits).splitlines()
     assert [each for each in lines if "redis" in each] == [line] * bool(line)
+
+
+def test_each_sfu_measures_the_way_to_the_redis_that_it_shares() -> None:
+    for host in (SFU1, TURN1, TURN2):
+        lines = content("/etc/callready/measure.conf", host, *SHARED).splitlines()
+        shared = [each for each in lines if each.startswith("shared")]
+        assert shared == ["shared 192.0.2.22 6379"] * (host != TURN2)
+
+
+def test_how_far_a_shared_redis_is_and_whether_it_answers(measured: Measured) -> None:
+    assert not any("callready_redis" in name for name in measured.run())
+    with socket.create_server(("127.0.0.1", 0)) as redis:
+        at = f"127.0.0.1 {redis.getsockname()[1]}"
+        measured.write("etc/callready/measure.conf", f"shared {at}\n")
+        found = measured.run()
+        assert found["callready_redis_reached"] == "1"
+        assert 0 < float(found["callready_redis_rtt_seconds"]) < 3
+    found = measured.run()
+    assert found["callready_redis_reached"] == "0" and "callready_redis_rtt_seconds" not in found
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 # shellcheck shell=dash
 # What no exporter knows of this host, as metrics for node_exporter (prometheus.io, "text-based
 # format"): allocations, the packet filter's counters, releases, the certificates that callers get,
-# whether Redis answers; on the monitor, when each host's logs came last.
+# whether Redis answers, and how far it is; on the monitor, when each host's logs came last.
 #   measure        every 15 seconds; a service runs this
 #   measure once
 # Lines `pool NAME QUOTA FIRST LAST`, `certificate NAME ADDRESS:PORT`, of certificates of the fleet's
-# authority `fleet KIND`, `redis ADDRESS PORT [--tls --insecure]`, and of hosts whose logs come here
-# `sender NAME`.
+# authority `fleet KIND`, `redis ADDRESS PORT [--tls --insecure]`, of the Redis that an SFU has in common
+# with others `shared ADDRESS PORT`, and of hosts whose logs come here `sender NAME`.
 CONFIG=$ROOT/measure.conf
 METRICS=$RUN/callready-measure/callready.prom
 certificates='' rounds=0
@@ -93,6 +93,26 @@ print_redis() {
     done < "$CONFIG"
 }
 
+# How far the Redis is that SFUs have in common: until a TCP connection is open, the median of five.
+print_shared() {
+    local kind address port seconds reached=0
+    while read -r kind address port; do
+        [ "$kind" = shared ] || continue
+        # shellcheck disable=SC2016 # for bash
+        seconds=$(timeout 3 bash -c '
+            for _ in 1 2 3 4 5; do
+                begun=$EPOCHREALTIME
+                exec 3<> "/dev/tcp/$0/$1" || exit
+                echo "$begun $EPOCHREALTIME"
+            done' "$address" "$port" 2> /dev/null < /dev/null |
+            awk '{ printf "%.6f\n", $2 - $1 }' | sort -n | sed -n 3p)
+        [ -z "$seconds" ] || reached=1
+        printf '# TYPE callready_redis_reached gauge\ncallready_redis_reached %s\n' $reached
+        [ $reached = 0 ] ||
+            printf '# TYPE callready_redis_rtt_seconds gauge\ncallready_redis_rtt_seconds %s\n' "$seconds"
+    done < "$CONFIG"
+}
+
 # When the last line of each host came; 0: never.
 print_senders() {
     find "$CALLREADY_ROOT/var/log/callready" -name '*.jsonl' -printf '%Ts %P\n' 2> /dev/null | awk '
@@ -141,6 +161,7 @@ measure() {
         print_filter
         print_releases
         print_redis
+        print_shared
         ! grep -q ^sender "$CONFIG" || print_senders
         printf '%s\n' "$certificates"
         printf '# TYPE callready_measured_seconds gauge\ncallready_measured_seconds %s\n' "$(date +%s)"
