@@ -65,6 +65,9 @@ KEYS = {
     # What SFUs share
     "redis-lost": "an SFU or recorder gets no answer from its Redis",
     "redis-refuses": "Redis refuses a password, or what it is asked to do",
+    "redis-far": "Redis is so far from an SFU that joins are slow",
+    "rooms-split": "those of one room do not meet: they are on two SFUs",
+    "sfu-not-serving": "an SFU takes no callers: its edge hands them to others",
     # Certificates and time
     "certificate-expired": "a certificate that callers get is not valid now",
     "certificate-name": "a certificate that callers get is another name's",
@@ -75,9 +78,11 @@ KEYS = {
     "timer-off": "a timer that renews certificates does not run",
     "renewal-failed": "a certificate's renewal failed",
     "clock-off": "the host's clock is off: TURN and tokens refuse callers",
+    "clocks-apart": "the clocks of SFUs that share a Redis differ: joins are slow, or fail",
     # Capacity
     "quota-used": "a pool's quota or relay range is used up",
     "relay-ports-full": "a pool's relay range has no free port",
+    "pool-of-one": "of a pool's hosts one is left: when that fails, nobody is relayed",
     "connections-full": "the kernel's table of connections is nearly full",
     "disk-full": "a disk is full, or nearly",
     "disk-read-only": "a file system that services write to is read-only",

@@ -56,6 +56,7 @@ OF_CALLS = (
     *("test_path", "test_ipv6_relay"),
 )
 OF_SIGNALLING = ("test_health", "test_tokens", "test_signalling", "test_candidates", "test_https")
+OF_CLUSTER = ("test_serving", "test_understood", "test_rooms", "test_first_joins")
 OF_TURN = (
     *("test_certificate_file", "test_stun", "test_allocation", "test_anonymous"),
     *("test_other_pools_credentials", "test_forbidden_peers", "test_tcp_relaying"),
@@ -145,13 +146,14 @@ class Seen:
     def checks(self, unit: str) -> tuple[str, ...]:
         """The checks that fail when a unit does not answer."""
         if unit == LIVEKIT:
-            return (*OF_UNIT, *OF_SIGNALLING, *OF_CALLS, "test_binary", "test_measured")
+            more = (*OF_CLUSTER, "test_binary", "test_measured")
+            return (*OF_UNIT, *OF_SIGNALLING, *OF_CALLS, *more)
         if unit == EDGE:
             behind = (*OF_SIGNALLING, *OF_EDGE, *OF_CALLS, *OF_TURN)
             of_monitor = OF_MONITOR if self.node.settings.watches else ()
             return (*OF_UNIT, *behind, "test_measured", *of_monitor)
         if unit == REDIS:  # every SFU of it is concerned
-            users = (*OF_SIGNALLING, *OF_CALLS, "test_access")
+            users = (*OF_SIGNALLING, *OF_CALLS, *OF_CLUSTER, "test_access")
             return (*OF_UNIT, "test_saved", *(f"*:{check}" for check in users))
         if unit == EGRESS:
             return (*OF_UNIT, *OF_RECORDING, "test_measured")

@@ -14,6 +14,7 @@ from pydantic import SecretStr
 
 from callready.release.facts import Facts, UnitFact
 from callready.release.plan import plan
+from callready.rollout.rollout import NODE_ID
 from callready.rotate import chosen
 from callready.settings import livekit_keys
 from callready.settings.fleet import FLEET_CA
@@ -36,6 +37,7 @@ from tests.support.inventories import (
     merged,
     write_store,
 )
+from tests.verify.cluster import LIST_NODES, split
 from tests.verify.redis import asking, servers
 
 pytestmark = pytest.mark.usefixtures("project")
@@ -593,3 +595,37 @@ def test_a_redis_that_is_far_away_is_said_and_changes_nothing() -> None:
     ]
     for near in (ONE, [("*", "livekit.redis", SENTINEL)]):  # who is asked where it is, is not it
         assert declare(load(*near), SFU1).release.redis is None
+
+
+class Node:
+    """An SFU that says which node it is, and which it knows."""
+
+    def __init__(self, name: str, node_id: str, *known: str) -> None:
+        self.name, self.node_id, self.known, self.host = name, node_id, known, self
+
+    def run(self, script: str) -> SimpleNamespace:
+        if script == NODE_ID:
+            return SimpleNamespace(stdout=f"{self.node_id}\n")
+        assert script == LIST_NODES
+        return SimpleNamespace(stdout="".join(f"| {each} | SERVING |\n" for each in self.known))
+
+
+@pytest.mark.parametrize(
+    ("known", "host"),
+    [
+        ({"one": "ac", "two": "b", "three": "ac"}, "two"),
+        ({"one": "a", "two": "b"}, ""),
+        ({"one": "abc", "two": "abc", "three": "abc"}, None),
+        # It is not alive, or does not reach its Redis: another matter.
+        ({"one": "ac", "two": "ac", "three": "ac"}, None),
+        ({"one": "ac", "two": "", "three": "ac"}, None),
+    ],
+)
+def test_the_sfu_that_does_not_know_the_others_is_named(
+    known: dict[str, str], host: str | None
+) -> None:
+    nodes = [Node(name, id_, *ids) for (name, ids), id_ in zip(known.items(), "abc", strict=False)]
+    found = split(cast(Any, nodes))
+    assert (found and found.host) == host
+    if found:
+        assert found.key == "rooms-split" and "two sees 1 of" in " ".join(found.evidence)

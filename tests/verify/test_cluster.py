@@ -2,11 +2,15 @@
 
 from contextlib import suppress
 
+from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError, catalogue, livekit
-from callready.probes.kinds import LiveKit
+from callready.probes.kinds import LiveKit, Stun
 from callready.release import refusals
+from callready.release.plan import REDIS_NEAR
 from callready.rollout.rollout import NODE_ID
+from callready.settings.uris import spared_pools
 from tests.verify.check import Check, each, ms
+from tests.verify.cluster import split
 from tests.verify.servers import Server
 from tests.verify.targets import Site
 
@@ -39,13 +43,36 @@ def test_serving(server: Server, check: Check) -> None:
             f"calls go on without {server.name}: its edge hands callers to another SFU",
             f"livekit-server.service on {server.name}, and what curl -i http://127.0.0.1:"
             f"{server.settings.livekit and server.settings.livekit.port}/ says there",
+            Cause(
+                "sfu-not-serving",
+                server.name,
+                Place.UNIT,
+                f"LiveKit on {server.name} takes no callers: its edge hands them to other SFUs",
+                "its journal and its way to Redis; `show servers state` of haproxy's admin.sock, "
+                "if somebody took it out there",
+            ),
         )
 
 
 @each(nodes)
 def test_understood(server: Server, site: Site, check: Check) -> None:
     """Versions and clocks go with those of the other nodes"""
-    check.figure(f"Redis {ms(server.facts.redis_rtt)} away")
+    rtt = server.facts.redis_rtt
+    check.figure(f"Redis {ms(rtt)} away")
+    mend = "bring both into one region, or give this region a service of its own; mtr shows the way"
+    check.expect(
+        rtt <= REDIS_NEAR,
+        f"joins by {server.name} and messages of calls there are slow: Redis is {ms(rtt)} away",
+        mend,
+        Cause(
+            "redis-far",
+            server.name,
+            Place.EDGE,
+            f"Redis is {ms(rtt)} away from {server.name} (at most {ms(REDIS_NEAR)} are good): each "
+            "message of a call goes there and back",
+            mend,
+        ),
+    )
     seen = {}
     for node in nodes(site):
         with suppress(ProbeError):  # which its own checks say
@@ -55,6 +82,15 @@ def test_understood(server: Server, site: Site, check: Check) -> None:
             name != server.name,
             f"rooms are split, or joins fail: {name}: {why}",
             "timedatectl and list-nodes of livekit-server on each node",
+            Cause(
+                "clocks-apart",
+                name,
+                Place.CLOCK,
+                f"{name}: {why}",
+                "timedatectl on each SFU: all have to ask time servers",
+            )
+            if "clock" in why
+            else None,
         )
 
 
@@ -72,6 +108,8 @@ def test_rooms(server: Server, site: Site, check: Check) -> None:
             with check.probing():
                 _join(server, node_id, other, way, check)
     check.figure(node_id)
+    if check.findings and (cause := split(all_nodes)):
+        check.causes.append(cause)
 
 
 def _join(server: Server, node_id: str, other: Server, way: LiveKit, check: Check) -> None:
@@ -97,3 +135,44 @@ def _join(server: Server, node_id: str, other: Server, way: LiveKit, check: Chec
         "whether its last deploy ended well",
     )
     check.figure(f"by {other.name}")
+
+
+def spared(server: Server, site: Site) -> list[str]:
+    """Pools of a host of which callers are told other hosts too."""
+    pools = spared_pools(site.fleet)
+    return [pool for pool in server.settings.turn_pools if server.name in pools.get(pool, ())]
+
+
+@each(lambda site: [server for server in site.hosts() if spared(server, site)])
+def test_spare(server: Server, site: Site, check: Check) -> None:
+    """Another host of its pools answers too"""
+    for pool in spared(server, site):
+        others = [name for name in spared_pools(site.fleet)[pool] if name != server.name]
+        left = [name for name in others if answers(site.servers[name], pool)]
+        check.figure(f"{pool}: {len(left)} of {len(others)} others")
+        what = f"{server.name} is the last host of pool {pool} that answers"
+        check.expect(
+            left,
+            f"when {server.name} fails too, nobody who needs a relay connects: of pool {pool} "
+            f"{', '.join(others)} do not answer",
+            f"turnserver@{pool} on {', '.join(others)}",
+            Cause(
+                "pool-of-one",
+                server.name,
+                Place.CAPACITY,
+                what,
+                f"bring back {', '.join(others)}",
+                latent=True,
+            ),
+        )
+
+
+def answers(server: Server, pool: str) -> bool:
+    """Whether a pool on a host answers STUN over some address family."""
+    probes = catalogue.probes(server.name, server.settings, list(server.addresses.values()))
+    for probe in probes:
+        if type(probe) is Stun and probe.pool == pool:
+            with suppress(ProbeError):
+                probe.ask()
+                return True
+    return False

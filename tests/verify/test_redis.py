@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from callready.diagnosis import exchanges
 from callready.diagnosis.model import Cause, Place
-from callready.diagnosis.seen import OF_CALLS, OF_SIGNALLING
+from callready.diagnosis.seen import OF_CALLS, OF_CLUSTER, OF_SIGNALLING
 from callready.settings.fleet import Fleet
 from callready.settings.ports import REDIS
 from callready.settings.redis import USERS, RedisAccess
@@ -94,7 +94,7 @@ def _refused(
         mend,
         (login if login.startswith("-") else said,),
         (exchanges.signalling(server.name, settings).flow,) if settings.sfu else (),
-        (*OF_SIGNALLING, *OF_CALLS),
+        (*OF_SIGNALLING, *OF_CALLS, *OF_CLUSTER),
     )
 
 
