@@ -92,10 +92,18 @@ TO_THE_MESSAGE = {
 }
 
 
+SFUS = [f"sfu{number}.example.com" for number in (1, 2, 3)]
+TURN_HOSTS = [f"turn{number}.example.com" for number in (1, 2, 3)]
+
+
 def rules(groups: Iterable[str] = ROLES) -> str:
-    """The rules of Prometheus for a fleet that has hosts in these groups."""
+    """The rules of Prometheus for a fleet that has hosts in these groups; with Redis, of a
+    cluster."""
     names = {"livekit_names": ["livekit.example.com"], "app_names": ["app.example.com"]}
-    return render("alerts.yml.j2", **names, groups=groups).decode()
+    is_cluster = "redis" in groups
+    clusters = {"livekit.example.com": SFUS} if is_cluster else {}
+    pools = {"calls": TURN_HOSTS} if is_cluster else {}
+    return render("alerts.yml.j2", **names, clusters=clusters, pools=pools, groups=groups).decode()
 
 
 def alerts(groups: Iterable[str] = ROLES) -> dict[str, dict[str, Any]]:

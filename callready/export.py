@@ -20,7 +20,7 @@ from callready.secrets.loading import load_fleet
 from callready.secrets.store import replace_file
 from callready.settings.fleet import Fleet
 from callready.settings.problem import SettingsError
-from callready.settings.uris import app_names, signalling_names
+from callready.settings.uris import app_names, clusters, signalling_names, spared_pools
 
 CA, CERTIFICATE = "fleet-ca.pem", "fleet"
 
@@ -45,9 +45,11 @@ def exported(fleet: Fleet) -> dict[str, bytes]:
             "alerts.yml.j2",
             livekit_names=signalling_names(fleet),
             app_names=app_names(fleet),
+            clusters=clusters(fleet),
+            pools=spared_pools(fleet),
             groups=fleet.groups,
         ),
-        "dashboard.json": dashboard(fleet.groups),
+        "dashboard.json": dashboard(fleet.groups, clusters(fleet)),
     }
     for job in jobs["scrape_configs"]:
         targets = f"targets/{job['job_name']}.json"
@@ -57,9 +59,9 @@ def exported(fleet: Fleet) -> dict[str, bytes]:
     return files
 
 
-def dashboard(groups: Iterable[str]) -> bytes:
-    """Grafana's dashboard of a fleet that has these groups."""
-    return _json(json.loads(render("dashboard.json.j2", groups=groups)))
+def dashboard(groups: Iterable[str], clusters: Iterable[str] = ()) -> bytes:
+    """Grafana's dashboard of a fleet that has these groups and clusters."""
+    return _json(json.loads(render("dashboard.json.j2", groups=groups, clusters=[*clusters])))
 
 
 def expressions(shown: bytes) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from callready.release.node import Node
 from callready.settings.fleet import FLEET_CA
 from callready.settings.models import PROMETHEUS_PORT
 from callready.settings.ports import ALERTMANAGER, ALERTMANAGER_PORT, CALLER_PORT, PROMETHEUS
-from callready.settings.uris import app_names, signalling_names
+from callready.settings.uris import app_names, clusters, signalling_names, spared_pools
 
 FOLDER = f"{ROOT}/monitor"
 
@@ -49,10 +49,13 @@ def monitor(node: Node) -> None:
         "alerts.yml.j2",
         livekit_names=signalling_names(fleet),
         app_names=app_names(fleet),
+        clusters=clusters(fleet),
+        pools=spared_pools(fleet),
         groups=groups,
     )
     # Read anew for whoever looks at it.
-    release.file(f"{FOLDER}/consoles/index.html", "console.html.j2", groups=groups)
+    page = f"{FOLDER}/consoles/index.html"
+    release.file(page, "console.html.j2", groups=groups, clusters=clusters(fleet))
     web, password = f"{FOLDER}/web.yml", f"{FOLDER}/password"
     hidden = settings.password.get_secret_value().encode()
     release.file(web, "web.yml.j2", mode=0o600, user=settings.user, hash=_hash(settings.password))

@@ -162,8 +162,51 @@ def redis(host: str, answers: float | str = 1, runs: float | str = 1) -> Series:
     )
 
 
+# A cluster, by the names that `docs.rules` has.
+NODES = NODE1, NODE2, NODE3 = docs.SFUS
+POOL1, POOL2, POOL3 = docs.TURN_HOSTS
+SERVICE = "livekit.example.com"
+
+
+def meets(ok: float | str, host: str = NODE1, peer: str = NODE2) -> Series:
+    """Whether those who come by two SFUs meet."""
+    values = ok if isinstance(ok, str) else always(ok)
+    return succeeded("meet", values, host, peer=peer, service=SERVICE)
+
+
+def serves(host: str, down: float | str = 0, proxy: str = "to_livekit_example_com") -> Series:
+    """Whether an edge hands callers to other SFUs."""
+    values = down if isinstance(down, str) else always(down)
+    labels = {"host": host, "proxy": proxy, "server": "upstream", "state": "DOWN"}
+    return series("haproxy_server_status", values, **labels)
+
+
+def relays(host: str, stun: int = 1, turn: int = 1) -> Series:
+    """A TURN host of a pool of several."""
+    at = {"host": host, "pool": "calls"}
+    return (
+        up(host, node=1)
+        | probed("stun", stun, **at, way="UDP")
+        | probed("turn", turn, **at, way="TURN/TLS")
+    )
+
+
+def clocks(*ahead: float) -> Series:
+    """By how much those of the SFUs are."""
+    found: Series = {}
+    for host, seconds in zip(NODES, ahead, strict=True):
+        found |= series("node_time_seconds", rising(INTERVAL, seconds), host=host)
+    return found
+
+
+def reached(host: str, ok: int) -> Series:
+    """Whether an SFU gets to its Redis."""
+    return series("callready_redis_reached", always(ok), host=host)
+
+
+RTT = "callready_redis_rtt_seconds"
 GONE = f"1x10 _x{TWENTY_MINUTES}"
-RESTART = f"1x70 0x3 1x{TWENTY_MINUTES}"
+RESTART, RESTARTED = f"1x70 0x3 1x{TWENTY_MINUTES}", f"0x70 1x3 0x{TWENTY_MINUTES}"
 CASES: dict[str, Case] = {
     "HostDown": Case(
         up("turn1", node=0) | probed("stun", 0, **TURN1),
@@ -265,6 +308,47 @@ CASES: dict[str, Case] = {
         "Nobody can join a call on sfu1 (IPv6)",
         # It failed for as long as a restart takes.
         SFU1 | succeeded("join", f"1x70 0x3 1x{TWENTY_MINUTES}", "sfu1"),
+    ),
+    "RoomsSplit": Case(
+        meets(0) | meets(0, NODE2, NODE3) | meets(1, NODE3, NODE1),
+        {"host": SERVICE},
+        f"Callers of one room of {SERVICE} do not meet: those who come by {NODE1} and by {NODE2}; "
+        f"those who come by {NODE2} and by {NODE3}",
+        # Nobody can join by one of them, which is told; and as long as a node takes to be gone.
+        meets(0)
+        | probed("join", 0, NODE2)
+        | probed("join", 1, NODE1)
+        | meets(f"1x70 0x3 1x{TWENTY_MINUTES}", NODE3, NODE1),
+    ),
+    "PoolDegraded": Case(
+        relays(POOL1, 0, 0) | relays(POOL2) | relays(POOL3),
+        {"host": POOL1, "pool": "calls"},
+        f"TURN on {POOL1} (pool calls) fails callers (STUN over IPv4, TURN/TLS over IPv4): they "
+        "get by with another host of the pool, and do not connect when that fails too",
+        # Two of three may be both that a caller is told of; and the host is off, which is told.
+        relays(POOL1, 0, 0) | relays(POOL2, 1, 0) | relays(POOL3),
+    ),
+    "PoolDegraded, by a host that is up": Case(
+        relays(POOL1)
+        | series(STATE, always(0), host=POOL1, name="turnserver@calls.service", state="active"),
+        {"host": POOL1, "pool": "calls"},
+        f"TURN on {POOL1} (pool calls) fails callers (its unit does not run): they get by with "
+        "another host of the pool, and do not connect when that fails too",
+        relays(POOL1, 0, 0) | up(POOL1, node=0),
+    ),
+    "TurnDown, of two hosts of a pool": Case(
+        relays(POOL1, 0, 0) | relays(POOL2, 1, 0),
+        {"host": POOL1, "pool": "calls"},
+        f"TURN on {POOL1} (pool calls) does not answer: callers who need a relay do not connect "
+        "(UDP over IPv4)",
+        relays(POOL1, 0, 0) | relays(POOL2),
+    ),
+    "TurnFails, of two hosts of a pool": Case(
+        relays(POOL1, 1, 0) | relays(POOL2, 0, 0) | up(POOL2, node=0),
+        {"host": POOL1, "pool": "calls"},
+        f"TURN on {POOL1} (pool calls) answers and relays nothing: callers who need a relay do not "
+        "connect (TURN/TLS over IPv4)",
+        relays(POOL1, 1, 0) | relays(POOL2),
     ),
     "TurnDown": Case(
         up("turn1", node=1)
@@ -413,6 +497,58 @@ CASES: dict[str, Case] = {
         "3 files of recordings could not be uploaded and are kept on rec1: their storage refuses "
         "them or does not answer",
         recorder(),
+    ),
+    "SfuNotServing": Case(
+        up(NODE1, node=1, livekit=0, haproxy=1) | serves(NODE1, 1) | probed("join", 1, NODE1),
+        {"host": NODE1},
+        f"LiveKit on {NODE1} takes no callers (it does not answer): the other SFUs do, calls that "
+        "it had have broken off, and the next one that fails is felt",
+        # Nobody can join there, which is told; as long as a restart takes; another backend.
+        up(NODE1, node=1, livekit=0, haproxy=1)
+        | serves(NODE1, 1)
+        | probed("join", 0, NODE1)
+        | serves(NODE2, RESTARTED)
+        | serves(NODE3, 1, TO_APP),
+    ),
+    "SfuNotServing, without Redis": Case(
+        up(NODE1, node=1, livekit=1) | serves(NODE1, 1) | reached(NODE1, 0),
+        {"host": NODE1},
+        f"LiveKit on {NODE1} takes no callers (it does not reach its Redis): the other SFUs do, "
+        "calls that it had have broken off, and the next one that fails is felt",
+        # It is Redis that is down.
+        up(NODE1, node=1, livekit=1) | serves(NODE1, 1) | up("redis1", node=1) | redis("redis1", 0),
+    ),
+    "SfuNotServing, which says so": Case(
+        up(NODE1, node=1, livekit=1) | serves(NODE1, 1) | reached(NODE1, 1),
+        {"host": NODE1},
+        f"LiveKit on {NODE1} takes no callers (it says 406): the other SFUs do, calls that it had "
+        "have broken off, and the next one that fails is felt",
+        up(NODE1, node=1, livekit=1) | serves(NODE1) | reached(NODE1, 0),
+    ),
+    "RedisFar": Case(
+        series(RTT, always(0.02), host=NODE1),
+        {"host": NODE1},
+        f"Redis is 20ms away from {NODE1}: every message of a call goes there and back, so joins "
+        "are slow, and fail when it gets worse",
+        # Once in a while it takes longer.
+        series(RTT, always(0.004), host=NODE1)
+        | series(RTT, f"0.02x70 0.001 0.02x{TWENTY_MINUTES}", host=NODE2),
+    ),
+    "ClocksApart": Case(
+        # What it takes to ask is no skew.
+        clocks(5.01, 5.31, 5.02),
+        {"host": SERVICE},
+        f"Clocks of the SFUs of {SERVICE} are 0.3 s apart ({NODE1} +5.0 s, {NODE2} +5.3 s, {NODE3} "
+        "+5.0 s): from 0.5 s on joins are slow or fail, at 5 s they take each other for dead",
+        # All are off alike; another host.
+        clocks(5.0, 5.19, 5.1) | series("node_time_seconds", rising(INTERVAL, 9), host="turn1"),
+    ),
+    "MetricsMissing, in a cluster": Case(
+        up(NODE1, node=1, livekit=0) | probed("join", 1, NODE1),
+        {"host": NODE1},
+        f"{NODE1} shows no metrics (livekit): callers notice nothing, and alerts about it may not "
+        "come",
+        up(NODE1, node=1, livekit=0) | probed("join", 1, NODE1) | serves(NODE1, 1),
     ),
     "MetricsMissing": Case(
         up("turn1", node=0, haproxy=0) | probed("stun", 1, **TURN1),
@@ -692,6 +828,30 @@ WELL = (
         for name in ("node_time_seconds", "callready_measured_seconds")
     }
 )
+CLUSTER = (
+    relays(POOL1)
+    | relays(POOL2)
+    | meets(1)
+    | meets(1, NODE2, NODE3)
+    | meets(1, NODE3, NODE1)
+    | clocks(0, 0.1, 0.05)
+    | {
+        name: values
+        for host in NODES
+        for name, values in (
+            up(host, node=1, livekit=1, haproxy=1)
+            | probed("join", 1, host)
+            | serves(host)
+            | reached(host, 1)
+            | series(RTT, always(0.001), host=host)
+        ).items()
+    }
+    | {
+        f'callready_measured_seconds{{host="{host}"}}': rising(INTERVAL)
+        for host in (*NODES, POOL1, POOL2)
+    }
+    | {f'node_time_seconds{{host="{host}"}}': rising(INTERVAL) for host in (POOL1, POOL2)}
+)
 NO_TURN = probed("stun", 0, **TURN1) | probed("turn", 0, **ALLOCATED)
 NO_RELAY = NO_TURN | probed("call", 0, "sfu1", **RELAYED)
 NO_SFU = NO_RELAY | probed("join", 0, "sfu1") | probed("call", 0, "sfu1", way="UDP")
@@ -831,6 +991,51 @@ LAYERS: dict[str, tuple[Series, *tuple[dict[str, str] | None, ...]]] = {
         succeeded("call", f"1x50 0x2 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
         {"alertname": "CallersCannotConnect", "host": "sfu1"},
     ),
+    "one SFU of a cluster is stopped": (
+        CLUSTER
+        | up(NODE1, livekit=0)
+        | serves(NODE1, 1)
+        | series(STATE, always(1), host=NODE1, name="livekit-server.service", state="failed"),
+        {"alertname": "SfuNotServing", "host": NODE1, "severity": "ticket"},
+    ),
+    "one SFU of a cluster is off": (
+        CLUSTER
+        | up(NODE1, node=0, livekit=0, haproxy=0)
+        | probed("join", 0, NODE1)
+        | meets(0)
+        | meets(0, NODE3, NODE1),
+        {"alertname": "HostDown", "host": NODE1},
+    ),
+    "all SFUs of a cluster are stopped": (
+        CLUSTER
+        | meets(0)
+        | meets(0, NODE2, NODE3)
+        | meets(0, NODE3, NODE1)
+        | {k: v for n in NODES for k, v in (up(n, livekit=0) | serves(n, 1)).items()}
+        | {k: v for n in NODES for k, v in probed("join", 0, n).items()},
+        *({"alertname": "LiveKitDown", "host": n, "job": "livekit"} for n in NODES),
+    ),
+    "Redis of a cluster is stopped": (
+        CLUSTER
+        | meets(0)
+        | {k: v for n in NODES for k, v in (probed("join", 0, n) | serves(n, 1)).items()}
+        | redis("rec1", 0, 0),
+        {"alertname": "RedisDown", "host": "rec1"},
+    ),
+    "one SFU has another Redis": (
+        CLUSTER | meets(0) | meets(0, NODE3, NODE1),
+        {"alertname": "RoomsSplit", "host": SERVICE},
+    ),
+    "coturn on one host of a pool is stopped": (
+        CLUSTER | relays(POOL1, 0, 0) | probed("call", 0, NODE1, **RELAYED | {"turn": POOL1}),
+        {"alertname": "PoolDegraded", "host": POOL1, "pool": "calls", "severity": "ticket"},
+    ),
+    "one host of a pool is off, and coturn on the other stops": (
+        # Nobody asks the first one.
+        CLUSTER | dict.fromkeys(relays(POOL1), "_") | up(POOL1, node=0) | relays(POOL2, 0, 0),
+        {"alertname": "HostDown", "host": POOL1},
+        {"alertname": "TurnDown", "host": POOL2, "pool": "calls"},
+    ),
     "media arrives again": (
         succeeded("call", f"0x60 1x{TWENTY_MINUTES}", "sfu1", way="UDP") | joins(5, 30),
         None,
@@ -871,7 +1076,9 @@ def shown(folder: Path, values: dict[str, float]) -> str:
     subprocess.run(blocks, cwd=folder, check=True, capture_output=True)
     (folder / "prometheus.yml").touch()
     (folder / "consoles").mkdir()
-    (folder / "consoles/index.html").write_bytes(render("console.html.j2", groups=ROLES))
+    (folder / "consoles/index.html").write_bytes(
+        render("console.html.j2", groups=ROLES, clusters=[SERVICE])
+    )
     run = ["prometheus", "--config.file=prometheus.yml", "--storage.tsdb.path=data"]
     run += [f"--web.listen-address={address}", "--web.console.templates=consoles"]
     pages: list[str] = []
@@ -901,10 +1108,21 @@ def now(every: Series) -> dict[str, float]:
 
 @pytest.mark.tools
 def test_the_page_says_that_all_is_well(tmp_path: Path) -> None:
-    page = shown(tmp_path, now(WELL))
+    up = {"proxy": "to_livekit_example_com", "server": "upstream", "state": "UP"}
+    nodes = (
+        series("livekit_room_total", always(3), host=NODE1)
+        | series("livekit_room_total", always(0), host=NODE2)
+        | series("haproxy_server_status", always(1), host=NODE1, **up)
+        | series("haproxy_server_status", always(0), host=NODE2, **up)
+        | series(RTT, always(0.0004), host=NODE1)
+        | reached(NODE1, 1)
+        | reached(NODE2, 0)
+    )
+    page = shown(tmp_path, now(WELL | nodes))
     assert "✓ All is well Hosts up 5 of 5 Test calls that connect ✓ 2 of 2 paths" in page
     assert "Alerts" not in page
     assert "sfu1 2 paths, last call 3" in page
+    assert f"{NODE1} ✓ yes 0.4 ms 3" in page and f"{NODE2} ✗ others do ✗ 0" in page
     assert "rec1 ✓ up Redis Recorder" in page
     assert "direct ✓ UDP IPv4 3" in page and "turn1 calls ✓ UDP IPv4 3" in page
 
@@ -940,5 +1158,5 @@ def test_the_page_shows_what_is_broken(tmp_path: Path) -> None:
 
 
 def test_the_page_needs_nothing_from_outside_and_no_script() -> None:
-    page = render("console.html.j2", groups=ROLES).decode()
+    page = render("console.html.j2", groups=ROLES, clusters=[SERVICE]).decode()
     assert not re.search(r"https?:|//\w|<script|@import|url\(", page)

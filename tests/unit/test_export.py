@@ -18,8 +18,18 @@ from callready.settings.models import ROLES
 from callready.settings.problem import SettingsError
 from tasks import declare
 from tasks.monitor import FOLDER
-from tests.support.inventories import MON1, SECRETS, SFU1, TURN1, TURN2, load, watched
-from tests.unit.test_alerts import always, promtool
+from tests.support.inventories import (
+    MON1,
+    SECRETS,
+    SFU1,
+    SHARED,
+    TURN1,
+    TURN2,
+    Edit,
+    load,
+    watched,
+)
+from tests.unit.test_alerts import SERVICE, always, promtool
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -28,6 +38,7 @@ AT = 'host="h05.lab.test",instance="h05.lab.test"'
 LIVEKIT = f'{AT},job="livekit",node_id="ND_YCGLD7ypFCSJ",node_type="SERVER"'
 CALL = f'{AT},job="caller",family="4",turn="h05.lab.test",pool="calls",way="TURN/UDP"'
 LOSS = f'livekit_packet_loss_percent_bucket{{direction="incoming",{LIVEKIT},source="MICROPHONE",type="RTP"'
+NAMES = [SERVICE]
 SERIES = {
     f'up{{{AT},job="node"}}': 1,
     f'ALERTS{{alertname="TurnDown",alertstate="firing",severity="page",{AT}}}': 1,
@@ -49,6 +60,9 @@ SERIES = {
     f'callready_egress_orphans{{{AT},job="node"}}': 0,
     f'callready_egress_backup{{{AT},job="node"}}': 0,
     f'callready_redis_up{{{AT},job="node"}}': 1,
+    f'callready_redis_rtt_seconds{{{AT},job="node"}}': 0.0004,
+    f'callready_probe_success{{probe="meet",{AT},job="caller",family="4",peer="h06.lab.test",way="TCP"}}': 1,
+    f'haproxy_server_status{{{AT},job="haproxy",proxy="to_livekit_example_com",server="upstream",state="UP"}}': 1,
     f'node_cpu_seconds_total{{cpu="0",{AT},job="node",mode="idle"}}': 10822.65,
     f'node_memory_MemAvailable_bytes{{{AT},job="node"}}': 23314591744,
     f'node_memory_MemTotal_bytes{{{AT},job="node"}}': 25276059648,
@@ -123,8 +137,25 @@ def test_the_command_writes_it_anew_and_only_its_user_reads_the_key(
     assert main([]) == 2
 
 
+def test_alerts_of_a_cluster_are_where_there_is_one() -> None:
+    def names(*edits: Edit) -> set[str]:
+        (group,) = yaml.safe_load(exported(watched(*edits))["alerts.yml"])["groups"]
+        return {each["alert"] for each in group["rules"] if "alert" in each}
+
+    assert names(*SHARED) - names() == {
+        *("RedisDown", "RoomsSplit", "PoolDegraded", "SfuNotServing", "RedisFar", "ClocksApart")
+    }
+    assert names(*SHARED) - names(*SHARED, (TURN2, "hand_out", False)) == {"PoolDegraded"}
+    text = exported(watched(*SHARED))["alerts.yml"].decode()
+    assert f'pool="calls",host=~"{TURN1}|{TURN2}"' in text
+    assert f'node_time_seconds{{host=~"{SFU1}|{TURN1}"}}' in text
+    board = exported(watched(*SHARED))["dashboard.json"].decode()
+    assert "SFUs that take callers" in board
+    assert "SFUs that take callers" not in exported(watched())["dashboard.json"].decode()
+
+
 def test_panels_of_the_dashboard_lie_beside_each_other() -> None:
-    board = json.loads(dashboard(ROLES))
+    board = json.loads(dashboard(ROLES, NAMES))
     cells = [
         (x, y)
         for panel in board["panels"]
@@ -137,7 +168,7 @@ def test_panels_of_the_dashboard_lie_beside_each_other() -> None:
 
 
 def test_an_expression_without_data_is_named() -> None:
-    found = without_data(dashboard(ROLES), lambda expression: "job=" not in expression)
+    found = without_data(dashboard(ROLES, NAMES), lambda expression: "job=" not in expression)
     assert found == ['Hosts up: avg(up{job="node",host=~".*"})']
 
 
@@ -151,7 +182,7 @@ def test_every_expression_of_the_dashboard_finds_something(tmp_path: Path) -> No
             "eval_time": "20m",
             "exp_samples": [{"labels": "{}", "value": 1}],
         }
-        for _, expression in expressions(dashboard(ROLES))
+        for _, expression in expressions(dashboard(ROLES, NAMES))
     ]
     test = {"input_series": every, "promql_expr_test": asked}
     assert len(asked) > 20 and promtool(tmp_path, [test]) == ""
