@@ -158,7 +158,15 @@ def test_redis_is_for_the_sfus(settled: Fleet, tmp_path: Path) -> None:
     assert {name.partition("[")[0] for name in found} >= {"test_access", "test_saved"}
 
 
-@pytest.mark.parametrize("name", ["redis hung", "another password at redis"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "redis hung",
+        "another password at redis",
+        "redis far from an sfu",
+        "an sfu cut off from redis",
+    ],
+)
 def test_what_is_wrong_with_redis_is_named(settled: Fleet, name: str) -> None:
     settled.write()
     at = Service.of(str(settled.inventory))

@@ -1,9 +1,19 @@
 """All sabotages by name, and pairs of them that are two faults at once."""
 
-from tests.sabotage import network, recording, redis, services, watching
+from tests.sabotage import cluster, network, recording, redis, services, watching
 from tests.sabotage.sabotage import CATALOGUE
 
-__all__ = ["AGREED", "CATALOGUE", "PAIRS", "network", "recording", "redis", "services", "watching"]
+__all__ = [
+    "AGREED",
+    "CATALOGUE",
+    "PAIRS",
+    "cluster",
+    "network",
+    "recording",
+    "redis",
+    "services",
+    "watching",
+]
 
 # Of these other clients are asked too, path by path.
 AGREED = (

@@ -17,14 +17,14 @@ from lab import plan
 from tests.support.fleet import PYINFRA, REPOSITORY, Host, eventually
 
 _numbers = itertools.count(1)
-# The layers of what needs a monitor, and hosts of the groups redis and egress.
-WATCHING, REDIS, RECORDING = "watching", "redis", "recording"
+# The layers of what needs a monitor, hosts of the groups redis and egress, and several SFUs.
+WATCHING, REDIS, RECORDING, CLUSTER = "watching", "redis", "recording", "cluster"
 
 
 @dataclass(frozen=True)
 class Service:
     """A deployed fleet like the lab's: an SFU, a TURN host of pool `calls` and one of pool
-    `avatar`, perhaps the app's host, the monitor, and those of egress and Redis."""
+    `avatar`, perhaps the app's host, the monitor, those of egress and Redis, and another SFU."""
 
     inventory: str
     sfu: Host
@@ -34,10 +34,11 @@ class Service:
     monitor: Host | None = None
     recorder: Host | None = None
     redis: Host | None = None
+    other: Host | None = None
 
     @property
     def hosts(self) -> list[Host]:
-        more = (self.app, self.monitor, self.recorder, self.redis)
+        more = (self.app, self.monitor, self.recorder, self.redis, self.other)
         every = (self.sfu, self.turn, self.avatar, *more)
         return list(dict.fromkeys(host for host in every if host))
 
@@ -52,9 +53,12 @@ class Service:
         turn = {pool: host(entry) for entry in groups["turn"] for pool in entry[1]["pools"]}
         calls = turn["calls"]
         roles = ("app", "monitor", "egress", "redis")
-        more = (next(map(host, groups.get(each, ())), None) for each in roles)
-        sfu, avatar = host(groups["livekit"][0]), turn.get("avatar", calls)
-        return cls(inventory, sfu, calls, avatar, *more)
+        app, monitor, recorder, redis = (
+            next(map(host, groups.get(each, ())), None) for each in roles
+        )
+        (sfu, *others), avatar = map(host, groups["livekit"]), turn.get("avatar", calls)
+        other = next(iter(others), None)
+        return cls(inventory, sfu, calls, avatar, app, monitor, recorder, redis, other)
 
     def has(self, name: str) -> bool:
         """Whether what a sabotage breaks is here."""
@@ -62,6 +66,7 @@ class Service:
         if each.role in ("app", "android"):
             return self.app is not None
         needed = {WATCHING: self.monitor, REDIS: self.redis, RECORDING: self.recorder}
+        needed[CLUSTER] = self.other and self.redis
         return needed.get(each.layer, self.sfu) is not None
 
     def deploy(self) -> None:

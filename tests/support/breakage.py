@@ -8,10 +8,15 @@ edge), or where the callers are (`callers`).
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +27,7 @@ from tests.support.fleet import Host
 Run = Callable[[str], str]
 INTERFACE = "host0"  # of a lab host
 _numbers = itertools.count(1)
+SOL_PACKET, PACKET_VNET_HDR, ETH_P_ALL, VNET_HDR = 263, 15, 3, 10
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,47 @@ def shaped(host: Host | None, rate: str) -> Iterator[None]:
         yield
     finally:
         there(f"tc qdisc del dev {interface} root")
+
+
+@contextmanager
+def delayed(host: Host, source: Host, packets: Packets, seconds: float) -> Iterator[None]:
+    """Have what one host sends another late, before both, where they cannot look; not every kernel
+    has netem. What the bridge drops is sent by hand (packet(7))."""
+    over = threading.Event()
+
+    def port(of: Host) -> socket.socket:
+        found = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+        # With a header that says which checksums the network card would make (linux/if_packet.h).
+        found.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
+        found.bind((f"vb-{of.name}", ETH_P_ALL))
+        return found
+
+    async def pass_on() -> None:
+        loop = asyncio.get_running_loop()
+        with port(source) as taken, port(host) as given:
+            ends = socket.inet_aton(source.ipv4) + socket.inet_aton(host.ipv4)
+            taken.settimeout(0.1)
+
+            def take() -> None:
+                with suppress(TimeoutError):
+                    frame = taken.recv(1 << 17)
+                    if frame[VNET_HDR + 26 :][:8] == ends:
+                        at = time.monotonic() + seconds
+                        loop.call_soon_threadsafe(lambda: loop.call_at(at, given.send, frame))
+
+            def go_on() -> None:
+                while not over.is_set():
+                    take()
+
+            await asyncio.to_thread(go_on)
+
+    with filtered(before(host), packets), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(asyncio.run, pass_on())
+        try:
+            yield
+        finally:
+            over.set()
+            done.result()
 
 
 @contextmanager

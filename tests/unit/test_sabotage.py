@@ -63,6 +63,13 @@ def test_what_needs_a_host_that_records_is_left_out_where_there_is_none() -> Non
     assert at.has("egress stopped") and at.host("recorder") in at.hosts
 
 
+def test_what_needs_several_sfus_is_left_out_where_there_is_one() -> None:
+    name = "one of the sfus stopped"
+    assert not AT.has(name) and not replace(AT, other=Host("h16")).has(name)
+    at = replace(AT, other=Host("h16"), redis=Host("h17"))
+    assert at.has(name) and at.host("other") in at.hosts
+
+
 def test_two_faults_are_two_causes() -> None:
     pair = [CATALOGUE["ipv6 media dropped"], CATALOGUE["coturn hung"]]
     assert judged(pair, AT, run(MEDIA, ("unit-hung", "turn1.lab.test"))).is_right
