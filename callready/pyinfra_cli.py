@@ -173,7 +173,8 @@ def _deploy_files() -> None:
 
 def _interrupted(_number: int, _frame: FrameType | None) -> None:
     print(
-        "callready: interrupted; hosts that were being switched return by themselves",
+        "callready: interrupted; hosts that were being switched return by themselves, and what was "
+        "drained takes new calls when those that run have ended",
         file=sys.stderr,
     )
     os._exit(130)

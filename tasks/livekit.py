@@ -30,6 +30,7 @@ def livekit(node: Node) -> None:
     if redis and not redis.is_local and redis.addresses == [redis.address]:
         node.release.redis = split_endpoint(redis.address)  # Sentinels say who that is by then
     node.release.user("livekit")
+    region = only_of_region(node)
     binary = node.release.install(settings.base_url, settings.version, settings.archive_sha256)
     node.release.links["/usr/local/bin/livekit-server"] = binary
     read, keys = client_files(node, redis) if redis else ([], [])
@@ -68,10 +69,23 @@ def livekit(node: Node) -> None:
         binary=binary,
         listens=[f"tcp/{settings.port}", f"tcp/{settings.rtc.tcp_port}"],
         restart_means="every running call reconnects once, a gap of seconds"
-        + "; what is recorded then has the gap, or ends" * bool(node.fleet.group("egress")),
+        + "; what is recorded then has the gap, or ends" * bool(node.fleet.group("egress"))
+        + f"; it is the only SFU of region {region}: its new calls go to others" * bool(region),
         # With Redis a node takes no new rooms after SIGTERM: others have to.
         drain="TERM" if node.fleet.cluster(node.name) else "",
+        media=f"tcp/{settings.rtc.tcp_port}",
     )
+
+
+def only_of_region(node: Node) -> str:
+    """The region of an SFU whose region no other SFU of its cluster is in, where LiveKit looks at
+    regions; else empty."""
+    settings, others = node.settings, node.fleet.cluster(node.name)
+    selector = settings.sfu.config.get("node_selector") if settings.sfu else None
+    if not others or not isinstance(selector, dict) or selector.get("kind") != "regionaware":
+        return ""
+    is_shared = any(node.fleet[other].region == settings.region for other in others)
+    return "" if is_shared else settings.region or ""
 
 
 def candidate_networks(node: Node) -> list[str]:

@@ -53,7 +53,8 @@ class Service:
     the SHA-256 of its credentials (sorted), and listen on `listens` (`udp/3478`); a `reloads` one
     takes new inputs without dropping a connection; `restart_means` is what a restart does to
     calls, `drain` the signal that makes it take no new ones (empty: it has none; None: it has no
-    calls to wait for)."""
+    calls to wait for; TERM: others take its new rooms), `media` the one of its TCP ports to which
+    calls connect beside UDP."""
 
     unit: str
     fingerprint: str
@@ -62,6 +63,7 @@ class Service:
     reloads: bool = False
     restart_means: str = ""
     drain: str | None = ""
+    media: str = ""
 
     @property
     def line(self) -> UnitLine:
@@ -235,6 +237,7 @@ class Release:
         in_container: bool = False,
         restart_means: str = "",
         drain: str | None = "",
+        media: str = "",
     ) -> None:
         """A unit that runs now with the declared contents of `inputs` (its unit file among them,
         where that is ours), of `credentials` (LoadCredential) and with `binary`.
@@ -263,7 +266,14 @@ class Release:
             note = HOST.joinpath("note-inputs.sh").read_bytes()
             self.file("/usr/local/lib/callready/note-inputs", content=note, mode=0o755)
         self.services[unit] = Service(
-            unit, fingerprint, tuple(given), tuple(listens), reloads, restart_means, drain
+            unit,
+            fingerprint,
+            tuple(given),
+            tuple(listens),
+            reloads,
+            restart_means,
+            drain,
+            media,
         )
 
     def enable(self, unit: str, unit_file: str, target: str = "multi-user.target") -> None:

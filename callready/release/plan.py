@@ -495,12 +495,23 @@ def _interrupt(made: Plan, release: Release, facts: Facts, service: Service) -> 
     made.notes.append(
         f"restarting {service.unit} ({ports} media ports in use): {service.restart_means}"
     )
-    if release.drain:
-        new = "" if service.drain else "; it takes new calls all the while"
-        made.notes.append(f"waiting up to {release.drain} s for them first{new}")
-        made.prepare.append(
-            step("drain", service.unit, service.drain or "-", str(release.drain), *service.listens)
+    if not release.drain:
+        return
+    seconds, media = str(release.drain), service.media or "-"
+    if service.drain == "TERM":
+        made.notes.append(
+            f"waiting up to {seconds} s for them first, and for the WebSockets that it relays for "
+            "other SFUs, which take its new calls. When it has been told, it takes no new rooms "
+            "until it restarts: if the deploy is stopped (Ctrl-C) while it waits, nothing is "
+            "switched, and it restarts when its calls have ended or that time is over"
         )
+        signalling = service.listens[0]
+        made.prepare.append(step("drain_node", seconds, signalling, media, *service.listens))
+    else:
+        new = "" if service.drain else "; it takes new calls all the while"
+        made.notes.append(f"waiting up to {seconds} s for them first{new}")
+        signal = service.drain or "-"
+        made.prepare.append(step("drain", service.unit, signal, seconds, media, *service.listens))
 
 
 def _end_recordings(made: Plan, release: Release, facts: Facts) -> None:

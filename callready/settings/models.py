@@ -97,7 +97,8 @@ class Deploy(Section):
         0,
         ge=0,
         le=86_400,
-        description="Seconds to wait for calls to end before LiveKit or coturn restarts.",
+        description="Seconds to wait for calls to end before LiveKit or coturn restarts; for one "
+        "of several SFUs also for the WebSockets that it relays.",
     )
 
 

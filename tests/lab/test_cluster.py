@@ -127,6 +127,7 @@ def test_drained_node_takes_no_new_calls(settled: Fleet, drain: int) -> None:
     if drain == DRAIN:
         said = process.communicate(timeout=60)
     assert process.returncode == 0, said
+    assert ('these rooms reconnect once: "continuity-' in "".join(said)) == (drain == 2)
     assert node.pids() != before
     both = calls["direct"]
     print(*both, sep="\n")

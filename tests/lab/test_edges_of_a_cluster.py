@@ -4,6 +4,8 @@ none, and who may come in by the port that the edges have for each other."""
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,21 @@ from pydantic import SecretStr
 from callready.probes import ProbeError, livekit
 from callready.probes.app import get
 from callready.release.authority import Authority, Identity
+from callready.rollout.rollout import NODE_ID
 from lab import Lab, ca
-from tests.support.fleet import Fleet, Host, delivered, eventually, pair_inventory, probe, verify
+from tests.support.continuity import calls_of
+from tests.support.fleet import (
+    DRAIN,
+    Fleet,
+    Host,
+    delivered,
+    draining,
+    eventually,
+    idle,
+    pair_inventory,
+    probe,
+    verify,
+)
 
 # Debian 12, 13 and 12.
 HOSTS = ONE, NAMED, SHARED = Host("h21"), Host("h22"), Host("h23")
@@ -76,8 +91,10 @@ def is_by_peer(host: Host) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def settled(cluster: Fleet) -> None:
+def settled(cluster: Fleet) -> Iterator[None]:
     eventually(lambda: all(map(is_own, HOSTS)))
+    yield
+    cluster.restore()
 
 
 @contextmanager
@@ -195,6 +212,90 @@ def test_without_redis_edges_go_on(cluster: Fleet) -> None:
     assert statuses <= {200, 406}
     eventually(lambda: all(map(is_own, HOSTS)))
     assert [host.pids() for host in HOSTS] == pids  # nothing restarts LiveKit for that
+
+
+def drained(cluster: Fleet, seconds: int) -> subprocess.Popen[str]:
+    """A deploy that restarts the LiveKit of NAMED, by the time it waits for that."""
+    levels = {"info": "debug", "debug": "info"}
+    now = NAMED.root("sed -n 's/^  level: //p' /etc/livekit/livekit.yaml")
+    cluster.data["deploy"] |= {"drain": seconds}
+    cluster.data["livekit"]["logging"] = {"level": levels[now]}
+    process = cluster.start("--limit", NAMED.fqdn)
+    draining(process)
+    return process
+
+
+def test_a_drained_node_waits_for_what_it_relays(cluster: Fleet) -> None:
+    """It has no participants, but a WebSocket that leads to a room on another node."""
+    before, secret = NAMED.pids(), cluster.secrets["livekit/api_secret"]
+    with calls_of(URL, "APIfleet", secret, {}, node_id=ONE.root(NODE_ID)) as calls:
+        assert NAMED.media() == 0
+        process = drained(cluster, DRAIN)
+        # Its own edge gives new callers to others, and those give it none.
+        eventually(lambda: is_by_peer(NAMED))
+        assert "503 Service Unavailable" in asked(ONE, NAMED, OWN)
+        NAMED.root("systemctl reload haproxy")
+        eventually(lambda: is_by_peer(NAMED))
+        call = probe("webrtc", URL, "--ca-file", CA, secret=secret, LIVEKIT_API_KEY="APIfleet")
+        assert call["ok"], call
+        # Alone it is used all the same.
+        with stopped(ONE, "haproxy"), stopped(SHARED, "haproxy"):
+            eventually(lambda: "200 OK" in asked(ONE, NAMED, OWN) and is_own(NAMED))
+        assert NAMED.pids() == before
+    said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    print(*calls["direct"], sep="\n")
+    assert all(each.undisturbed for each in calls["direct"]), calls
+    assert NAMED.pids() != before
+    eventually(lambda: is_own(NAMED))
+
+
+@pytest.mark.long
+def test_what_a_node_relays_goes_on_when_its_last_participant_has_left(cluster: Fleet) -> None:
+    """LiveKit ends then, and cuts what it relays: media goes on, clients connect anew."""
+    before, secret = NAMED.pids(), cluster.secrets["livekit/api_secret"]
+    nodes = ONE.root(NODE_ID), NAMED.root(NODE_ID)
+    with calls_of(URL, "APIfleet", secret, {}, node_id=nodes[0]) as relayed:
+        with calls_of(URL, "APIfleet", secret, {}, node_id=nodes[1]) as own:
+            process = drained(cluster, 600)
+            assert NAMED.pids() == before
+        said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        eventually(lambda: is_own(NAMED))
+    print(*own["direct"], *relayed["direct"], sep="\n")
+    assert all(each.undisturbed for each in own["direct"]), own
+    assert all(each.reconnects <= 1 and not each.gone for each in relayed["direct"]), relayed
+
+
+@pytest.mark.parametrize(
+    "then", ["its calls end", pytest.param("the next deploy", marks=pytest.mark.long)]
+)
+def test_ctrl_c_while_it_drains_leaves_a_node_that_serves(cluster: Fleet, then: str) -> None:
+    before, secret = NAMED.pids(), cluster.secrets["livekit/api_secret"]
+    node_id, release = NAMED.root(NODE_ID), NAMED.root("readlink /etc/callready/current")
+    with calls_of(URL, "APIfleet", secret, {}, node_id=node_id) as calls:
+        process = drained(cluster, 600)
+        eventually(lambda: is_by_peer(NAMED))
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        eventually(lambda: idle(NAMED))
+        # It takes no new rooms, but callers of others', and its calls go on.
+        eventually(lambda: is_own(NAMED))
+        assert (NAMED.pids(), NAMED.root("readlink /etc/callready/current")) == (before, release)
+        if then == "the next deploy":
+            process = drained(cluster, 12)
+            said = "".join(process.communicate(timeout=60))
+            assert process.returncode == 0 and 'reconnect once: "continuity-' in said, said
+    print(*calls["direct"], sep="\n")
+    if then == "the next deploy":
+        assert all(each.reconnects == 1 and not each.gone for each in calls["direct"]), calls
+    else:
+        assert all(each.undisturbed for each in calls["direct"]), calls
+    eventually(lambda: NAMED.pids() not in ({}, before))
+    eventually(lambda: is_own(NAMED))
+    call = probe("webrtc", URL, "--ca-file", CA, secret=secret, LIVEKIT_API_KEY="APIfleet")
+    assert call["ok"], call
 
 
 def test_the_port_of_the_edges_is_for_them_alone(cluster: Fleet) -> None:

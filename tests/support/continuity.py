@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import SecretStr, TypeAdapter
 
-from callready.probes.livekit import token
+from callready.probes.livekit import create_room, token
 from callready.probes.participants import Caller, in_call
 from callready.probes.turn import IceServer, mint
 from callready.probes.webrtc import Request
@@ -76,7 +76,12 @@ Calls = dict[str, tuple[Continuity, Continuity]]
 
 @contextmanager
 def calls_of(
-    url: str, key: str, secret: str, relays: dict[str, str], ca_file: str = f"{plan.STATE}/ca.pem"
+    url: str,
+    key: str,
+    secret: str,
+    relays: dict[str, str],
+    ca_file: str = f"{plan.STATE}/ca.pem",
+    node_id: str = "",
 ) -> Iterator[Calls]:
     """Keep a direct call and one through each relay up for as long as the block runs, and then
     until all hear each other; what came of them is in the result afterwards, by name.
@@ -84,6 +89,7 @@ def calls_of(
     Args:
         url: of LiveKit. key: API key. secret: API secret.
         relays: TURN URI to the secret of its pool; each names a call that has no other way.
+        node_id: the node of a cluster that the rooms are on, whoever takes the signalling.
     """
     found: Calls = {}
     with ExitStack() as stack:
@@ -93,6 +99,9 @@ def calls_of(
             **{u: _server(u, s) for u, s in relays.items()},
         }.items():
             room = f"continuity-{os.urandom(4).hex()}"
+            if node_id:
+                may = token(key, SecretStr(secret), room, create=True)
+                create_room(url, may, room, node_id, ca_file if url.startswith("wss:") else None)
             one, other = (token(key, SecretStr(secret), room, ttl=3600) for _ in "ab")
             request = Request(
                 url,

@@ -276,6 +276,27 @@ def test_a_node_is_told_to_drain_where_another_one_takes_its_calls(
     assert declare(load(*edits), SFU1).release.services[LIVEKIT].drain == drain
 
 
+REGIONS = {"kind": "regionaware", "regions": [{"name": n, "lat": 1.5, "lon": 2.5} for n in "ab"]}
+
+
+@pytest.mark.parametrize("regions", ["", "aa", "ab"])
+def test_the_plan_says_what_draining_a_node_means(regions: str) -> None:
+    edits: list[Edit] = [(SFU1, "deploy", {"drain": 600})]
+    for host, region in zip((SFU1, TURN1), regions, strict=False):
+        edits.append((host, "region", region))
+        edits.append((host, "livekit.config", {"node_selector": REGIONS}))
+    release = declare(load(*TWO, *edits), SFU1).release
+    old = UnitFact("loaded", "active", "enabled", 1, False, "old", "/usr/bin/livekit-server")
+    found = plan(release, Facts(units={LIVEKIT: old}))
+    means, waits = found.notes[-2:]
+    assert ("the only SFU of region a: its new calls go to others" in means) == (regions == "ab")
+    assert "waiting up to 600 s for them first, and for the WebSockets that it relays" in waits
+    assert "no new rooms until it restarts: if the deploy is stopped (Ctrl-C)" in waits
+    steps = [step.line for step in found.steps]
+    wait = "drain_node 600 tcp/7880 tcp/7881 tcp/7880 tcp/7881"
+    assert steps.index(wait) < [line.split()[0] for line in steps].index("arm")
+
+
 def test_who_takes_it_is_in_the_port_plan() -> None:
     uses = {
         name: [

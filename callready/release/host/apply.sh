@@ -30,6 +30,7 @@ finish() {
         systemctl start callready-revert.service
         say "this host has returned to release $(name_of current)"
     fi
+    [ $status = 0 ] || serve_again
     exit $status
 }
 
@@ -280,6 +281,13 @@ check_files() {
     fi
 }
 
+# install_release: the program that does what must be done without this script.
+install_release() {
+    (umask 022 && mkdir -p "$PROGRAMS")
+    install -m 0755 "$here/release" "$PROGRAMS/.release"
+    mv -T "$PROGRAMS/.release" "$PROGRAMS/release"
+}
+
 # arm SECONDS [RELEASE]: from here on the host goes back by itself, unless `release confirm` comes in
 # time: by a timer, or when it boots. RELEASE instead of the staged one.
 arm() {
@@ -292,9 +300,7 @@ arm() {
         [ -d "${path%/*}" ] || fail "nothing was switched: $path has no folder on this host"
     done
     say "switching to release $release; without confirmation back within $1 s"
-    (umask 022 && mkdir -p "$PROGRAMS")
-    install -m 0755 "$here/release" "$PROGRAMS/.release"
-    mv -T "$PROGRAMS/.release" "$PROGRAMS/release"
+    install_release
     for unit in revert boot; do
         cmp -s "$here/$unit.service" "$UNIT_FILES/callready-$unit.service" && continue
         install -m 0644 "$here/$unit.service" "$UNIT_FILES/callready-$unit.service"
@@ -501,24 +507,133 @@ unload_firewall() {
     nft delete table inet callready 2> /dev/null || :
 }
 
-# drain UNIT SIGNAL SECONDS PROTO/PORT...: wait for the calls of a unit to end. SIGNAL makes it take
-# no new ones where it can; `-` where it cannot.
+# count_media PID MEDIA PROTO/PORT...: what a process has open for calls: UDP ports beside its own ones,
+# and connections to its port MEDIA (`-`: none).
+count_media() {
+    local pid="$1" media="${2#tcp/}"
+    shift 2
+    {
+        ss -Hlnup
+        [ "$media" = - ] || ss -Htnp state established "sport = :$media" | sed 's/^/tcp /'
+    } | awk -v pid=",pid=$pid," -v own=" $* " '
+        index($0, pid) { p = $4; sub(/.*:/, "", p); if ($1 == "tcp" || !index(own, " udp/" p " ")) n++ }
+        END { print n + 0 }'
+}
+
+# drain UNIT SIGNAL SECONDS MEDIA PROTO/PORT...: wait for the calls of a unit to end. SIGNAL makes it
+# take no new ones where it can; `-` where it cannot.
 drain() {
     local unit="$1" signal="$2" left="$3" pid calls
     shift 3
-    pid=$(systemctl show --property MainPID --value "$unit")
+    pid=$(main_pid "$unit")
     say "waiting up to $left s for the calls on $unit to end"
     [ "$signal" = - ] || kill -s "$signal" "$pid"
     while [ "$left" -gt 0 ] && [ -d "/proc/$pid" ]; do
-        calls=$(ss -Hlnup | awk -v pid=",pid=$pid," -v own=" $* " '
-            index($0, pid) { p = $4; sub(/.*:/, "", p); if (!index(own, " udp/" p " ")) n++ } END { print n + 0 }')
+        calls=$(count_media "$pid" "$@")
         [ "$calls" != 0 ] || return 0
         [ $((left % 30)) != 0 ] || say "$calls media ports in use, $left s left"
         sleep 1
         left=$((left - 1))
     done
-    # A second SIGTERM would end its calls for good; after a SIGKILL clients come back by themselves.
     [ "$signal" = - ] || systemctl kill -s KILL "$unit" 2> /dev/null || :
+}
+
+# drain_node SECONDS SIGNALLING MEDIA PROTO/PORT...: LiveKit as one of several that take each other's
+# calls: no new callers by the edges, no new rooms, then wait for its participants, and for the
+# WebSockets that it relays to rooms on other nodes. There is no way back from SIGTERM but a restart, and
+# when its last participant leaves, LiveKit ends by itself and cuts what it relays: so it is told when
+# there is a participant, and not before.
+drain_node() {
+    local left="$1" signalling="${2#tcp/}" pid told='' calls relayed=''
+    shift 2
+    if ! is_replaced; then
+        drain "$SFU" - "$left" "$@"
+        return
+    fi
+    systemctl stop callready-drain.service 2> /dev/null || : # of a deploy that was cut
+    pid=$(main_pid "$SFU")
+    [ "$(cat "$DRAINED" 2> /dev/null)" != "$pid" ] || told=yes
+    install_release
+    (umask 022 && mkdir -p "$RUN/callready")
+    systemd-run --quiet --collect --unit=callready-drain --property="ExecStopPost=$PROGRAMS/release open-edge" \
+        "$PROGRAMS/release" watch-drain $$ "$pid" "$left" || fail "nothing was changed: mend that first"
+    open_edge 0
+    # Whoever waited may go away: then nothing is switched (watch_drain).
+    trap 'exit 141' PIPE
+    say "waiting up to $left s for the participants on this node to leave, and for WebSockets that it relays; others get new calls"
+    while [ -d "/proc/$pid" ]; do
+        calls=$(count_media "$pid" "$@")
+        relayed=$(list_websockets "$pid" "$signalling" "$relayed")
+        [ "$calls:$relayed" != 0: ] || break
+        if [ "$calls" != 0 ] && [ -z "$told" ]; then
+            printf '%s\n' "$pid" > "$DRAINED"
+            kill -s TERM "$pid"
+            told=yes
+        fi
+        [ "$left" -gt 0 ] || break
+        [ $((left % 10)) != 0 ] || say "$calls media ports in use, $(printf %s "$relayed" | wc -w) WebSockets, $left s left"
+        [ "$left" != 60 ] || say "rooms on this node: $(list_rooms "$pid")"
+        sleep 1
+        left=$((left - 1))
+    done
+    if [ -d "/proc/$pid" ] && [ "$calls" != 0 ]; then
+        say "the time is over: $calls media ports are in use, and these rooms reconnect once: $(list_rooms "$pid")"
+    else
+        rm -f "$DRAINED" # it ends by itself
+    fi
+    trap - PIPE
+}
+
+# is_replaced: whether another node takes new calls now; says where that is not so, or far away.
+is_replaced() {
+    local config="$CALLREADY_ROOT/etc/livekit/livekit.yaml" own region others
+    own=$(sed -n 's/^ *node_ip: *//p' "$config")
+    region=$(sed -n 's/^region: *//p' "$config" | tr -d "\"'")
+    others=$(timeout 10 "$CALLREADY_ROOT/usr/local/bin/livekit-server" --config "$config" list-nodes 2> /dev/null |
+        awk -F ' *│ *' -v own="$own" -v since="$(date -u -d '10 seconds ago' '+%F %T')" '
+            $2 ~ /^ND_/ { ip = $3; region = $4 }
+            $2 == "(SERVING)" && ip != own && $(NF - 1) >= since { print region == "" ? "-" : region }') || :
+    if [ -z "$others" ]; then
+        say "no other SFU takes new calls now (livekit-server list-nodes): this one goes on taking them until it restarts"
+        return 1
+    fi
+    [ -z "$region" ] || printf '%s\n' "$others" | grep -qxF "$region" ||
+        say "no other SFU of region $region takes new calls now: they go to other regions"
+}
+
+# list_websockets PID PORT [EARLIER]: the other ends of the connections to LiveKit's port that are
+# WebSockets: LiveKit pings each one every 10 s, and they outlive two looks.
+list_websockets() {
+    ss -HOtnpi state established "sport = :$2" | awk -v pid=",pid=$1," -v earlier="${3:+ $3 }" '
+        index($0, pid) && (earlier == "" || index(earlier, " " $4 " ")) {
+            sent = match($0, /lastsnd:[0-9]+/) ? substr($0, RSTART + 8, RLENGTH - 8) : 0
+            if (sent + 0 < 12000) printf "%s%s", (n++ ? " " : ""), $4
+        }'
+}
+
+# list_rooms PID: the rooms on this node, by LiveKit's log: ten, and how many more.
+list_rooms() {
+    journalctl -o cat "_PID=$1" 2> /dev/null | awk '
+        match($0, /(starting RTC session|room closed)"?[^"]*"room": ?"([^"\\]|\\.)*"/) {
+            name = substr($0, RSTART, RLENGTH)
+            is_open = name ~ /^s/
+            sub(/^[^:]*: ?/, "", name)
+            if (name ~ /^"callready-/) next
+            if (is_open) open[name]; else delete open[name]
+        }
+        END {
+            for (name in open) if (++n <= 10) printf "%s%s", (n > 1 ? ", " : ""), name
+            if (n > 10) printf " and %d more", n - 10
+            if (!n) printf "none that the log names (livekit.logging.level)"
+        }'
+}
+
+# serve_again: a deploy that told LiveKit to drain has not come to its restart (watch_drain).
+serve_again() {
+    local told
+    read -r told 2> /dev/null < "$DRAINED" || return 0
+    [ ! -d "/proc/$told" ] || [ "$(main_pid "$SFU")" != "$told" ] ||
+        complain "LiveKit takes no new rooms until it restarts, which it does when its calls have ended, or deploy.drain is over; to have it serve at once (its calls reconnect once): systemctl kill -s KILL livekit-server"
 }
 
 # drain_egress SECONDS: wait for the recordings to end; those that are left then are ended, with complete

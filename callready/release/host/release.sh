@@ -5,6 +5,7 @@
 #   release boot       before any service starts: the files of the confirmed release
 #   release revert     become the confirmed release again
 #   release previous   what rolling back would lead to
+#   release watch-drain DEPLOY PID SECONDS, release open-edge    the rest of a drain (watch_drain)
 # `none` stands for what the host was before callready.
 #
 # A release's manifest has a line for everything that it has. A tab is between two columns, none is
@@ -25,6 +26,8 @@ UNIT_FILES=$CALLREADY_ROOT/etc/systemd/system
 LIVEKIT=$CALLREADY_ROOT/opt/livekit # a folder for each version
 OWN=$CALLREADY_ROOT/opt/callready   # the same for callready's own programs
 SYSCTLS_FILE=$CALLREADY_ROOT/etc/sysctl.d/60-callready.conf
+SFU=livekit-server.service
+DRAINED=$RUN/callready/livekit.drained # the process that was told to drain and had calls since
 
 say() { printf '%s\n' "$*"; }
 
@@ -328,11 +331,13 @@ load_filter() {
     fi
 }
 
+main_pid() { systemctl show --property MainPID --value "$1"; } # UNIT
+
 # runs_with UNIT FINGERPRINT CREDENTIALS: whether its process has what a release says.
 runs_with() {
     local pid
     systemctl is-active --quiet "$1" || return
-    pid=$(systemctl show --property MainPID --value "$1")
+    pid=$(main_pid "$1")
     [ "$(fingerprint_of "$1" "$pid")" = "$2" ] && [ "$(credentials_of "$1")" = "$3" ]
 }
 
@@ -341,8 +346,52 @@ restart() {
     for unit; do
         say "restarting $unit"
         [ "$unit" != callready-egress.service ] || rm -f "$EGRESS_DRAINING"
+        [ "$unit" != "$SFU" ] || cut_drained
         systemctl reset-failed "$unit" 2> /dev/null || :
         systemctl restart "$unit" || fail "$unit does not start: $(last_words "$unit")"
+    done
+}
+
+# cut_drained: LiveKit is about to be stopped. One that was told to drain takes a second SIGTERM for the
+# end of its calls; after a SIGKILL clients come back by themselves.
+cut_drained() {
+    local told
+    read -r told 2> /dev/null < "$DRAINED" || return 0
+    rm -f "$DRAINED"
+    [ "$told" != "$(main_pid "$SFU")" ] || systemctl kill -s KILL "$SFU" 2> /dev/null || :
+}
+
+# open_edge PERCENT: with 0 this host's edge gives no new caller to its own LiveKit as long as another
+# SFU is well, and says so to the edges of those; with 100 all is as before. HAProxy has the state, so
+# a reload forgets it. perl-base is on every Debian.
+open_edge() {
+    local server
+    server=$(sed -n 's/.* srv_uweight(\([^)]*\)) .*/\1/p' "$CALLREADY_ROOT/etc/haproxy/haproxy.cfg" 2> /dev/null) || :
+    [ -z "$server" ] || perl -MIO::Socket::UNIX -e '
+        my $edge = IO::Socket::UNIX->new(shift) or exit;
+        print $edge "@ARGV\n";
+        print STDERR grep /\S/, <$edge>;' "$RUN/haproxy/admin.sock" "set server $server weight $1%" || :
+}
+
+# watch_drain DEPLOY PID SECONDS: the part of a drain that outlives its deploy (drain_node in apply.sh);
+# it ends when LiveKit has been restarted. As long as the process DEPLOY is there, the edge is closed. If
+# that ends before, callers may come again at once, and LiveKit, which takes no new rooms, goes on until
+# its calls have ended, SECONDS at most: then systemd starts it anew.
+watch_drain() {
+    local left="$3" pause=2
+    while [ -d "/proc/$1" ]; do
+        open_edge 0
+        sleep $pause
+        left=$((left - pause))
+    done
+    open_edge 100
+    while [ -d "/proc/$2" ] && [ "$(cat "$DRAINED" 2> /dev/null)" = "$2" ]; do
+        if [ "$left" -le 0 ]; then
+            cut_drained
+            return
+        fi
+        sleep $pause
+        left=$((left - pause))
     done
 }
 
@@ -367,6 +416,7 @@ wait_for_ports() {
     fi
     eventually 30 0.5 is_up "$@" ||
         fail "$1 does not listen on$missing after 15 s: $(last_words "$1")"
+    [ "$1" != "$SFU" ] || systemctl stop callready-drain.service 2> /dev/null || :
 }
 
 # is_held UNIT: whether it is not to run now.
@@ -387,6 +437,7 @@ stop() {
     for unit; do
         say "stopping $unit"
         case $unit in *.timer) systemctl disable --quiet "$unit" 2> /dev/null || : ;; esac
+        [ "$unit" != "$SFU" ] || cut_drained
         systemctl stop "$unit" 2> /dev/null || :
     done
 }
@@ -600,4 +651,6 @@ unask() {
 case "${0##*/} ${1:-}" in
     "release boot" | "release revert") [ ! -e "$PENDING" ] || revert "$1" ;;
     "release previous") print_previous ;;
+    "release watch-drain") watch_drain "$2" "$3" "$4" ;;
+    "release open-edge") open_edge 100 ;;
 esac
