@@ -131,7 +131,8 @@ def sweep(cells: list[dict[str, str]]) -> str:
         "cut before each step of a deploy (`tests/faults/test_sweep.py`; steps as the release "
         "itself plans them, then the points of the controller: before it looks, opens a new "
         "connection, probes). A and B differ in configuration, firewall, binary, secret rows and "
-        "certificate; C is A with a monitor on the same host."
+        "certificate; C is A with a monitor on the same host; cluster is an SFU that is one of two "
+        "with edges, and is drained first."
         + (
             ""
             if is_long(cells)

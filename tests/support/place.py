@@ -10,13 +10,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any, Protocol
 
+from callready.probes import ProbeError, livekit
 from callready.probes.probe import Probe
-from callready.release.node import Node
+from callready.release import node
 from callready.rollout import gate
 from callready.rollout.prober import Prober
 from callready.secrets.loading import validate
@@ -70,7 +71,7 @@ class Place(Fleet):
         if kind == "sfu":
             groups = {"livekit": [(self.host.fqdn, host_data)], "app": [self.host.fqdn]}  # type: ignore[list-item]
         names = ["turn/calls", "turn/next", "turn/gadget", "livekit/api_secret"]
-        names += ["fleet/ca", "monitor/password"]
+        names += ["fleet/ca", "monitor/password", "redis/livekit"]
         super().__init__(folder, groups, self.states["A"], names)
         # All hosts have the same, because a test may put two into one inventory.
         SHARED.setdefault("secrets", self.secrets)
@@ -279,7 +280,7 @@ class Place(Fleet):
         """What callers need of the host in a state, by the gate's own reckoning."""
         return gate.probes(self.declared(state)) if state != "none" else []
 
-    def declared(self, state: str) -> Node:
+    def declared(self, state: str) -> node.Node:
         """What the inventory says in a state."""
         self.use(state)
         self.write()
@@ -323,6 +324,98 @@ class Place(Fleet):
         assert self.sound() == target
         again = self.reach_state(target)
         assert again.changed == [], again.text
+
+
+class Node(Place):
+    """A host of kind `sfu` as one of two SFUs with edges that are one service; the other one has
+    their Redis and stays in state A. The host is drained before its LiveKit restarts."""
+
+    def __init__(self, place: Place, other: Place) -> None:
+        vars(self).update(vars(place))
+        self.folder = Path(tempfile.mkdtemp(dir=place.folder))
+        self.inventory = self.folder / "fleet"
+        self.url = f"wss://{self.host.fqdn}"
+        self.states = {
+            state: self._joined(data, place.folder / state) for state, data in place.states.items()
+        }
+        hosts = {
+            each.host.fqdn: {"address": each.host.ipv4, "address6": each.host.ipv6}
+            for each in (place, other)
+        }
+        groups = {"livekit": list(hosts.items()), "redis": [other.host.fqdn]}
+        self._original = copy.deepcopy((groups, self.states["A"], self.secrets))
+        self.other = other
+        self.limit: tuple[str, ...] = ("--limit", self.host.fqdn)
+        self.good, self.paths, self.units, self.now = {}, set(), set(), ""
+
+    def _joined(self, alone: dict[str, Any], certificates: Path) -> dict[str, Any]:
+        data = copy.deepcopy(alone)
+        del data["app"]
+        data["livekit"] |= {"url": self.url, "keys": {"APIcluster": "secret:livekit/api_secret"}}
+        data["deploy"] |= {"drain": 60}
+        return data | {
+            "tls": {
+                "certificate": f"{certificates}/{{name}}.pem",
+                "key": f"{certificates}/{{name}}.key",
+                "ca": f"{ca.CA_CERTIFICATE}",
+            },
+            "edge": {},
+            "fleet_ca": "secret:fleet/ca",
+            "redis": {"livekit_password": "secret:redis/livekit"},
+            "host": {"other_listeners": ["5355/tcp", "5355/udp"]},
+        }
+
+    def start(
+        self, *arguments: str, before: tuple[str, ...] = (), file: str = ""
+    ) -> subprocess.Popen[str]:
+        return super().start(*self.limit, *arguments, before=before, file=file)
+
+    def deliver(self) -> None:
+        """Both hosts, with the other one in state A."""
+        for each in (self, self.other):
+            Lab().reset(each.host.name)
+        limit, self.limit = self.limit, ()
+        try:
+            self.reach_state("A")
+        finally:
+            self.limit = limit
+
+    def learn(self) -> None:
+        for state in self.states:
+            release = self.declared(state).release
+            self.paths |= {*release.files, *release.links}
+            self.units |= {*release.services, "callready-firewall.service"}
+        self.deliver()
+        self.good["A"] = self.snapshot()
+        self.reach_state("B")
+        self.good["B"] = self.snapshot()
+        assert self.good["A"] != self.good["B"]
+
+    def declared(self, state: str) -> node.Node:
+        self.use(state)
+        self.write()
+        data = {
+            name: {
+                **self.data,
+                **values,
+                "groups": ["livekit"] + ["redis"] * (name != self.host.fqdn),
+            }
+            for name, values in self.groups["livekit"]
+        }
+        return declare(validate(str(self.inventory), data), self.host.fqdn)
+
+    def sound(self) -> str:
+        """Also that its edge gives callers to its own LiveKit, and nothing drains it any more."""
+        eventually(self._serves)
+        found = super().sound()
+        assert self.host.root("systemctl is-active callready-drain", check=False) != "active"
+        return found
+
+    def _serves(self) -> bool:
+        with suppress(ProbeError):
+            at = (self.host.ipv4, 443)
+            return not livekit.health(self.url, ca_file=f"{ca.CA_CERTIFICATE}", at=at).from_peer
+        return False
 
 
 class Job(Protocol):
