@@ -135,7 +135,7 @@ def watching_page() -> str:
 
 def _without_values(text: str) -> str:
     """A text of an alert as it is for any host: HOST for its name."""
-    text = re.sub(r"\{\{ (range|with) .*\{\{ end \}\}", "…", text)
+    text = re.sub(r"\{\{ (range|with|if) .*\{\{ end \}\}", "…", text)
     text = re.sub(r"\{\{ \$labels\.(\w+) \}\}", lambda found: found[1].upper(), text)
     text = re.sub(r"\{\{ humanizePercentage \$value \}\}", "N %", text)
     return re.sub(r"\{\{ .*?\$value \}\}", "N", text)

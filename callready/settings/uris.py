@@ -67,9 +67,9 @@ def clusters(fleet: Fleet) -> dict[str, list[str]]:
 
 
 def spared_pools(fleet: Fleet) -> dict[str, list[str]]:
-    """The TURN pools of clusters of which callers are told more than one host, and these."""
-    nodes = [fleet[node].sfu for names in clusters(fleet).values() for node in names]
-    used = dict.fromkeys(sfu.turn_pool for sfu in nodes if sfu and sfu.turn_pool)
+    """The TURN pools of SFUs of which callers are told more than one host, and these."""
+    sfus = [host.sfu for host in fleet.hosts.values()]
+    used = dict.fromkeys(sfu.turn_pool for sfu in sfus if sfu and sfu.turn_pool)
     told = {
         pool: [name for name, host in fleet.pool(pool).items() if host.hand_out] for pool in used
     }

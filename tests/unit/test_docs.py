@@ -111,6 +111,11 @@ def test_the_generated_pages_are_what_the_generator_makes(page: Path) -> None:
     assert page.read_text() == docs.pages()[page], "run make docs"
 
 
+def test_alerts_are_shown_without_what_prometheus_fills_in() -> None:
+    page = docs.pages()[ROOT / "docs/watching.md"]
+    assert page.count("#an-sfu-or-a-turn-host-is-missing) |") == 2 and "{{" not in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_relative_link_leads_somewhere(page: Path) -> None:
     for link in LINK.findall(prose(page)):

@@ -146,6 +146,8 @@ def test_alerts_of_a_cluster_are_where_there_is_one() -> None:
         *("RedisDown", "RoomsSplit", "PoolDegraded", "SfuNotServing", "RedisFar", "ClocksApart")
     }
     assert names(*SHARED) - names(*SHARED, (TURN2, "hand_out", False)) == {"PoolDegraded"}
+    left: list[Edit] = [(host, "turn.pools.avatar", ...) for host in (SFU1, TURN1, TURN2)]
+    assert names(*left, (TURN2, "pools", ["calls"])) - names() == {"PoolDegraded"}
     text = exported(watched(*SHARED))["alerts.yml"].decode()
     assert f'pool="calls",host=~"{TURN1}|{TURN2}"' in text
     assert f'node_time_seconds{{host=~"{SFU1}|{TURN1}"}}' in text
