@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 VERIFICATION = "## How long a verification takes\n"
-"""The heading of the page's last part, which `bench.verification` writes."""
+SERVICE = "## What hardening and the edge cost\n"
+SCALE = "## What a large fleet costs\n"
+PARTS = (VERIFICATION, SERVICE, SCALE)
+"""The headings of the page's last parts, which other measurements write, in their order."""
 CONTENDERS = ("empty.py", "floor", "pyinfra's operations", "Ansible")
 TITLES = {"fresh": "bare host", "nothing": "nothing to change", "change": "one file changed"}
 
@@ -117,15 +120,21 @@ def markdown(table: Table) -> str:
 
 
 def write(text: str) -> None:
-    """The whole page but for the part that `bench.verification` writes."""
-    _, heading, rest = PAGE.read_text().partition(VERIFICATION)
-    PAGE.write_text(f"{text}\n{heading}{rest}" if heading else text)
+    """The whole page but for the parts that other measurements write."""
+    _, *parts = _split()
+    PAGE.write_text("\n".join([text, *parts]))
 
 
 def write_part(text: str) -> None:
-    """That part, in place of what is there of it."""
-    rest, _, _ = PAGE.read_text().partition(f"\n{VERIFICATION}")
-    PAGE.write_text(f"{rest}\n{text}")
+    """One of these parts, in place of what is there of it."""
+    own, *parts = _split()
+    of = {part.partition("\n")[0] + "\n": part for part in (*parts, text)}
+    PAGE.write_text("\n".join([own, *(of[each] for each in PARTS if each in of)]))
+
+
+def _split() -> list[str]:
+    headings = "|".join(map(re.escape, PARTS))
+    return re.split(f"\n(?={headings})", PAGE.read_text())
 
 
 def times(table: Table) -> str:

@@ -24,6 +24,7 @@ from callready.settings.problem import SettingsError
 # A virtual interface has a speed that says nothing, -1 or none.
 LOOK = r"""
 echo "cores $(nproc)"
+echo "memory $(awk '$1 == "MemTotal:" { print $2 }' /proc/meminfo)"
 echo "conntrack $(cat /proc/sys/net/netfilter/nf_conntrack_max 2> /dev/null)"
 name=$(ip -o addr show to "$ADDRESS" | awk '{ print $2; exit }')
 echo "bandwidth $(cat "/sys/class/net/$name/speed" 2> /dev/null)"
@@ -46,9 +47,9 @@ def read(lines: list[str], bandwidth: float | None) -> Machine:
     """What LOOK has printed; the bandwidth of the settings before that of the interface."""
     pairs = (line.partition(" ") for line in lines)
     found = {name: int(value) for name, _, value in pairs if value.isdigit()}
-    names = ("cores", "conntrack", "bandwidth")
-    cores, conntrack, speed = (found.pop(name, 0) for name in names)
-    return Machine(cores, conntrack, bandwidth or speed, found)
+    names = ("cores", "memory", "conntrack", "bandwidth")
+    cores, memory, conntrack, speed = (found.pop(name, 0) for name in names)
+    return Machine(cores, conntrack, bandwidth or speed, found, memory / 1024)
 
 
 def table(name: str, found: list[Limit], machine: Machine) -> str:

@@ -100,7 +100,7 @@ func (c *caller) join(g *gate, kind string) (string, time.Duration, error) {
 func answered(
 	joining context.Context, participant *sdk.LocalParticipant, start time.Time,
 ) time.Duration {
-	for wait(joining, 10*time.Millisecond) {
+	for wait(joining, 2*time.Millisecond) {
 		connection := participant.GetSubscriberPeerConnection()
 		if connection == nil {
 			continue

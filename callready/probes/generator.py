@@ -91,7 +91,12 @@ class Generator:
     @classmethod
     @contextmanager
     def started(
-        cls, kind: str, allowed: Iterable[str], ca: str | None, seconds: float
+        cls,
+        kind: str,
+        allowed: Iterable[str],
+        ca: str | None,
+        seconds: float,
+        before: Sequence[str] = (),
     ) -> Iterator[Generator]:
         """Start it; all participants leave at the end, however that comes.
 
@@ -100,13 +105,14 @@ class Generator:
             allowed: addresses that it may connect to.
             ca: PEM file of the authorities to trust; None: the system's.
             seconds: after which it ends by itself.
+            before: what leads to where the callers are, if that is not here.
 
         Raises:
             SettingsError: it was not built.
         """
         try:
             process = subprocess.Popen(
-                [PROGRAM],
+                [*before, PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

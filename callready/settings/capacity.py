@@ -90,12 +90,14 @@ class Machine:
         conntrack: connections that the kernel tracks at most.
         bandwidth: of its link, megabits a second in each direction.
         files: open files, by unit.
+        memory: in MiB.
     """
 
     cores: int
     conntrack: int = 0
     bandwidth: float = 0
     files: Mapping[str, int] = field(default_factory=dict)
+    memory: float = 0
 
 
 class Limit(NamedTuple):

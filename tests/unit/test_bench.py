@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from bench import contenders, report, verification
+from bench import contenders, report, scale, service, verification
 from bench.__main__ import main
 from bench.report import Case, Table, markdown
 from bench.watching import Metrics, write_monitor
 from bench.world import HOSTS, BenchError
+from callready.release import facts
+from callready.release.plan import plan
 from lab.plan import SUITES, find_host
+from tasks import declare
+from tests.support.inventories import TURN1, load
 
 CHANGE = Case("change", 10, 50)
 
@@ -117,6 +121,55 @@ def test_the_verification_has_a_part_of_the_page_which_the_rest_leaves(
     assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
     report.write_part(text)
     assert report.PAGE.read_text() == f"# Deploys again\n\n{text}"
+
+
+def test_each_measurement_replaces_its_own_part_of_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PAGE", tmp_path / "bench.md")
+    report.PAGE.write_text("# Deploys\n")
+    for heading in reversed(report.PARTS):
+        report.write_part(f"{heading}\nold\n")
+    report.write_part(f"{report.SERVICE}\nnew\n")
+    parts = [f"{each}\n{'new' if each == report.SERVICE else 'old'}\n" for each in report.PARTS]
+    assert report.PAGE.read_text() == "\n".join(["# Deploys\n", *parts])
+    report.write("# Deploys again\n")
+    assert report.PAGE.read_text() == "\n".join(["# Deploys again\n", *parts])
+
+
+def test_a_service_is_judged_within_each_round() -> None:
+    results, names = service.Results(), (service.CALLREADY, service.PROXY, service.PLAIN)
+    # A busy machine doubles a round for all of them.
+    for name, values in zip(
+        names, ([1.04, 2.2, 1.0], [1.0, 2.0, 1.0], [0.9, 1.8, 0.9]), strict=True
+    ):
+        results.rounds[service.Figure("processor", "direct", "ms")][name] = values
+        for how in (service.DIRECT, service.RELAYED):
+            results.joins[how, name] = [values[0] * each for each in range(1, 41)]
+    rows = [each for each in service.section(results, "A machine.", 3).splitlines() if "| " in each]
+    assert "| processor | direct | 1.040 ms | 1.000 ms | 0.900 ms | 1.04 PASS | 1.16 MISS |" in rows
+    assert (
+        "| join, 95 % | by TURN | 39.520 s | 38.000 s | 34.200 s | 1.04 PASS | 1.16 MISS |" in rows
+    )
+
+
+@pytest.mark.usefixtures("project")
+def test_a_stand_in_is_as_declared() -> None:
+    node = declare(load(), TURN1)
+    lines = [*scale.surveyed(node).splitlines(), "clock\t1.5", "end"]
+    planned = plan(node.release, facts.parse(lines))
+    assert (planned.changes, planned.steps) == ([], [])
+    fleet = load(("*", "turn.pools.calls.user_quota", 7))
+    assert plan(declare(fleet, TURN1).release, facts.parse(lines)).steps
+
+
+def test_a_large_fleet_is_judged_by_a_small_one() -> None:
+    costs = {
+        ("connect", 20): [scale.Cost(1.0, 2.0, 90.0, 0.0)],
+        ("connect", 300): [scale.Cost(9.0, 33.0, 120.4, 0.0)],
+    }
+    row = "| connect | 300 | 9.0 | 33.0 | 110.0 | 1.10 | 120 | 0 |\n"
+    assert row in scale.section(costs, 3, "A machine.", 1)
 
 
 def test_a_fleet_on_loopback_says_what_a_host_does(tmp_path: Path) -> None:

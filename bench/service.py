@@ -1,0 +1,316 @@
+"""python -m bench.service: what calls cost that callready's deployment carries, beside LiveKit and
+coturn of the same versions started by hand, on the same lab hosts in the same run."""
+
+import argparse
+import secrets
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import SecretStr
+
+from bench import report
+from bench.__main__ import say, shuffled
+from bench.world import BenchError, borrowed
+from callready.load import Wanted, addresses, participants, processor
+from callready.probes.generator import Generator, Heard, Service
+from callready.secrets.loading import load_fleet
+from callready.settings.capacity import Calls
+from lab import Lab, LabError, ca, hosts
+from lab.plan import Host as Planned
+from lab.plan import find_host
+from tests.support.fleet import Fleet, Host, entry, inventory
+
+SFU, TURN = Host("h20"), Host("h19")
+CALLREADY, PROXY, PLAIN = "callready", "by hand, HAProxy", "by hand, ws://"
+DIRECT, RELAYED = "direct", "by TURN"
+ROOMS, ROOM, RATE, HOLD = 4, 4, 10.0, 5.0  # participants a room, joins a second, seconds
+MOST = 1.05  # what a ratio may be
+KEY = "APIfleet"
+OURS = {
+    SFU: ("callready-firewall.service", "livekit-server.service", "haproxy.service"),
+    TURN: ("callready-firewall.service", "turnserver@calls.service"),
+}
+# What upstream's and Debian's pages have people write, and no more; the lab has no other STUN.
+LIVEKIT = """
+port: 7880
+rtc:
+  stun_servers: ["{turn}:3478"]
+  turn_servers:
+    - {{ host: {turn}, port: 3478, protocol: udp, username: byhand, credential: {secret} }}
+keys:
+  {key}: {secret}
+"""
+COTURN = """
+realm=calls.lab.test
+lt-cred-mech
+user=byhand:{secret}
+"""
+# The least by which a browser, which takes no ws://, reaches LiveKit.
+HAPROXY = """
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 50s
+    timeout server 50s
+    timeout tunnel 1h
+frontend https
+    bind :443 ssl crt /root/pair.pem
+    default_backend livekit
+backend livekit
+    server livekit 127.0.0.1:7880
+"""
+LISTENS = "until ss -Hlntu 'sport = :{}' | grep -q .; do sleep 0.1; done\n"
+INTRODUCTION = """
+What calls cost on two lab hosts, an SFU and a TURN server: as callready deploys them, and with the
+same LiveKit and coturn started by hand. In each turn {callers} callers join {rooms} rooms, each
+sends sound and hears {others} others ({packets:,.0f} packets a second arrive), first directly, then
+each of them by TURN over UDP.
+
+- **{callready}**: hardened units, the packet filter, HAProxy with TLS in front of LiveKit, the pool
+  of coturn as deployed.
+- **{plain}**: `livekit-server` with a port, keys and the TURN server, coturn with Debian's unit and
+  configuration plus realm and user. No filter, no TLS: LiveKit has none of its own, and no browser
+  takes that.
+- **{proxy}**: the same behind an HAProxy of ten lines, the least that a browser takes.
+
+**Processor** is what the whole host has used, by its control group, for 1,000 packets that it has
+sent; the kernel's work for a packet that comes in may count for who sent it, so the generator, the
+bridge and both hosts together are there too. **Joins** are the seconds until a path of media has
+answered, by LiveKit's Go SDK.
+"""
+METHOD = """
+{machine} Rounds: {rounds}, the three in turns in random order. A ratio is the median of the rounds'
+ratios: within a round all three have the same neighbours on the machine.
+
+Repeat it with `make load/generator`, then `.venv/bin/python -m bench.service --write`.
+"""
+
+
+class Figure(NamedTuple):
+    """Something measured: `what`, how calls go, and its unit."""
+
+    what: str
+    how: str
+    unit: str
+
+
+@dataclass
+class Results:
+    """Each figure of each contender, a value a round; joins of all rounds, in seconds."""
+
+    rounds: dict[Figure, dict[str, list[float]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
+    )
+    joins: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    def ratio(self, figure: Figure, over: str, under: str) -> float:
+        """The median of the rounds' ratios."""
+        pairs = zip(self.rounds[figure][over], self.rounds[figure][under], strict=True)
+        return statistics.median(a / b for a, b in pairs)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure and report; exit status 1 if something did not run."""
+    parser = argparse.ArgumentParser(prog="python -m bench.service", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=6, metavar="N", help="default: %(default)s")
+    parser.add_argument("--write", action="store_true", help="write its part of docs/bench.md")
+    options = parser.parse_args(arguments)
+    try:
+        text = compare(options.rounds)
+    except (BenchError, LabError, AssertionError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(text)
+    if options.write:
+        report.write_part(text)
+    return 0
+
+
+def compare(rounds: int) -> str:
+    """Everyone in turns, in another order every round; the page's part."""
+    machine, results = report.machine(None), Results()
+    with borrowed([SFU.name, TURN.name]) as (folder, _):
+        fleet = deployed(folder)
+        byhand = secrets.token_hex(20)
+        prepare(byhand)
+        services = {
+            CALLREADY: (f"wss://{SFU.fqdn}", fleet.secrets["livekit/api_secret"]),
+            PROXY: (f"wss://{SFU.fqdn}", byhand),
+            PLAIN: (f"ws://{SFU.fqdn}:7880", byhand),
+        }
+        allowed = addresses(load_fleet(str(fleet.inventory)))
+        for number in range(-1, rounds):
+            for name in shuffled(services):
+                url, secret = services[name]
+                switch(name)
+                told = Service(url, KEY, SecretStr(secret), str(ca.CA_CERTIFICATE))
+                # The first time files are read and names looked up.
+                turn(name, told, allowed, results if number >= 0 else Results())
+            say(f"service: round {number + 1} of {rounds}")
+    return section(results, machine, rounds)
+
+
+def deployed(folder: Path) -> Fleet:
+    """The two hosts as callready deploys them."""
+    _, data, names = inventory()
+    del data["app"]
+    data["livekit"]["url"] = f"wss://{SFU.fqdn}"
+    data["edge"] = {}
+    data["turn"] = {"pools": {"calls": data["turn"]["pools"]["calls"]}}
+    groups = {"livekit": [entry(SFU)], "turn": [entry(TURN, pools=["calls"])]}
+    fleet = Fleet(folder, groups, data, names[:2])
+    fleet.deploy()
+    return fleet
+
+
+def prepare(secret: str) -> None:
+    """Put on the hosts what somebody would write who starts the same programs by hand."""
+    files = {
+        SFU: {
+            "livekit.yaml": LIVEKIT.format(turn=TURN.fqdn, key=KEY, secret=secret),
+            "haproxy.cfg": HAPROXY,
+            "pair.pem": "".join(
+                (ca.CERTIFICATES / f"{SFU.fqdn}.{end}").read_text() for end in ("pem", "key")
+            ),
+        },
+        TURN: {"more.conf": COTURN.format(secret=secret)},
+    }
+    for host, written in files.items():
+        for name, text in written.items():
+            subprocess.run(
+                host.inside(f"umask 077; cat > /root/{name}"), input=text, text=True, check=True
+            )
+    TURN.root(
+        "cat /etc/turnserver.conf /root/more.conf > /root/turnserver.conf\n"
+        "install -m 640 -g turnserver /root/turnserver.conf /etc/byhand.conf\n"
+        "sed 's|/etc/turnserver.conf|/etc/byhand.conf|' /lib/systemd/system/coturn.service "
+        "> /run/systemd/system/byhand.service\n"
+        "systemctl daemon-reload"
+    )
+
+
+def switch(name: str) -> None:
+    """Have one of them run and not the others."""
+    stop = (
+        "systemctl stop byhand.service byhand-livekit.service byhand-haproxy.service 2>&- || true\n"
+    )
+    for host, units in OURS.items():
+        script = stop
+        if name == CALLREADY:
+            script += f"systemctl restart {' '.join(units)}\n"
+        else:
+            script += (
+                f"systemctl stop {' '.join(units)}\nnft delete table inet callready 2>&- || true\n"
+            )
+        if name != CALLREADY and host == TURN:
+            script += "systemctl start byhand.service\n"
+        elif name != CALLREADY:
+            run = "systemd-run -q --collect --unit=byhand-{0} {1}\n"
+            binary = "$(readlink -f /usr/local/bin/livekit-server)"
+            script += run.format("livekit", f"{binary} --config /root/livekit.yaml")
+            if name == PROXY:
+                script += run.format("haproxy", "/usr/sbin/haproxy -W -f /root/haproxy.cfg")
+        ports = [3478] if host == TURN else [7880] if name == PLAIN else [7880, 443]
+        host.root(script + "".join(map(LISTENS.format, ports)))
+
+
+class Reading(NamedTuple):
+    """Counters: microseconds of processor and packets sent by host; ticks of the whole machine."""
+
+    hosts: Mapping[Host, tuple[int, int]]
+    machine: int
+
+    @classmethod
+    def now(cls) -> "Reading":
+        """As they are."""
+        return cls({host: counted(find_host(host.name)) for host in OURS}, processor()[0])
+
+
+def counted(host: Planned) -> tuple[int, int]:
+    """Microseconds of processor that a host has used, and packets that it has sent."""
+    leader = hosts.leader(host)
+    stat = (hosts.group(host).folders[0] / "cpu.stat").read_text().split()
+    lines = Path(f"/proc/{leader}/net/dev").read_text().splitlines()
+    sent = next(line.split()[10] for line in lines if line.strip().startswith("host0:"))
+    return int(stat[stat.index("usage_usec") + 1]), int(sent)
+
+
+def turn(name: str, service: Service, allowed: set[str], results: Results) -> None:
+    """Calls of both kinds; what they cost."""
+    before = Lab().client_prefix()
+    for how, share in ((DIRECT, 0.0), (RELAYED, 1.0)):
+        wanted = Wanted(Calls("audio", ROOM, ROOM, share), ROOMS, 1, HOLD, RATE, ["udp"])
+        heard = Heard()
+        with Generator.started("audio", allowed, service.ca, 120, before) as generator:
+            for number in range(ROOMS):
+                who = participants(wanted, service, number)
+                service.create(who[0].room)
+                generator.join(who, RATE, heard)
+            time.sleep(1)  # what joining costs is over
+            first = Reading.now()
+            generator.measure(HOLD, wanted.streams(ROOMS), heard)
+            last = Reading.now()
+        if heard.failed or heard.broken or heard.lost(wanted.streams(ROOMS)) > 0.01:
+            raise BenchError(
+                f"{name}, {how}: {heard.failed[:1]}, lost {heard.lost(wanted.streams(ROOMS)):.1%}"
+            )
+        results.joins[how, name] += heard.joins
+        add = results.rounds
+        add[Figure("join, median", how, "s")][name].append(statistics.median(heard.joins))
+        for host, what in ((SFU, "processor of the SFU"), (TURN, "processor of the TURN server")):
+            if host == TURN and how == DIRECT:
+                continue
+            used, sent = (b - a for a, b in zip(first.hosts[host], last.hosts[host], strict=True))
+            add[Figure(what, how, "ms")][name].append(used / sent)
+        ticks = 10_000 * (last.machine - first.machine)
+        add[Figure("processor of all", how, "ms")][name].append(ticks / heard.received)
+
+
+def section(results: Results, machine: str, rounds: int) -> str:
+    """The page's part."""
+    names = (CALLREADY, PROXY, PLAIN)
+    rows = []
+    for figure, of in sorted(results.rounds.items()):
+        medians = [f"{statistics.median(of[name]):.3f} {figure.unit}" for name in names]
+        ratios = [results.ratio(figure, CALLREADY, name) for name in names[1:]]
+        judged = [f"{each:.2f} {'PASS' if each <= MOST else 'MISS'}" for each in ratios]
+        rows.append([figure.what, figure.how, *medians, *judged])
+    for how in (DIRECT, RELAYED):
+        slowest = [percentile(results.joins[how, name]) for name in names]
+        ratios = [slowest[0] / each for each in slowest[1:]]
+        judged = [f"{each:.2f} {'PASS' if each <= MOST else 'MISS'}" for each in ratios]
+        rows.append(["join, 95 %", how, *(f"{each:.3f} s" for each in slowest), *judged])
+    head = ["", "calls", *names, *(f"callready / {name} (at most {MOST})" for name in names[1:])]
+    known = {
+        "callers": ROOMS * ROOM,
+        "rooms": ROOMS,
+        "others": ROOM - 1,
+        "packets": 50 * ROOMS * ROOM * (ROOM - 1),
+        "callready": CALLREADY,
+        "plain": PLAIN,
+        "proxy": PROXY,
+    }
+    parts = [
+        INTRODUCTION.format(**known),
+        report.rows_of(head, sorted(rows)),
+        METHOD.format(machine=machine, rounds=rounds),
+    ]
+    return "\n".join([report.SERVICE, *(part.strip("\n") + "\n" for part in parts)])
+
+
+def percentile(times: Sequence[float]) -> float:
+    """What 95 of 100 do not exceed."""
+    return sorted(times)[-(len(times) // 20 + 1)]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
