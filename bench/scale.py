@@ -8,14 +8,15 @@ answer is that of a host which is exactly as declared, so that all of the contro
 import argparse
 import ctypes
 import os
+import re
 import resource
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +37,7 @@ from tests.support.inventories import deployed
 DOMAIN = "many.lab.test"
 # RFC 2544: set apart for measurements of networks; a /24 on each lab host.
 NETWORK = "198.18.{}.{}"
+PORT = 2222  # of the stand-ins' sshd; the lab host's own has 22 on all addresses
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 RUNS = {
     "connect": ["empty.py"],
@@ -63,7 +65,7 @@ ForceCommand /srv/stand-in
 UNITS = {
     "many.socket": "[Socket]\nAccept=yes\nMaxConnections=4096\nTriggerLimitIntervalSec=0\n"
     "Backlog=1024\nFreeBind=yes\n{listen}",
-    "many@.service": "[Service]\nExecStart=/usr/sbin/sshd -i -f /srv/sshd_config\n"
+    "many@.service": "[Service]\nExecStart=-/usr/sbin/sshd -i -f /srv/sshd_config\n"
     "StandardInput=socket\nStandardError=journal\n",
     "many-turn.service": "[Service]\nLimitNOFILE=16384\n"
     "ExecStart=/usr/bin/turnserver -c /srv/turnserver.conf\n",
@@ -106,7 +108,7 @@ Repeat it with `.venv/bin/python -m bench.scale --write`.
 
 
 class Cost(NamedTuple):
-    """Of a run: wall seconds, seconds of processor, and MB of memory of pyinfra and the probes."""
+    """Of a run: wall seconds, seconds of processor, and MiB of memory of pyinfra and the probes."""
 
     wall: float
     processor: float
@@ -137,6 +139,7 @@ class Fleet:
         pair = ca.CERTIFICATES / f"*.{DOMAIN}"
         data = {
             **SSH_DATA,
+            "ssh_port": PORT,
             "ssh_known_hosts_file": str(self.folder / "known_hosts"),
             "turn": {"pools": {"calls": {**POOL, "user_quota": self.quota}}},
             "tls": {
@@ -158,7 +161,7 @@ class Fleet:
             lab: (hosts.HOST_KEYS / f"{lab.name}.pub").read_text().rsplit(" ", 1)[0]
             for lab in self.labs
         }
-        known = "".join(f"{address} {keys[lab]}\n" for _, (lab, address) in named)
+        known = "".join(f"[{address}]:{PORT} {keys[lab]}\n" for _, (lab, address) in named)
         (self.folder / "known_hosts").write_text(known)
         (self.folder / "empty.py").write_text("")
         return inventory
@@ -211,8 +214,8 @@ def surveyed(node: Node) -> str:
             ("listen", proto, node.settings.address, port, "turnserver", "turnserver@calls.service")
             for proto, port in turn
         ),
-        ("listen", "tcp", "0.0.0.0", 22, "sshd", "ssh.service"),
-        ("ssh", 22),
+        ("listen", "tcp", "0.0.0.0", PORT, "sshd", "ssh.service"),
+        ("ssh", PORT),
         ("address", node.settings.address),
         ("table", "inet", "callready"),
         ("ruleset", facts.ruleset),
@@ -257,7 +260,7 @@ def prepare(lab: Host, number: int, count: int) -> None:
         "srv/pair.key": Path(f"{pair}.key").read_text(),
         **{
             f"etc/systemd/system/{name}": text.replace(
-                "{listen}", "".join(f"ListenStream={address}:22\n" for address in addresses)
+                "{listen}", "".join(f"ListenStream={address}:{PORT}\n" for address in addresses)
             )
             for name, text in UNITS.items()
         },
@@ -272,7 +275,7 @@ def routes(labs: Sequence[Host]) -> Iterator[None]:
     ways = [[f"{NETWORK.format(number, 0)}/24", "via", lab.ipv4] for number, lab in enumerate(labs)]
     try:
         for way in ways:
-            subprocess.run(["ip", "route", "add", *way], check=True)
+            subprocess.run(["ip", "route", "replace", *way], check=True)
         yield
     finally:
         for way in ways:
@@ -283,8 +286,10 @@ def spent(command: Sequence[str | Path], folder: Path, log: Path) -> Cost:
     """Run a command and what it leaves running to the end; what they cost. Raises BenchError."""
     environment = {**os.environ, "PYINFRA_YES": "1", "PYTHONPATH": str(folder)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.perf_counter()
+    # Only now: a lab host that boots meanwhile would be a child of ours, too.
+    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    own = of_probes = 0.0
     with log.open("w") as output:
         process = subprocess.Popen(
             command,
@@ -294,20 +299,37 @@ def spent(command: Sequence[str | Path], folder: Path, log: Path) -> Cost:
             stdout=output,
             stderr=output,
         )
-        _, status, own = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+        # Not ru_maxrss: it begins with what the parent had.
+        while process.poll() is None:
+            own = max(own, most(process.pid))
+            of_probes = max(of_probes, *map(most, children(process.pid)), 0.0)
+            time.sleep(0.02)
     wall = time.perf_counter() - began
-    others = 0
-    while True:  # the prober ends when its input does
-        try:
-            others = max(others, os.wait4(-1, 0)[2].ru_maxrss)
-        except ChildProcessError:
-            break
+    with suppress(ChildProcessError):
+        while True:  # the prober ends when its input does
+            os.wait()
+    ctypes.CDLL(None).prctl(SUBREAPER, 0, 0, 0, 0)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
         raise BenchError(f"exit {process.returncode}: {log.read_text()[-3000:]}")
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(wall, used, own.ru_maxrss / 1024, others / 1024)
+    return Cost(wall, used, own, of_probes)
+
+
+def most(process: int) -> float:
+    """The most memory that a process has had, in MiB (VmHWM of proc(5)); 0 if it is gone."""
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
+        return int(found[1]) / 1024 if found else 0.0
+    return 0.0
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process has started."""
+    with suppress(OSError):
+        files = Path(f"/proc/{process}/task").glob("*/children")
+        return [int(each) for file in files for each in file.read_text().split()]
+    return []
 
 
 def measure(fleet: Fleet, count: int, what: str) -> Cost:
@@ -336,20 +358,15 @@ def compare(names: Sequence[str], counts: Sequence[int], rounds: int) -> str:
     """Fleets of every size in turns; the page's part."""
     machine = report.machine(None)
     found: dict[tuple[str, int], list[Cost]] = {}
-    ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
     os.environ["CALLREADY_SECRET_TURN_CALLS"] = "many" * 10
     with borrowed(names) as (folder, labs), routes(labs):
         ca.issue(f"*.{DOMAIN}")
         fleet = Fleet(folder, labs)
         most = -(-max(counts) // len(labs))
-        jobs = [
-            threading.Thread(target=prepare, args=(lab, number, most))
-            for number, lab in enumerate(labs)
-        ]
+        with ThreadPoolExecutor() as threads:
+            jobs = [threads.submit(prepare, lab, at, most) for at, lab in enumerate(labs)]
         for job in jobs:
-            job.start()
-        for job in jobs:
-            job.join()
+            job.result()
         for number in range(rounds):
             for count in counts:
                 fleet.answer(count)
@@ -387,7 +404,7 @@ def section(
     head = ["", "hosts", "seconds", "processor, s", "ms a host", f"/ that of {least} hosts"]
     parts = [
         INTRODUCTION.format(labs=labs),
-        report.rows_of([*head, "memory, MB", "probes, MB"], rows),
+        report.rows_of([*head, "memory, MiB", "probes, MiB"], rows),
         METHOD.format(machine=machine, rounds=rounds),
     ]
     return "\n".join([report.SCALE, *(part.strip("\n") + "\n" for part in parts)])

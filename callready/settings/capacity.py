@@ -17,7 +17,12 @@ from callready.settings.ports import LIVEKIT
 # room for what else a host does.
 OF_LIVEKIT, OF_COTURN = 20_000, 50_000
 FILES_OF_LIVEKIT, FILES_OF_ALLOCATION = 6, 2
-SHARE = 0.8  # of processors, links and tables: above it calls suffer before the limit is reached
+# MiB, measured with the participants of `make load`: what LiveKit takes for one who neither sends
+# nor receives, coturn for an allocation (26 KiB over UDP, 53 over TLS), HAProxy for a connection
+# with TLS; and what Debian and these programs take without a call.
+OF_PARTICIPANT, OF_ALLOCATION, OF_CONNECTION, AT_REST = 1.2, 1 / 16, 1 / 16, 256
+# Of processors, links, tables and memory: above it calls suffer before the limit is reached.
+SHARE = 0.8
 
 
 class Rate(NamedTuple):
@@ -33,18 +38,20 @@ class Rate(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of participant, on the wire: what one who speaks sends, and what others get of it."""
+    """A kind of participant, on the wire: what one who speaks sends, and what others get of it; and
+    the MiB that an SFU keeps for each of these."""
 
     sends: Rate
     of_each: Rate
+    kept: tuple[float, float]
 
 
 # Opus with 20 ms a packet; 720p with three layers (2.0, 0.5 and 0.15 Mbit/s), of which a receiver
 # gets the one that fits the size of its picture (livekit-client's adaptive stream).
 KINDS = {
-    "audio": Kind(Rate(50, 50), Rate(50, 50)),
-    "video": Kind(Rate(300, 2_700), Rate(240, 2_050)),
-    "gallery": Kind(Rate(300, 2_700), Rate(100, 550)),
+    "audio": Kind(Rate(50, 50), Rate(50, 50), (0.75, 0.16)),
+    "video": Kind(Rate(300, 2_700), Rate(240, 2_050), (5, 0.5)),
+    "gallery": Kind(Rate(300, 2_700), Rate(100, 550), (5, 0.5)),
 }
 
 
@@ -73,6 +80,12 @@ class Calls:
     def received(self) -> Rate:
         """By a participant, on average: of every speaker but itself."""
         return KINDS[self.kind].of_each.times(self.speakers * (self.room - 1) / self.room)
+
+    @property
+    def kept(self) -> float:
+        """By an SFU for a participant, on average, in MiB."""
+        sent, received = KINDS[self.kind].kept
+        return (sent + received * (self.room - 1)) * self.speakers / self.room
 
     @property
     def relayed_both_ways(self) -> Rate:
@@ -191,8 +204,9 @@ def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) ->
         f"{SHARE:.0%} of {machine.conntrack}; {flows:.1f} each",
         "net.netfilter.nf_conntrack_max, or firewall.notrack",
     )
+    connections = 0
     if host.has_edge and host.edge:
-        tunnels = sum(
+        connections = sfu + sum(
             2 * _families(host) * (way.unit == pools.EDGE)
             for name in host.turn_pools
             for way in pools.ways(host, name)
@@ -200,11 +214,21 @@ def _shared(fleet: Fleet, host: HostSettings, machine: Machine, calls: Calls) ->
         )
         yield from _limit(
             host.edge.max_connections,
-            sfu + tunnels,
+            connections,
             "connections of the edge",
-            f"{host.edge.max_connections}; {sfu + tunnels} each",
+            f"{host.edge.max_connections}; {connections} each",
             "edge.max_connections",
         )
+    memory = sfu * (OF_PARTICIPANT + calls.kept) + connections * OF_CONNECTION
+    memory += sum(each.values()) * OF_ALLOCATION
+    yield from _limit(
+        max(0.1, SHARE * machine.memory - AT_REST) if machine.memory else 0,
+        memory,
+        "memory",
+        f"{SHARE:.0%} of {machine.memory:.0f} MiB, less {AT_REST} without a call; {memory:.2f} MiB "
+        "each",
+        "a host with more memory",
+    )
 
 
 def _of_sfu(host: HostSettings, machine: Machine) -> Iterator[Limit]:

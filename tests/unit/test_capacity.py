@@ -8,7 +8,8 @@ from callready.settings.ports import LIVEKIT
 from tests.support.inventories import SFU1, TURN1, TURN2, Edit, load
 
 pytestmark = pytest.mark.usefixtures("project")
-MACHINE = Machine(4, 262_144, 1000, {LIVEKIT: 524_288, "turnserver@calls.service": 6000})
+FILES = {LIVEKIT: 524_288, "turnserver@calls.service": 6000}
+MACHINE = Machine(4, 262_144, 1000, FILES, 8192)
 VIDEO = Calls("video", 4, 4, 0.25)
 
 
@@ -85,9 +86,23 @@ def test_what_tracks_connections_counts_flows() -> None:
     assert behind["connections of the edge"] == 20_000
 
 
+def test_memory_is_for_streams_allocations_and_connections() -> None:
+    free = 0.8 * 8192 - 256
+    # Sound and video sent, and of three others each.
+    assert found(SFU1)["memory"] == int(free / (1.2 + 5 + 3 * 0.5))
+    assert found(TURN1)["memory"] == int(free / (12 / 16))
+    behind = found(SFU1, ("*", "edge", {}), ("*", "livekit.url", f"wss://{SFU1}"))
+    assert behind["memory"] == int(free / (7.7 + 1 / 16))
+    # One of ten speaks, in sound: it sends, nine receive.
+    quiet = found(SFU1, calls=Calls("audio", 10, 1, 0))
+    assert quiet["memory"] == int(free / (1.2 + (0.75 + 9 * 0.16) / 10))
+    # Debian alone takes it all.
+    assert found(SFU1, machine=Machine(1, memory=300))["memory"] == 0
+
+
 def test_what_is_not_known_is_no_limit_and_is_said() -> None:
     bare = Machine(2)
-    assert not {"bandwidth", "tracked connections", "open files of LiveKit"} & {
+    assert not {"bandwidth", "memory", "tracked connections", "open files of LiveKit"} & {
         *found(SFU1, machine=bare)
     }
     fleet = load()
@@ -101,8 +116,8 @@ def test_what_is_not_known_is_no_limit_and_is_said() -> None:
     [("-1", None, 0), ("", 500, 500), ("1000", 250, 250), ("1000", None, 1000)],
 )
 def test_a_virtual_interface_has_no_speed(speed: str, said: float | None, used: float) -> None:
-    lines = ["cores 4", "conntrack ", f"bandwidth {speed}", f"{LIVEKIT} 524288"]
-    assert read(lines, said) == Machine(4, 0, used, {LIVEKIT: 524_288})
+    lines = ["cores 4", "memory 4096", "conntrack ", f"bandwidth {speed}", f"{LIVEKIT} 524288"]
+    assert read(lines, said) == Machine(4, 0, used, {LIVEKIT: 524_288}, 4)
 
 
 @pytest.mark.parametrize(
