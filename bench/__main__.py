@@ -50,6 +50,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5 (quick: 3)")
     names = [contender.name for contender in ALL]
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=", ".join(names))
+    parser.add_argument(
+        "--part", action="store_true", help="write only the page's part for --hosts"
+    )
     parser.add_argument("--against", metavar="REV", help="another commit, on N hosts of its own")
     options = parser.parse_args(arguments)
     many = options.hosts if options.hosts is not None else 2 if options.quick else 10
@@ -71,7 +74,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     print(text := report.markdown(table))
-    if not options.quick and not options.only:
+    if options.part:
+        report.write_part(report.more(table))
+    elif not options.quick and not options.only:
         report.write(text)
         print("written to docs/bench.md")
     return 0

@@ -13,8 +13,9 @@ from typing import NamedTuple
 PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 VERIFICATION = "## How long a verification takes\n"
 SERVICE = "## What hardening and the edge cost\n"
+MORE = "## More hosts\n"
 SCALE = "## What a large fleet costs\n"
-PARTS = (VERIFICATION, SERVICE, SCALE)
+PARTS = (VERIFICATION, SERVICE, MORE, SCALE)
 """The headings of the page's last parts, which other measurements write, in their order."""
 CONTENDERS = ("empty.py", "floor", "pyinfra's operations", "Ansible")
 TITLES = {"fresh": "bare host", "nothing": "nothing to change", "change": "one file changed"}
@@ -117,6 +118,24 @@ def markdown(table: Table) -> str:
     )
     method = METHOD + (OLDER.format(older=table.older) if table.older else "")
     return "\n".join([*parts, "## Where this was measured\n", setting, method])
+
+
+def more(table: Table) -> str:
+    """The page's part for another number of hosts."""
+    rounds = f"{table.machine} Rounds: {table.rounds}."
+    repeat = (
+        f"Repeat it with `.venv/bin/python -m bench --hosts {table.many} --part`, and `--only`."
+    )
+    return "\n".join(
+        [
+            MORE,
+            "Wall seconds, medians, of the same work as above.\n",
+            times(table),
+            rounds,
+            "",
+            f"{repeat}\n",
+        ]
+    )
 
 
 def write(text: str) -> None:

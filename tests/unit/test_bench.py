@@ -137,6 +137,14 @@ def test_each_measurement_replaces_its_own_part_of_the_page(
     assert report.PAGE.read_text() == "\n".join(["# Deploys again\n", *parts])
 
 
+def test_another_number_of_hosts_is_a_part_of_its_own() -> None:
+    table = Table(20, 3, "A machine.")
+    table.add(Case("nothing", 20, 0), "callready", 2.5)
+    text = report.more(table)
+    assert text.startswith(report.MORE) and text.endswith("`--only`.\n")
+    assert "| nothing to change | 20 | 0 ms | 2.50 |\n\nA machine. Rounds: 3.\n" in text
+
+
 def test_a_service_is_judged_within_each_round() -> None:
     results, names = service.Results(), (service.CALLREADY, service.PROXY, service.PLAIN)
     # A busy machine doubles a round for all of them.
