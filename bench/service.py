@@ -30,7 +30,7 @@ from tests.support.fleet import Fleet, Host, entry, inventory
 SFU, TURN = Host("h20"), Host("h19")
 CALLREADY, PROXY, PLAIN = "callready", "by hand, HAProxy", "by hand, ws://"
 DIRECT, RELAYED = "direct", "by TURN"
-ROOMS, ROOM, RATE, HOLD = 4, 4, 10.0, 5.0  # participants a room, joins a second, seconds
+ROOMS, ROOM, RATE, HOLD = 4, 4, 10.0, 4.0  # participants a room, joins a second, seconds
 MOST = 1.05  # what a ratio may be
 KEY = "APIfleet"
 OURS = {
@@ -66,6 +66,30 @@ frontend https
 backend livekit
     server livekit 127.0.0.1:7880
 """
+NO_SECCOMP = ["SystemCallFilter", "SystemCallArchitectures", "RestrictAddressFamilies"]
+# Each of these has systemd install a filter of its own.
+NO_SECCOMP_OF = [
+    "RestrictNamespaces",
+    "RestrictRealtime",
+    "RestrictSUIDSGID",
+    "LockPersonality",
+    "MemoryDenyWriteExecute",
+    "ProtectHostname",
+    "ProtectClock",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectKernelTunables",
+    "PrivateDevices",
+]
+# callready's deployment less one thing: what its units are told instead.
+WITHOUT = {
+    "the packet filter": [],
+    "IPAddressDeny": ["IPAddressDeny="],
+    "seccomp": [
+        *(f"{key}=" for key in NO_SECCOMP),
+        *(f"{key}=no" for key in NO_SECCOMP_OF),
+    ],
+}
 LISTENS = "until ss -Hlntu 'sport = :{}' | grep -q .; do sleep 0.1; done\n"
 INTRODUCTION = """
 What calls cost on two lab hosts, an SFU and a TURN server: as callready deploys them, and with the
@@ -86,8 +110,8 @@ bridge and both hosts together are there too. **Joins** are the seconds until a 
 answered, by LiveKit's Go SDK.
 """
 METHOD = """
-{machine} Rounds: {rounds}, the three in turns in random order. A ratio is the median of the rounds'
-ratios: within a round all three have the same neighbours on the machine.
+{machine} Rounds: {rounds}, everyone in turns in random order. A ratio is the median of the rounds'
+ratios: within a round all have the same neighbours on the machine.
 
 Repeat it with `make load/generator`, then `.venv/bin/python -m bench.service --write`.
 """
@@ -149,11 +173,11 @@ def compare(rounds: int) -> str:
         }
         allowed = addresses(load_fleet(str(fleet.inventory)))
         for number in range(-1, rounds):
-            for name in shuffled(services):
-                url, secret = services[name]
+            # The first time, which does not count, files are read and names looked up.
+            for name in shuffled([*services, *(WITHOUT if number >= 0 else ())]):
+                url, secret = services[CALLREADY if name in WITHOUT else name]
                 switch(name)
                 told = Service(url, KEY, SecretStr(secret), str(ca.CA_CERTIFICATE))
-                # The first time files are read and names looked up.
                 turn(name, told, allowed, results if number >= 0 else Results())
             say(f"service: round {number + 1} of {rounds}")
     return section(results, machine, rounds)
@@ -200,20 +224,23 @@ def prepare(secret: str) -> None:
 
 def switch(name: str) -> None:
     """Have one of them run and not the others."""
-    stop = (
-        "systemctl stop byhand.service byhand-livekit.service byhand-haproxy.service 2>&- || true\n"
-    )
+    less = "".join(f"{line}\\n" for line in WITHOUT.get(name, ()))
     for host, units in OURS.items():
-        script = stop
-        if name == CALLREADY:
-            script += f"systemctl restart {' '.join(units)}\n"
-        else:
-            script += (
-                f"systemctl stop {' '.join(units)}\nnft delete table inet callready 2>&- || true\n"
-            )
-        if name != CALLREADY and host == TURN:
+        names = " ".join(units)
+        script = (
+            f"systemctl stop {names} byhand.service byhand-livekit byhand-haproxy 2>&- || true\n"
+        )
+        for unit in units[1:]:
+            folder = f"/run/systemd/system/{unit}.d"
+            script += f"mkdir -p {folder}; printf '[Service]\\n{less}' > {folder}/bench.conf\n"
+        script += "systemctl daemon-reload\nnft delete table inet callready 2>&- || true\n"
+        if name == CALLREADY or name in WITHOUT:
+            script += f"systemctl start {names}\n"
+        if name == "the packet filter":
+            script += "nft delete table inet callready\n"
+        if name in (PROXY, PLAIN) and host == TURN:
             script += "systemctl start byhand.service\n"
-        elif name != CALLREADY:
+        elif name in (PROXY, PLAIN):
             run = "systemd-run -q --collect --unit=byhand-{0} {1}\n"
             binary = "$(readlink -f /usr/local/bin/livekit-server)"
             script += run.format("livekit", f"{binary} --config /root/livekit.yaml")
@@ -269,7 +296,7 @@ def calls(how: str, service: Service, allowed: set[str]) -> tuple[Heard, Reading
 
 def turn(name: str, service: Service, allowed: set[str], results: Results) -> None:
     """Calls of both kinds; what they cost. Those that a busy machine spoils are made again."""
-    for how in (DIRECT, RELAYED):
+    for how in (RELAYED,) if name in WITHOUT else (DIRECT, RELAYED):
         for left in (2, 1, 0):
             try:
                 heard, first, last = calls(how, service, allowed)
@@ -293,12 +320,15 @@ def turn(name: str, service: Service, allowed: set[str], results: Results) -> No
 def section(results: Results, machine: str, rounds: int) -> str:
     """The page's part."""
     names = (CALLREADY, PROXY, PLAIN)
-    rows = []
+    rows, parts = [], []
     for figure, of in sorted(results.rounds.items()):
         medians = [f"{statistics.median(of[name]):.3f} {figure.unit}" for name in names]
         ratios = [results.ratio(figure, CALLREADY, name) for name in names[1:]]
         judged = [f"{each:.2f} {'PASS' if each <= MOST else 'MISS'}" for each in ratios]
         rows.append([figure.what, figure.how, *medians, *judged])
+        if figure.how == RELAYED and figure.what != "processor of all":
+            ratios = [results.ratio(figure, CALLREADY, less) for less in WITHOUT]
+            parts.append([figure.what, *(f"{each:.2f}" for each in ratios)])
     for how in (DIRECT, RELAYED):
         slowest = [percentile(results.joins[how, name]) for name in names]
         ratios = [slowest[0] / each for each in slowest[1:]]
@@ -314,12 +344,14 @@ def section(results: Results, machine: str, rounds: int) -> str:
         "plain": PLAIN,
         "proxy": PROXY,
     }
-    parts = [
+    texts = [
         INTRODUCTION.format(**known),
         report.rows_of(head, sorted(rows)),
+        "Of calls by TURN, what that is made of: callready's deployment / itself less one thing.",
+        report.rows_of(["", *WITHOUT], parts),
         METHOD.format(machine=machine, rounds=rounds),
     ]
-    return "\n".join([report.SERVICE, *(part.strip("\n") + "\n" for part in parts)])
+    return "\n".join([report.SERVICE, *(text.strip("\n") + "\n" for text in texts)])
 
 
 def percentile(times: Sequence[float]) -> float:

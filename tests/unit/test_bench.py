@@ -154,6 +154,12 @@ def test_a_service_is_judged_within_each_round() -> None:
         results.rounds[service.Figure("processor", "direct", "ms")][name] = values
         for how in (service.DIRECT, service.RELAYED):
             results.joins[how, name] = [values[0] * each for each in range(1, 41)]
+    for name, value in zip(
+        (service.CALLREADY, *service.WITHOUT), (2.2, 2.0, 2.1, 2.2), strict=True
+    ):
+        results.rounds[service.Figure("join, median", "by TURN", "s")][name] = [value]
+    for name in names[1:]:
+        results.rounds[service.Figure("join, median", "by TURN", "s")][name] = [2.0]
     rows = [each for each in service.section(results, "A machine.", 3).splitlines() if "| " in each]
     assert "| processor | direct | 1.040 ms | 1.000 ms | 0.900 ms | 1.04 PASS | 1.16 MISS |" in rows
     assert (
