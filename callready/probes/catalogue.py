@@ -29,7 +29,7 @@ from callready.settings.endpoints import split_endpoint
 from callready.settings.fleet import Fleet
 from callready.settings.livekit import LiveKit as LiveKitSettings
 from callready.settings.models import HostSettings
-from callready.settings.pools import Transport, Way, ways
+from callready.settings.pools import Transport, Way, handed_out, ways
 from callready.settings.uris import clusters, place, stun_uri, stun_uris, turn_uri, turn_uris
 
 MOST_PAIRS = 64
@@ -216,8 +216,9 @@ def ice_servers(fleet: Fleet, node: str) -> dict[str, Probe]:
     if not livekit:
         return found
     told = {*stun_uris(fleet, node), *turn_uris(fleet, node)}
+    handed = [host for host, _ in handed_out(fleet, node)]  # two of a pool that may be large
     for name, host in fleet.pool(livekit.turn_pool).items():
-        if name == node:
+        if name == node or not any(host is each for each in handed):
             continue
         common = {"node": name, "address": host.address, **trust(host)}
         for way, turn in _ways(host, livekit.turn_pool or "", common):
