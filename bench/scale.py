@@ -98,7 +98,8 @@ stand-ins.
   five, after the first one), and its **`--dry`**.
 
 **Processor** is that of pyinfra and of the process with the probes, **memory** the most that each
-of the two has had.
+of the two has had. It is linear where a host costs no more than in the smallest fleet. A
+verification of so many hosts is not in it; its probes are those of the change.
 """
 METHOD = """
 {machine} Rounds: {rounds}; medians.
