@@ -98,7 +98,7 @@ sends sound and hears {others} others ({packets:,.0f} packets a second arrive), 
 each of them by TURN over UDP.
 
 - **{callready}**: hardened units, the packet filter, HAProxy with TLS in front of LiveKit, the pool
-  of coturn as deployed.
+  of coturn as deployed; callers are told of TURN over UDP, TCP and TLS, by hand over UDP alone.
 - **{plain}**: `livekit-server` with a port, keys and the TURN server, coturn with Debian's unit and
   configuration plus realm and user. No filter, no TLS: LiveKit has none of its own, and no browser
   takes that.
