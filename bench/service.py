@@ -107,7 +107,8 @@ each of them by TURN over UDP.
 **Processor** is what the whole host has used, by its control group, for 1,000 packets that it has
 sent; the kernel's work for a packet that comes in may count for who sent it, so the generator, the
 bridge and both hosts together are there too. **Joins** are the seconds until a path of media has
-answered, by LiveKit's Go SDK.
+answered, by LiveKit's Go SDK. coturn by hand is the same in both columns: as far as its two figures
+are apart, any ratio here may be off.
 """
 METHOD = """
 {machine} Rounds: {rounds}, everyone in turns in random order. A ratio is the median of the rounds'
