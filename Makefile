@@ -10,7 +10,7 @@ export RECIPIENTS
 # Every shell script, by its name or by its first line.
 SCRIPTS = $(shell .venv/bin/shfmt -f $$(git ls-files))
 # The lab's callers live in a network namespace of their own (facts a real caller has, too).
-CALLER = $(if $(filter lab lab-watching lab-recording,$(ENV)),$(PYTHON) -m lab client --,)
+CALLER = $(if $(filter lab lab-watching lab-recording cluster,$(ENV)),$(PYTHON) -m lab client --,)
 
 LAB_PACKAGES := aapt android-framework-res apt-cacher-ng conntrack docker-registry faketime iproute2 mmdebstrap nftables \
 	openssh-client openssl prometheus sqlite3 strace systemd-container testssl.sh
@@ -23,12 +23,13 @@ ifeq ($(shell command -v npm),)
 SABOTAGE_PACKAGES += npm
 endif
 
-.PHONY: help demo demo-watching demo-recording test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export capacity load lab-up lab-down bench bench-verification docs install lab-install
+.PHONY: help demo demo-watching demo-recording demo-cluster test test-long check lint unit tool-tests lab-tests fault-tests faults sabotage rollback remove history logs verify secrets trust rotate alert-test export capacity load lab-up lab-down bench bench-verification docs install lab-install
 
 help:
 	@echo "make demo                boot four lab hosts, deploy them, prove that calls connect"
 	@echo "make demo-watching       the same with a fifth host that watches them"
 	@echo "make demo-recording      the same with hosts that record calls"
+	@echo "make demo-cluster        three SFUs as one service, their Redis, and two TURN hosts of one pool"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
 	@echo "make test-long           every alert by its fault in the lab; docs/watching.md; ends with lab-down"
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
@@ -114,6 +115,13 @@ demo-recording: lab-install
 	$(PYTHON) -m callready.secrets inventories/lab-recording
 	PYINFRA_YES=1 $(PYINFRA) inventories/lab-recording deploy.py
 	@$(MAKE) --no-print-directory verify ENV=lab-recording
+
+# Three SFUs that are one service, and two TURN hosts of one pool.
+demo-cluster: lab-install
+	$(PYTHON) -m lab up sfu1 sfu2 sfu3 turn1 turn2 app1 redis1
+	$(PYTHON) -m callready.secrets inventories/cluster
+	PYINFRA_YES=1 $(PYINFRA) inventories/cluster deploy.py
+	@$(MAKE) --no-print-directory verify ENV=cluster
 
 secrets: install
 	$(PYTHON) -m callready.secrets $(INVENTORY)

@@ -81,10 +81,13 @@ def issue(
 
 
 def issue_for_host(host: plan.Host) -> None:
-    """Certificates for the host's names and addresses, unless there are of this authority."""
+    """Certificates for the host's names and addresses, and for the name that it has in common with
+    others, unless there are of this authority."""
     for name in (host.fqdn, host.turn_name, host.app_name):
         if not (CERTIFICATES / f"{name}.pem").exists():
             issue(name, (host.ipv4, host.ipv6))
+    if host.name in plan.SERVED_BY and not (CERTIFICATES / f"{plan.SERVICE}.pem").exists():
+        issue(plan.SERVICE)
 
 
 def _builder(

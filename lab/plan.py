@@ -61,11 +61,15 @@ MACHINE = Host("controller", 1)
 CALLER = Host("client", 2)
 APP_HOST = "app1"  # where the example backend runs
 DEFAULT_HOSTS = ("sfu1", "turn1", "turn2", APP_HOST)
+SERVICE = f"livekit.{DOMAIN}"  # a name that leads to each of these
+SERVED_BY = ("sfu1", "sfu2", "sfu3")
 BENCH_HOSTS = tuple(f"h{number:02}" for number in range(1, 27))
 HOSTS = {
     host.name: host
     for host in (
         Host("sfu1", 11, "trixie"),
+        Host("sfu2", 12, "bookworm"),
+        Host("sfu3", 13, "trixie"),
         Host("turn1", 21, "bookworm"),
         Host("turn2", 22, "trixie"),
         Host(APP_HOST, 31, "trixie"),
@@ -85,8 +89,11 @@ def find_host(name: str) -> Host:
 def hosts_lines() -> str:
     """All names of the plan, as lines of an /etc/hosts file."""
     everyone = (MACHINE, CALLER, *HOSTS.values())
-    return "".join(
+    own = "".join(
         f"{address} {host.fqdn} {host.name} {host.turn_name} {host.app_name}\n"
         for host in everyone
         for address in (host.ipv4, host.ipv6)
     )
+    # After all others: a host's address has its own name first.
+    addresses = (each for name in SERVED_BY for each in (HOSTS[name].ipv4, HOSTS[name].ipv6))
+    return own + "".join(f"{address} {SERVICE}\n" for address in addresses)
