@@ -451,11 +451,13 @@ async def all_tried(
     verify: bool = True,
     max_loss: float = MAX_LOSS,
     directly: Callable[[ice.Candidate], bool] = bool,
+    at: tuple[str, int] | None = None,
+    node_id: str = "",
 ) -> Legs:
     """Try every path of a call at LiveKit, all at the same time.
 
     Args:
-        url, key, secret, ca_file, verify: as `livekit.reach` takes them.
+        url, key, secret, ca_file, verify, at, node_id: as `livekit.reach` takes them.
         through: ways into TURN servers, each for one leg, in this order; default those that the
             join hands out, over each address family that leads there from here.
         max_loss: share of lost packets above which a path has failed.
@@ -465,7 +467,7 @@ async def all_tried(
         ProbeError: it cannot join.
     """
     start = time.perf_counter()
-    async with offered(url, key, secret, ca_file, verify=verify) as (told, offer):
+    async with offered(url, key, secret, ca_file, at, verify, node_id) as (told, offer):
         took = time.perf_counter() - start
         ways = await _handed_out(told, ca_file, verify) if through is None else through
         candidates = [c for c in offer.candidates if directly(c) and local_address(c.address)]

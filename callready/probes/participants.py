@@ -18,16 +18,18 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from itertools import starmap
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from livekit import rtc
 from livekit.rtc._proto.stats_pb2 import IceCandidateType
 from pydantic import TypeAdapter
 
-from callready.probes import SILENCE, Finding, ProbeError
+from callready.probes import SILENCE, Finding, ProbeError, endpoint
 from callready.probes.tls import tls_forwarder
 from callready.probes.turn import TurnServer
-from callready.probes.webrtc import CONNECT_TIMEOUT, NO_VIDEO, Call, Participant, Request
+from callready.probes.webrtc import CONNECT_TIMEOUT, NO_VIDEO, Call, Door, Participant, Request
 
 RATE = 48_000
 FRAME = RATE // 10  # the SDK cuts it into the 10 ms that libwebrtc works with
@@ -94,7 +96,9 @@ class Caller:
     def _on_disconnected(self, *_: object) -> None:
         self.gone = True
 
-    async def connect(self, request: Request, token: str, servers: list[rtc.IceServer]) -> None:
+    async def connect(
+        self, request: Request, url: str, token: str, servers: list[rtc.IceServer]
+    ) -> None:
         kinds = rtc.IceTransportType
         policy = kinds.TRANSPORT_RELAY if request.relay_only else kinds.TRANSPORT_ALL
         configuration = rtc.RtcConfiguration(ice_transport_type=policy, ice_servers=servers)
@@ -102,7 +106,7 @@ class Caller:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 options = rtc.RoomOptions(rtc_config=configuration)
-                await self.room.connect(request.url, token, options)
+                await self.room.connect(url, token, options)
         except (rtc.ConnectError, TimeoutError):  # the SDK's text may hold the token
             seconds = time.perf_counter() - start
             raise ProbeError(
@@ -256,13 +260,31 @@ async def in_call(request: Request, kind: type[C]) -> AsyncIterator[tuple[list[C
     async with contextlib.AsyncExitStack() as stack:
         servers, original_urls = await _usable(request, stack)
         callers = [kind("the first"), kind("the second")]
-        for caller, token in zip(callers, request.tokens, strict=True):
-            await caller.connect(request, token, servers)
+        urls = [await _entered(request, door, stack) for door in request.doors]
+
+        async def come(caller: C, url: str, token: str) -> None:
+            await caller.connect(request, url, token, servers)
             stack.push_async_callback(caller.leave)
             await caller.talk()
+
+        each = zip(callers, urls or [request.url] * 2, request.tokens, strict=True)
+        if urls:
+            await asyncio.gather(*starmap(come, each))
+        else:
+            for one in each:
+                await come(*one)
         await _both(callers, "data")
         await _both(callers, "audio")
         yield callers, original_urls
+
+
+async def _entered(request: Request, door: Door, stack: contextlib.AsyncExitStack) -> str:
+    """A URL that leads to one of several SFUs."""
+    url = urlsplit(door.url)
+    if url.scheme != "wss":
+        return f"ws://{endpoint(door.address, door.port)}"
+    way = door.address, door.port, url.hostname, request.ca_file, url.netloc
+    return f"ws://127.0.0.1:{await stack.enter_async_context(tls_forwarder(*way))}"
 
 
 async def _large_ones(callers: Sequence[Caller], request: Request, max_loss: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import re
 import socket
 import ssl
 import time
@@ -230,12 +231,17 @@ def versions(address: str, port: int, server_name: str) -> list[str]:
 
 @contextlib.asynccontextmanager
 async def tls_forwarder(
-    address: str, port: int, server_name: str | None = None, ca_file: str | None = None
+    address: str,
+    port: int,
+    server_name: str | None = None,
+    ca_file: str | None = None,
+    host: str = "",
 ) -> AsyncIterator[int]:
     """A port on 127.0.0.1 whose connections go to `address`:`port` inside TLS.
 
     For clients that trust none but built-in authorities: ``turn:127.0.0.1:<port>?transport=tcp``
-    then really uses the server's TLS listener and its certificate, verified here.
+    then really uses the server's TLS listener and its certificate, verified here. With `host`,
+    HTTP requests are for it: ``ws://127.0.0.1:<port>`` then is that site at this address.
 
     Raises:
         ProbeError: the certificate does not verify, before any client connects.
@@ -251,8 +257,11 @@ async def tls_forwarder(
                 await target.drain()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError), contextlib.closing(writer):
+        with contextlib.suppress(OSError, EOFError), contextlib.closing(writer):
             far = await asyncio.open_connection(address, port, ssl=context, server_hostname=name)
+            if host:
+                head = await reader.readuntil(b"\r\n\r\n")
+                far[1].write(re.sub(rb"(?im)^host:.*$", b"Host: %s\r" % host.encode(), head))
             await asyncio.gather(pump(reader, far[1]), pump(far[0], writer))
 
     listener = await asyncio.start_server(forward, "127.0.0.1", 0)

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
@@ -119,6 +119,15 @@ class Calls:
     errors: tuple[str, ...]
 
 
+class Door(NamedTuple):
+    """Where one of several SFUs lets callers in: its URL, and an address and port to connect to
+    instead of what the URL's name leads to."""
+
+    url: str
+    address: str
+    port: int
+
+
 @dataclass(frozen=True)
 class Request:
     """What the participants' process is asked for; goes to it as a line of JSON."""
@@ -131,6 +140,7 @@ class Request:
     duration: float
     max_loss: float | None = None
     video: bool = False
+    doors: tuple[Door, ...] = ()
 
 
 def tokens(key: str, secret: SecretStr, room: str = "") -> tuple[SecretStr, SecretStr]:
@@ -149,6 +159,7 @@ def call(
     duration: float = 1.0,
     max_loss: float | None = None,
     video: bool = False,
+    doors: Sequence[Door] = (),
 ) -> Call:
     """Two participants call each other.
 
@@ -164,6 +175,7 @@ def call(
         max_loss: share of packets of video's size that may be lost in that time, both ways; None
             sends none.
         video: with a video track.
+        doors: of each participant, instead of `url`; both then come at the same moment.
 
     Raises:
         ProbeError: what did not work, and why as far as it can be found out from here.
@@ -171,7 +183,8 @@ def call(
     first, second = (each.get_secret_value() for each in tokens)
     ca_path = str(Path(ca_file).resolve()) if ca_file else None
     servers = tuple(ice_servers or ())
-    request = Request(url, (first, second), servers, relay_only, ca_path, duration, max_loss, video)
+    way = servers, relay_only, ca_path
+    request = Request(url, (first, second), *way, duration, max_loss, video, tuple(doors))
     result = _participants(request)
     if isinstance(result, Call):
         return result

@@ -7,7 +7,6 @@ from contextlib import suppress
 
 from callready.diagnosis.model import Cause, Place
 from callready.probes import ProbeError
-from callready.rollout.rollout import NODE_ID
 from tasks.livekit import CONFIG
 from tests.verify.servers import Server
 
@@ -20,10 +19,9 @@ def split(all_nodes: Sequence[Server]) -> Cause | None:
     ids, lists = dict[str, str](), dict[str, str]()
     for server in all_nodes:
         with suppress(ProbeError):
-            node_id = server.host.run(NODE_ID).stdout.strip()
             listed = server.host.run(LIST_NODES).stdout
-            if node_id and node_id in listed:
-                ids[server.name], lists[server.name] = node_id, listed
+            if server.node_id and server.node_id in listed:
+                ids[server.name], lists[server.name] = server.node_id, listed
     known = {name: sum(each in text for each in ids.values()) for name, text in lists.items()}
     if not known or min(known.values()) == len(known):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from threading import Lock
 from typing import Any, Literal, cast
@@ -16,12 +17,14 @@ from callready.diagnosis.hosts import causes
 from callready.diagnosis.inspection import Inspection, inspect
 from callready.diagnosis.model import Cause
 from callready.diagnosis.seen import Seen
-from callready.probes import ProbeError, local_address
+from callready.probes import ProbeError, catalogue, local_address
+from callready.probes.kinds import LiveKit
 from callready.release.declaration import Release
 from callready.release.facts import Facts, SurveyError
 from callready.release.node import Node
 from callready.release.plan import Plan, plan
 from callready.rollout.remote import as_root, survey
+from callready.rollout.rollout import NODE_ID
 from callready.rollout.ssh import dial
 from callready.settings.problem import SettingsError
 
@@ -146,6 +149,20 @@ class Server:
     def causes(self) -> list[Cause]:
         """What is wrong with the host itself."""
         return causes(Seen(self.node, self.facts, self.plan, self.inspection, self.callers))
+
+    @cached_property
+    def node_id(self) -> str:
+        """That of its SFU in a cluster, which is in its log only, from level info on; empty where
+        that cannot be read."""
+        with suppress(ProbeError):
+            return str(self.host.run(NODE_ID).stdout).strip()
+        return ""
+
+    @cached_property
+    def entrance(self) -> LiveKit | None:
+        """How callers come to this SFU and to no other one; None if that is a proxy's affair."""
+        probes = catalogue.probes(self.name, self.settings, list(self.addresses.values())[:1])
+        return next((each for each in probes if type(each) is LiveKit), None)
 
     @property
     def ca(self) -> str | None:

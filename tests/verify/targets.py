@@ -25,7 +25,7 @@ from callready.settings.fleet import Fleet
 from callready.settings.inventory import inventory_data
 from callready.settings.livekit import LiveKit
 from callready.settings.models import Verify
-from callready.settings.pools import Transport, Way, ways
+from callready.settings.pools import Transport, Way, handed_out, ways
 from callready.settings.problem import SettingsError
 from callready.settings.turn import Pool
 from tasks import declare
@@ -83,11 +83,17 @@ def credentials(pool: Pool, lasting: float = 0) -> Credentials:
 
 @dataclass(frozen=True)
 class Sfu:
-    """LiveKit as callers reach it: one URL, of one or more hosts."""
+    """LiveKit as callers reach it: one URL, of one or more hosts.
+
+    Args:
+        server: the first of them, or the one that is to have the room.
+        is_node: whether rooms may be on other hosts, so that one has to be placed there.
+    """
 
     server: Server
     livekit: LiveKit
     addresses: frozenset[str]
+    is_node: bool
 
     @property
     def name(self) -> str:
@@ -167,8 +173,17 @@ class Route:
 
     @property
     def can_be_tried(self) -> bool:
-        """Whether this machine has a route."""
-        return self.family in self.server.addresses
+        """Whether it can be tried from here."""
+        return not self.obstacle
+
+    @property
+    def obstacle(self) -> str:
+        """Why it cannot be tried from here, if it cannot."""
+        if self.family not in self.server.addresses:
+            return f"no route for IPv{self.family} from here"
+        if self.sfu and self.sfu.is_node and not self.sfu.server.node_id:
+            return f"{self.sfu} does not say which node it is (livekit.logging.level)"
+        return ""
 
     @property
     def path(self) -> Path:
@@ -284,19 +299,26 @@ class Site:
         ]
 
     def routes(self) -> list[Route]:
-        """Every path to every SFU, and between two relays of the pools that no SFU hands out."""
+        """Every path to every SFU, and between two relays of the pools that no SFU hands out. Of
+        SFUs that are one service the first is reached through each TURN host, the others through
+        those that they hand out."""
         found = []
         used = set()
-        for sfu in self.sfus():
-            used.add(sfu.livekit.turn_pool)
+        for node in self.nodes():
+            used.add(node.livekit.turn_pool)
             protos: tuple[Literal["udp", "tcp"], ...] = ("udp", "tcp")
-            direct = protos if sfu.livekit.rtc.tcp_port else protos[:1]
-            found += [Route(sfu, None, p, f) for p in direct for f in sfu.server.families]
-        found += [
-            Route(pair.sfu, pair.turn, pair.turn.way.proto, family)
-            for pair in self.pairs("udp", "tcp", "tls")
-            for family in pair.turn.server.families
-        ]
+            direct = protos if node.livekit.rtc.tcp_port else protos[:1]
+            found += [Route(node, None, p, f) for p in direct for f in node.server.families]
+        first = self.sfus()
+        for node in self.nodes():
+            told = {host.name for host, _ in handed_out(self.fleet, node.name)}
+            found += [
+                Route(node, turn, turn.way.proto, family)
+                for turn in self.turns("udp", "tcp", "tls")
+                if turn.pool_name == node.livekit.turn_pool
+                if node in first or turn.server.settings.name in told
+                for family in turn.server.families
+            ]
         found += [
             Route(sfu, turn, turn.way.proto, family)
             for turn in self.turns("udp", "tcp", "tls")
@@ -405,10 +427,17 @@ class Site:
     def sfus(self) -> list[Sfu]:
         """One entry for each LiveKit URL that clients are told."""
         urls: dict[str, Sfu] = {}
-        for server in self.servers.values():
-            if livekit := server.settings.sfu:
-                urls.setdefault(livekit.url, Sfu(server, livekit, self.sfu_addresses))
+        for node in self.nodes():
+            urls.setdefault(node.url, node)
         return list(urls.values())
+
+    def nodes(self) -> list[Sfu]:
+        """One entry for each host with an SFU, by which its own rooms are reached."""
+        return [
+            Sfu(server, livekit, self.sfu_addresses, bool(self.fleet.cluster(server.name)))
+            for server in self.servers.values()
+            if (livekit := server.settings.sfu)
+        ]
 
     @property
     def sfu_addresses(self) -> frozenset[str]:
@@ -442,7 +471,10 @@ def _legs(sfu: Sfu | None, routes: list[Route]) -> dict[str, legs.Leg]:
     if not sfu:
         return dict(zip(through, legs.try_relays([*through.values()]), strict=True))
     ways, limit = [*through.values()], sfu.limits.max_loss
-    got = legs.try_all(sfu.url, *sfu.key, ways, sfu.ca, max_loss=limit)
+    url, at, node_id = sfu.url, None, sfu.server.node_id if sfu.is_node else ""
+    if sfu.is_node and (door := sfu.server.entrance):
+        url, at = door.url, (door.address, door.port)
+    got = legs.try_all(url, *sfu.key, ways, sfu.ca, max_loss=limit, at=at, node_id=node_id)
     found = dict(zip(through, got.relayed, strict=True))
     for route in routes:
         if not route.turn:

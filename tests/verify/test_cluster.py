@@ -2,12 +2,13 @@
 
 from contextlib import suppress
 
+import pytest
+
 from callready.diagnosis.model import Cause, Place
-from callready.probes import ProbeError, catalogue, livekit
+from callready.probes import ProbeError, catalogue, livekit, webrtc
 from callready.probes.kinds import LiveKit, Stun
 from callready.release import refusals
 from callready.release.plan import REDIS_NEAR
-from callready.rollout.rollout import NODE_ID
 from callready.settings.uris import spared_pools
 from tests.verify.check import Check, each, ms
 from tests.verify.cluster import split
@@ -23,16 +24,10 @@ def nodes(site: Site) -> list[Server]:
     return [host for host in site.hosts() if host.settings.sfu and site.fleet.cluster(host.name)]
 
 
-def entrance(server: Server) -> LiveKit | None:
-    """How callers come to this node and no other one; None if that is a proxy's affair."""
-    probes = catalogue.probes(server.name, server.settings, list(server.addresses.values())[:1])
-    return next((each for each in probes if type(each) is LiveKit), None)
-
-
 @each(nodes)
 def test_serving(server: Server, check: Check) -> None:
     """The node takes callers itself"""
-    if not (way := entrance(server)):
+    if not (way := server.entrance):
         check.figure("behind a proxy")
         return
     with check.probing():
@@ -97,14 +92,13 @@ def test_understood(server: Server, site: Site, check: Check) -> None:
 @each(nodes)
 def test_rooms(server: Server, site: Site, check: Check) -> None:
     """A room on the node is joined through every node"""
-    node_id = server.host.run(NODE_ID).stdout.strip()
-    if not node_id:  # it is in the log only, from level info on
+    if not (node_id := server.node_id):
         check.figure("it does not say which node it is (livekit.logging.level)")
         return
     all_nodes = nodes(site)
     here = all_nodes.index(server)
     for other in [*all_nodes[here:], *all_nodes[:here]][:MOST]:
-        if way := entrance(other):
+        if way := other.entrance:
             with check.probing():
                 _join(server, node_id, other, way, check)
     check.figure(node_id)
@@ -135,6 +129,32 @@ def _join(server: Server, node_id: str, other: Server, way: LiveKit, check: Chec
         "whether its last deploy ended well",
     )
     check.figure(f"by {other.name}")
+
+
+@pytest.mark.lane("calls")
+@each(nodes)
+def test_first_joins(server: Server, site: Site, check: Check) -> None:
+    """Two who open a room at the same moment, here and at another node, hear each other"""
+    all_nodes = nodes(site)
+    other = all_nodes[(all_nodes.index(server) + 1) % len(all_nodes)]
+    settings, ways = server.settings.sfu, [each.entrance for each in (server, other)]
+    doors = [webrtc.Door(way.url, way.address, way.port) for way in ways if way]
+    if not settings or len(doors) < 2:
+        check.figure("behind a proxy")
+        return
+    check.figure(f"and by {other.name}")
+    try:
+        pair = webrtc.tokens(*next(iter(settings.keys.items())))
+        got = webrtc.call(settings.url, pair, ca_file=server.ca, duration=0, doors=doors)
+        check.figure(f"heard after {ms(max(each.audio_seconds for each in got.participants))}")
+    except ProbeError as error:
+        check.expect(
+            False,
+            f"two who open a room at the same moment, by {server.name} and by {other.name}, do not "
+            f"meet: {error.finding.shown}",
+            "the checks above; if they pass: livekit.config.node_selector, and CreateRoom of "
+            "LiveKit's API before anybody joins",
+        )
 
 
 def spared(server: Server, site: Site) -> list[str]:

@@ -19,8 +19,7 @@ paths = pytest.mark.lane("paths")
 
 def _try(route: Route, site: Site, check: Check) -> Tried:
     """What was found of a path."""
-    if not route.can_be_tried:
-        why = f"no route for IPv{route.family} from here"
+    if why := route.obstacle:
         check.figure(f"not tried: {why}")
         return Tried(route.path, None, why=why)
     try:
