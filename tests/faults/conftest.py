@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import http.server
 import json
 import os
-import shutil
-import subprocess
-import tarfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import Lab, archive, plan
+from lab import Lab
+from tests.support.archives import published
 from tests.support.place import Place, Places
 
 if TYPE_CHECKING:
     pass
 
 HOSTS = {"h09": "turn", "h10": "sfu", "h11": "sfu", "h12": "turn"}  # each kind on Debian 12 and 13
-PORT = 8089
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,37 +41,10 @@ def hosts() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def www(hosts: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """LiveKit's archive as two releases with different binaries; the URL of the download page."""
+    broken = bytes.fromhex("7f454c46020101") + bytes(64)
     folder = tmp_path_factory.mktemp("www")
-    server = functools.partial(Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer((plan.MACHINE.ipv4, PORT), server) as httpd:
-        first = archive.publish()
-        (folder / "v1.13.5").symlink_to(first.parent)
-        repack(first, folder, "1.13.6")
-        repack(first, folder, "1.13.7", bytes.fromhex("7f454c46020101") + bytes(64))
-        threading.Thread(target=httpd.serve_forever, daemon=True).start()
-        yield f"http://{plan.MACHINE.ipv4}:{PORT}"
-        httpd.shutdown()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-def repack(source: Path, www: Path, version: str, binary: bytes | None = None) -> None:
-    """Publish a release whose program is another one's with a byte more, or is `binary`."""
-    folder = www / f"v{version}"
-    unpacked = folder / "unpacked"
-    unpacked.mkdir(parents=True)
-    with tarfile.open(source) as tar:
-        tar.extractall(unpacked, filter="data")
-    program = unpacked / "livekit-server"
-    program.write_bytes(program.read_bytes() + b"\0" if binary is None else binary)
-    target = folder / source.name.replace(archive.VERSION, version)
-    subprocess.run(["tar", "-C", unpacked, "-I", "gzip -1", "-cf", target, "."], check=True)
-    shutil.rmtree(unpacked)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    (folder / "checksums.txt").write_text(f"{digest}  {target.name}\n")
+    with published(folder, {"1.13.6": None, "1.13.7": broken}) as where:
+        yield where
 
 
 @pytest.fixture(scope="session")

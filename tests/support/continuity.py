@@ -82,14 +82,18 @@ def calls_of(
     relays: dict[str, str],
     ca_file: str = f"{plan.STATE}/ca.pem",
     node_id: str = "",
+    room: str = "",
 ) -> Iterator[Calls]:
     """Keep a direct call and one through each relay up for as long as the block runs, and then
     until all hear each other; what came of them is in the result afterwards, by name.
 
     Args:
         url: of LiveKit. key: API key. secret: API secret.
-        relays: TURN URI to the secret of its pool; each names a call that has no other way.
+        relays: TURN URI, or several with blanks between, to the secret of their pool; each names a
+            call that has no other way.
+        ca_file: of the authorities that callers trust.
         node_id: the node of a cluster that the rooms are on, whoever takes the signalling.
+        room: of the direct call; default a new one.
     """
     found: Calls = {}
     with ExitStack() as stack:
@@ -98,7 +102,7 @@ def calls_of(
             "direct": (),
             **{u: _server(u, s) for u, s in relays.items()},
         }.items():
-            room = f"continuity-{os.urandom(4).hex()}"
+            room = (room if name == "direct" else "") or f"continuity-{os.urandom(4).hex()}"
             if node_id:
                 may = token(key, SecretStr(secret), room, create=True)
                 create_room(url, may, room, node_id, ca_file if url.startswith("wss:") else None)
@@ -121,9 +125,9 @@ def calls_of(
             found[name] = Continuity(**first), Continuity(**second)
 
 
-def _server(uri: str, secret: str) -> tuple[IceServer, ...]:
+def _server(uris: str, secret: str) -> tuple[IceServer, ...]:
     minted = mint(SecretStr(secret), 3600)
-    return (IceServer((uri,), minted.username, minted.password),)
+    return (IceServer(tuple(uris.split()), minted.username, minted.password),)
 
 
 @contextmanager
@@ -203,11 +207,12 @@ class Steady(Caller):
             max(self.longest_silence, now - self.last_heard),
         )
         was, (sent, received) = self.before
-        now_sent, now_received = await self.packets()
         try:
+            now_sent, now_received = await self.packets()
             after = await self.measured(urls)
-        except (KeyError, RuntimeError):  # it is reconnecting (RuntimeError: no such candidate)
-            after = None
+        # It is reconnecting (RuntimeError: no such candidate), or gone.
+        except (KeyError, RuntimeError):
+            now_sent, now_received, after = sent, received, None
         return Continuity(
             way=f"{after.local} {after.turn_url}".strip() if after else "none",
             moved=not after or (was.local, was.local_port) != (after.local, after.local_port),
