@@ -4,7 +4,7 @@ leaves it."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -18,6 +18,8 @@ from callready.settings.problem import SettingsError
 from callready.settings.uris import stun_uris, turn_uris
 from tasks import declare
 from tests.support.inventories import GROUP, SFU1, TURN1, TURN2, Edit, load
+from tests.verify.servers import Server
+from tests.verify.targets import Site
 
 pytestmark = pytest.mark.usefixtures("project")
 
@@ -65,6 +67,21 @@ def test_sfus_share_the_hosts_of_a_pool_and_a_caller_is_told_of_two() -> None:
     ]
     assert rtc["rtc"]["stun_servers"] == [] == of.warnings
     assert list(catalogue.ice_servers(of, SFU2)) == turn_uris(of, SFU2)
+
+
+def test_each_sfu_is_verified_by_the_hosts_that_it_names_and_every_host_by_one() -> None:
+    of = fleet()
+    servers = {name: Server(declare(of, name), cast(Any, None)) for name in of.hosts}
+    routes = Site("inventories/test", of, servers).routes()
+    reached: dict[str, set[str]] = {}
+    for route in routes:
+        reached.setdefault(route.name, set()).add(route.turn.name if route.turn else "")
+    assert reached == {
+        SFU1: {"", TURN1, TURN2, TURN3},
+        SFU2: {"", TURN2, TURN3},
+        SFU3: {"", TURN3, TURN1},
+    }
+    assert len({str(route) for route in routes}) == len(routes)
 
 
 def test_one_host_has_all_its_ways() -> None:

@@ -507,6 +507,24 @@ def test_the_forwarder_carries_plain_bytes_through_verified_tls(authority: Autho
         asyncio.run(through(port))
 
 
+def test_the_forwarder_says_which_site_http_requests_are_for(authority: Authority) -> None:
+    asked = b"GET / HTTP/1.1\r\nAccept: */*\r\nHost: 127.0.0.1:%d\r\n\r\nmore"
+
+    async def through(port: int) -> bytes:
+        name = "turn1.lab.test"
+        forwarder = tls.tls_forwarder("127.0.0.1", port, name, authority.file, host=name)
+        async with forwarder as local:
+            reader, writer = await asyncio.open_connection("127.0.0.1", local)
+            writer.write(asked % local)
+            received = await asyncio.wait_for(reader.readuntil(b"more"), 10)
+            writer.close()
+            return received
+
+    with echo_server(authority.context("turn1.lab.test")[0]) as port:
+        said = asyncio.run(through(port))
+    assert said == b"GET / HTTP/1.1\r\nAccept: */*\r\nHost: turn1.lab.test\r\n\r\nmore"
+
+
 # App
 
 
