@@ -1,7 +1,6 @@
 """`make load` on one host that is SFU and TURN server: real media both ways, relayed by each
 transport; what was seen is true, and nothing is left."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,8 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from lab import Lab
-from lab.archive import go
-from tests.support.fleet import REPOSITORY, Fleet, Host, Inventory, delivered, entry, inventory
+from tests.support.fleet import (
+    REPOSITORY,
+    Fleet,
+    Host,
+    Inventory,
+    build_generator,
+    delivered,
+    entry,
+    inventory,
+)
 
 BOX = Host("h20")
 
@@ -38,8 +45,7 @@ def box_inventory() -> Inventory:
 
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    path = f"PATH={go().rpartition('/')[0]}:{os.environ['PATH']}"
-    subprocess.run(["make", "-s", "load/generator", path], cwd=REPOSITORY, check=True)
+    build_generator()
     with delivered(BOX.name):
         fleet = Fleet(tmp_path_factory.mktemp("load"), *box_inventory())
         fleet.deploy()

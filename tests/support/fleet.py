@@ -25,7 +25,7 @@ import httpx
 import pytest
 import yaml
 
-from lab import Lab, hosts, plan, wheels
+from lab import Lab, archive, hosts, plan, wheels
 
 REPOSITORY = Path(__file__).parents[2]
 SUPPORT = Path(__file__).parent
@@ -476,6 +476,12 @@ def encrypted_key(path: Path, passphrase: str) -> str:
     change = ["ssh-keygen", "-q", "-p", "-a", "1", "-f", str(path), "-P", "", "-N", passphrase]
     subprocess.run(change, check=True, stdout=subprocess.DEVNULL)
     return str(path)
+
+
+def build_generator() -> None:
+    """Have the program that makes many calls."""
+    path = f"PATH={archive.go().rpartition('/')[0]}:{os.environ['PATH']}"
+    subprocess.run(["make", "-s", "load/generator", path], cwd=REPOSITORY, check=True)
 
 
 def deploy_lab() -> None:
