@@ -31,7 +31,7 @@ help:
 	@echo "make demo-recording      the same with hosts that record calls"
 	@echo "make demo-cluster        three SFUs as one service, their Redis, and two TURN hosts of one pool"
 	@echo "make test                everything: lint, types, unit, lab, faults; ends with lab-down"
-	@echo "make test-long           every alert by its fault in the lab; docs/watching.md; ends with lab-down"
+	@echo "make test-long           every alert by its fault in the lab, faults of a cluster; docs/watching.md; ends with lab-down"
 	@echo "make check               the fast part, which needs neither root nor packages: lint, types, unit"
 	@echo "make secrets ENV=prod    generate the secrets inventories/prod refers to"
 	@echo "make trust   ENV=prod    show the hosts' SSH keys and record them"
@@ -212,6 +212,6 @@ sabotage: sabotage-install lab-up
 
 test: check tool-tests lab-tests fault-tests
 
-# What waits for alerts; it takes three quarters of an hour.
+# What waits for alerts and for calls to come back; it takes an hour.
 test-long: lab-install
 	trap '$(PYTHON) -m lab down' EXIT; $(PYTHON) -m pytest -v -s -m long tests/lab
