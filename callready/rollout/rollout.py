@@ -37,9 +37,10 @@ UNPACK = (
     ' && base64 -d | tar -xz -C "$d" && exec setsid -w sh "$d/apply.sh" "$d"'
 )
 # What the node of a cluster calls itself, which is new at every start: it is in its log only.
+# Of this start of it: process ids come again after a reboot.
 NODE_ID = (
-    "journalctl -o cat -u livekit-server.service "
-    "_PID=$(systemctl show -p MainPID --value livekit-server.service) "
+    "journalctl -o cat -u livekit-server.service _SYSTEMD_INVOCATION_ID="
+    "$(systemctl show -p InvocationID --value livekit-server.service) "
     "| grep -o 'ND_[A-Za-z0-9]*' | head -n 1"
 )
 

@@ -613,7 +613,7 @@ list_websockets() {
 
 # list_rooms PID: the rooms on this node, by LiveKit's log: ten, and how many more.
 list_rooms() {
-    journalctl -o cat "_PID=$1" 2> /dev/null | awk '
+    journalctl -b -o cat "_PID=$1" 2> /dev/null | awk '
         match($0, /(starting RTC session|room closed)"?[^"]*"room": ?"([^"\\]|\\.)*"/) {
             name = substr($0, RSTART, RLENGTH)
             is_open = name ~ /^s/
