@@ -45,6 +45,13 @@ systemctl() {
 PATH=$CALLREADY_ROOT/bin:$PATH
 journalctl() { cat "$CALLREADY_ROOT/journal"; }
 ss() { cat "$CALLREADY_ROOT/ss$1"; }
+nft() {
+    case $1 in
+        -f) cat > "$CALLREADY_ROOT/nft" ;;
+        list) [ -e "$CALLREADY_ROOT/nft" ] ;;
+        *) rm -f "$CALLREADY_ROOT/nft" ;;
+    esac
+}
 sleep() { command sleep 0.02; }
 """
 STEP = "drain_node %d tcp/7880 tcp/7881 tcp/7880 tcp/7881"
@@ -124,6 +131,7 @@ class Machine:
             ("-Hlnup", "".join(ports)),
             ("-Htnp", "".join(media)),
             ("-HOtnpi", sockets.replace("@PID@", str(self.pid))),
+            ("-Hltnp", "".join(f"LISTEN 0 0 *:{port} *:* {users}\n" for port in (7880, 7881))),
         ):
             (self.root / "new").write_text(text)
             (self.root / "new").rename(self.root / f"ss{name}")
@@ -235,6 +243,17 @@ def test_rooms_that_stay_are_named_and_end_by_sigkill(machine: Machine) -> None:
     assert over.endswith("none that the log names (livekit.logging.level)")
 
 
+def test_callers_who_stay_move_before_it_ends(machine: Machine) -> None:
+    """Redis refuses it what it asks, until it has been restarted."""
+    machine.open(udp=1)
+    rules = machine.root / "nft"
+    assert rest(machine.apply(STEP % 1))[-1] == "done"
+    assert "meta skuid @user tcp sport != { 7880, 7881 } reject" in rules.read_text()
+    lines = rest(machine.apply("restart livekit-server.service"))
+    assert "systemctl kill -s KILL livekit-server.service" in lines
+    assert not rules.exists()
+
+
 @pytest.mark.parametrize("how", ["SIGINT", "nobody listens"])
 def test_a_deploy_that_stops_while_it_drains(machine: Machine, how: str) -> None:
     """Says how it goes on; another deploy does not tell LiveKit once more."""
@@ -258,10 +277,13 @@ def test_a_deploy_that_stops_while_it_drains(machine: Machine, how: str) -> None
     assert machine.told.read_text() == "told"
 
 
-@pytest.mark.parametrize("seconds", [-1, 100_000])
-def test_what_such_a_deploy_leaves_ends(machine: Machine, seconds: int) -> None:
-    """The edge is open at once; LiveKit ends with its calls, or when the time is over."""
+@pytest.mark.parametrize(("seconds", "hidden"), [(-1, False), (100_000, True), (100_000, False)])
+def test_what_such_a_deploy_leaves_ends(machine: Machine, seconds: int, hidden: bool) -> None:
+    """The edge is open at once; LiveKit ends with its calls, when the time is over, or at once where
+    its callers have moved."""
     machine.mark.write_text(f"{machine.pid}\n")
+    if hidden:
+        (machine.root / "nft").touch()
     script = machine.root / "release"
     head, tail = host_script("release.sh").decode().split("\ncase ", 1)
     stubs = PRELUDE.replace("@PID@", str(machine.pid))
@@ -270,14 +292,16 @@ def test_what_such_a_deploy_leaves_ends(machine: Machine, seconds: int) -> None:
     watch = machine.run(
         str(script), "watch-drain", gone.stdout.strip(), str(machine.pid), str(seconds)
     )
-    if seconds > 0:
+    is_over = seconds < 0 or hidden
+    if not is_over:
         eventually(lambda: machine.edge.said == [OPEN])
         assert watch.poll() is None
         machine.livekit.kill()
         machine.livekit.wait()
     lines = rest(watch)
     assert machine.edge.said == [OPEN]
-    assert lines == ["systemctl kill -s KILL livekit-server.service"] * (seconds < 0)
+    assert lines == ["systemctl kill -s KILL livekit-server.service"] * is_over
+    assert not (machine.root / "nft").exists()
 
 
 @pytest.mark.parametrize("other", ["shuts down", "is gone", "unknown"])

@@ -578,10 +578,38 @@ drain_node() {
     done
     if [ -d "/proc/$pid" ] && [ "$calls" != 0 ]; then
         say "the time is over: $calls media ports are in use, and these rooms reconnect once: $(list_rooms "$pid")"
+        hide_node "$pid" "$@"
     else
         rm -f "$DRAINED" # it ends by itself
     fi
     trap - PIPE
+}
+
+# hide_node PID MEDIA PROTO/PORT...: have callers move while their media goes on. A node of which Redis
+# hears nothing is dead for the others after 5 s, and its callers, who lose their signalling after 10 s,
+# come to other nodes, with a gap of half a second; of ten if it is killed under them. So nothing that
+# LiveKit connects to (Redis, webhooks) takes it until it has been restarted (show_node), for a minute at
+# most. Waits until the callers are gone.
+hide_node() {
+    local pid="$1" left=15 own
+    shift
+    command -v nft > /dev/null || return 0
+    own=$(ss -Hltnp | awk -v pid=",pid=$pid," '
+        index($0, pid) { p = $4; sub(/.*:/, "", p); printf "%s%s", (n++ ? ", " : ""), p }')
+    show_node
+    nft -f - << END || return 0
+table inet callready-hidden {
+    set user { type uid; flags timeout; elements = { livekit timeout 60s }; }
+    chain output {
+        type filter hook output priority -10;
+        meta skuid @user tcp sport != { $own } reject with tcp reset
+    }
+}
+END
+    while [ "$left" -gt 0 ] && [ -d "/proc/$pid" ] && [ "$(count_media "$pid" "$@")" != 0 ]; do
+        sleep 1
+        left=$((left - 1))
+    done
 }
 
 # is_replaced: whether another node takes new calls now; says where that is not so, or far away.

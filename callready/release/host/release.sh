@@ -353,13 +353,18 @@ restart() {
 }
 
 # cut_drained: LiveKit is about to be stopped. One that was told to drain takes a second SIGTERM for the
-# end of its calls; after a SIGKILL clients come back by themselves.
+# end of its calls; after a SIGKILL clients come back by themselves. If Redis heard of it again before, it
+# would take rooms off the list that are on other nodes by now.
 cut_drained() {
     local told
     read -r told 2> /dev/null < "$DRAINED" || return 0
     rm -f "$DRAINED"
     [ "$told" != "$(main_pid "$SFU")" ] || systemctl kill -s KILL "$SFU" 2> /dev/null || :
+    show_node
 }
+
+# show_node: what hide_node did is over.
+show_node() { nft delete table inet callready-hidden 2> /dev/null || :; }
 
 # open_edge PERCENT: with 0 this host's edge gives no new caller to its own LiveKit as long as another
 # SFU is well, and says so to the edges of those; with 100 all is as before. HAProxy has the state, so
@@ -385,6 +390,7 @@ watch_drain() {
         left=$((left - pause))
     done
     open_edge 100
+    ! nft list table inet callready-hidden > /dev/null 2>&1 || left=0 # its callers have moved
     while [ -d "/proc/$2" ] && [ "$(cat "$DRAINED" 2> /dev/null)" = "$2" ]; do
         if [ "$left" -le 0 ]; then
             cut_drained
@@ -652,5 +658,8 @@ case "${0##*/} ${1:-}" in
     "release boot" | "release revert") [ ! -e "$PENDING" ] || revert "$1" ;;
     "release previous") print_previous ;;
     "release watch-drain") watch_drain "$2" "$3" "$4" ;;
-    "release open-edge") open_edge 100 ;;
+    "release open-edge")
+        open_edge 100
+        show_node
+        ;;
 esac
