@@ -35,7 +35,6 @@ ELSEWHERE = {
     "drain": "changes nothing: tests/lab/test_continuity.py, test_cluster.py",
     "drain_egress": "changes nothing: tests/lab/test_recordings_kept.py",
     "unload_firewall": "of a firewall that is switched off",
-    "reload": "of an edge, which both states would need",
     "reserve_ids install_image": "of hosts that record: tests/lab/test_recording.py",
 }
 
