@@ -58,8 +58,13 @@ for link in current confirmed; do
     echo "$link $(sha256sum < /etc/callready/$link/manifest 2>&-)"
 done
 for unit in $UNITS; do
-    echo "$unit $(systemctl show -p ActiveState --value "$unit")"
+    state=$(systemctl show -p ActiveState --value "$unit")
     pid=$(systemctl show -p MainPID --value "$unit")
+    # Debian's own starts with the host as long as its package is there.
+    if [ $unit = haproxy.service ]; then
+        grep -qsz ^CALLREADY_FINGERPRINT= /proc/$pid/environ || state=inactive pid=0
+    fi
+    echo "$unit $state"
     [ "$pid" -gt 0 ] || continue
     tr '\\0' '\\n' < /proc/$pid/environ | grep ^CALLREADY_FINGERPRINT=
     cat /run/callready/$unit 2>&-
