@@ -593,7 +593,8 @@ drain_node() {
 hide_node() {
     local pid="$1" left=15 own
     shift
-    command -v nft > /dev/null || return 0
+    # Without an edge callers have nowhere else to come to.
+    command -v nft > /dev/null && grep -qs srv_uweight "$CALLREADY_ROOT/etc/haproxy/haproxy.cfg" || return 0
     own=$(ss -Hltnp | awk -v pid=",pid=$pid," '
         index($0, pid) { p = $4; sub(/.*:/, "", p); printf "%s%s", (n++ ? ", " : ""), p }')
     show_node
