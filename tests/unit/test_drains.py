@@ -254,6 +254,13 @@ def test_callers_who_stay_move_before_it_ends(machine: Machine) -> None:
     assert not rules.exists()
 
 
+def test_callers_stay_to_the_end_where_no_edge_leads_them_to_others(machine: Machine) -> None:
+    (machine.root / "etc/haproxy/haproxy.cfg").unlink()
+    machine.open(udp=1)
+    assert any("the time is over" in line for line in rest(machine.apply(STEP % 1)))
+    assert machine.mark.exists() and not (machine.root / "nft").exists()
+
+
 @pytest.mark.parametrize("how", ["SIGINT", "nobody listens"])
 def test_a_deploy_that_stops_while_it_drains(machine: Machine, how: str) -> None:
     """Says how it goes on; another deploy does not tell LiveKit once more."""
