@@ -1,9 +1,8 @@
 """python -m bench.scale: what a deploy of a large fleet costs the machine that it runs on.
 
-The hosts are stand-ins, many on each of a few lab hosts: each has an address and a port of SSH of
-its own, where a real sshd and a real coturn answer. What callready sends there is read and not run;
-the survey's answer is that of a host which is exactly as declared, so that all of the controller's
-part is real.
+The hosts are stand-ins, many on each of a few lab hosts: each has an address of its own, where a
+real sshd and a real coturn answer. What callready sends there is read and not run; the survey's
+answer is that of a host which is exactly as declared, so that all of the controller's part is real.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,15 +29,15 @@ from callready.release.bundle import pack
 from callready.release.facts import Facts
 from callready.release.node import Node
 from callready.secrets.loading import load_fleet
-from lab import Host, LabError, ca, hosts, plan
+from lab import Host, LabError, ca, hosts
 from tasks import declare
 from tests.support import fleet as lab_fleet
 from tests.support.inventories import deployed
 
 DOMAIN = "many.lab.test"
-# Those of the lab's addresses that no host of its plan has, for each of three lab hosts.
-FIRST, EACH, MOST = 130, 40, 3
-PORT = 2222  # the stand-ins' first one of SSH; the lab host's own has 22 on all addresses
+# RFC 2544: set apart for measurements of networks; a /24 on each lab host.
+NETWORK = "198.18.{}.{}"
+PORT = 2222  # of the stand-ins' sshd; the lab host's own has 22 on all addresses
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, prctl(2)
 RUNS = {
     "connect": ["empty.py"],
@@ -54,7 +53,7 @@ case $SSH_ORIGINAL_COMMAND in
     *"sh -s"*)
         printf 'clock\t%s\n' "$(date +%s.%N)"
         cat > /dev/null
-        cat "/srv/many/$3-$4"
+        cat "/srv/many/$3"
         printf 'clock\t%s\nend\n' "$(date +%s.%N)"
         ;;
 esac
@@ -88,8 +87,8 @@ until ss -Hltn "sport = :3478" | grep -q .; do sleep 0.1; done
 """
 INTRODUCTION = """
 What the machine that deploys spends on fleets of TURN hosts. The hosts are stand-ins on {labs} lab
-hosts, where an sshd for each and coturn answer in earnest; what callready sends there is read and
-not run, and the survey's answer is that of a host which is as declared. So connections,
+hosts, each with an address, an sshd and a coturn that answer in earnest; what callready sends there
+is read and not run, and the survey's answer is that of a host which is as declared. So connections,
 surveys, plans, bundles, new SSH connections and the probes are real, and what hosts do themselves
 takes no time: the seconds here are the controller's, on processors that it shares with the
 stand-ins.
@@ -118,14 +117,6 @@ class Cost(NamedTuple):
     of_probes: float
 
 
-class StandIn(NamedTuple):
-    """Where one of them is."""
-
-    lab: Host
-    address: str
-    port: int
-
-
 @dataclass
 class Fleet:
     """The stand-ins, and an inventory in a folder."""
@@ -134,15 +125,13 @@ class Fleet:
     labs: Sequence[Host]
     quota: int = 100
 
-    def names(self, count: int) -> dict[str, StandIn]:
-        """Each of them; the first ones on every lab host."""
+    def names(self, count: int) -> dict[str, tuple[Host, str]]:
+        """Each with its lab host and address; the first ones on every lab host."""
         found = {}
         for number in range(count):
             at, own = number % len(self.labs), number // len(self.labs)
-            address = f"{plan.IPV4_PREFIX}{FIRST + EACH * at + own % EACH}"
-            found[f"m{number + 1:03}.{DOMAIN}"] = StandIn(
-                self.labs[at], address, PORT + own // EACH
-            )
+            address = NETWORK.format(at, own + 1)
+            found[f"m{number + 1:03}.{DOMAIN}"] = self.labs[at], address
         return found
 
     def write(self, count: int) -> Path:
@@ -151,6 +140,7 @@ class Fleet:
         pair = ca.CERTIFICATES / f"*.{DOMAIN}"
         data = {
             **SSH_DATA,
+            "ssh_port": PORT,
             "ssh_known_hosts_file": str(self.folder / "known_hosts"),
             "turn": {"pools": {"calls": {**POOL, "user_quota": self.quota}}},
             "tls": {
@@ -163,11 +153,8 @@ class Fleet:
         (self.folder / "group_data/turn.py").write_text(text)
         named = self.names(count).items()
         entries = [
-            (
-                name,
-                {"address": at, "ssh_hostname": at, "ssh_port": port, "pools": ["calls"]},
-            )
-            for name, (_, at, port) in named
+            (name, {"address": at, "ssh_hostname": at, "pools": ["calls"]})
+            for name, (_, at) in named
         ]
         inventory = self.folder / f"hosts-{count}"
         inventory.write_text(f"turn = {entries!r}\n")
@@ -175,7 +162,7 @@ class Fleet:
             lab: (hosts.HOST_KEYS / f"{lab.name}.pub").read_text().rsplit(" ", 1)[0]
             for lab in self.labs
         }
-        known = "".join(f"[{at}]:{port} {keys[lab]}\n" for _, (lab, at, port) in named)
+        known = "".join(f"[{address}]:{PORT} {keys[lab]}\n" for _, (lab, address) in named)
         (self.folder / "known_hosts").write_text(known)
         (self.folder / "empty.py").write_text("")
         return inventory
@@ -184,9 +171,9 @@ class Fleet:
         """Have every stand-in say that it is as declared now."""
         fleet = load_fleet(str(self.write(count)))
         members: dict[Host, dict[str, bytes]] = {lab: {} for lab in self.labs}
-        for name, (lab, address, port) in self.names(count).items():
+        for name, (lab, address) in self.names(count).items():
             text = surveyed(declare(fleet, name))
-            members[lab][f"srv/many/{address}-{port}"] = text.encode()
+            members[lab][f"srv/many/{address}"] = text.encode()
         for lab, files in members.items():
             inside(
                 lab,
@@ -251,10 +238,9 @@ def files(facts: Facts) -> Iterator[Sequence[object]]:
             yield "sha", path, file.sha256
 
 
-def prepare(lab: Host, standing_in: Sequence[StandIn]) -> None:
-    """Make a lab host its stand-ins."""
-    addresses = list(dict.fromkeys(each.address for each in standing_in))
-    listen = "".join(f"ListenStream={each.address}:{each.port}\n" for each in standing_in)
+def prepare(lab: Host, number: int, count: int) -> None:
+    """Make a lab host so many stand-ins."""
+    addresses = [NETWORK.format(number, own + 1) for own in range(count)]
     pair = ca.CERTIFICATES / f"*.{DOMAIN}"
     turn = [
         *(f"{what}-ip={address}" for address in addresses for what in ("listening", "relay")),
@@ -274,12 +260,28 @@ def prepare(lab: Host, standing_in: Sequence[StandIn]) -> None:
         "srv/pair.pem": Path(f"{pair}.pem").read_text(),
         "srv/pair.key": Path(f"{pair}.key").read_text(),
         **{
-            f"etc/systemd/system/{name}": text.replace("{listen}", listen)
+            f"etc/systemd/system/{name}": text.replace(
+                "{listen}", "".join(f"ListenStream={address}:{PORT}\n" for address in addresses)
+            )
             for name, text in UNITS.items()
         },
     }
     packed = pack({name: text.encode() for name, text in members.items()})
     inside(lab, f"ADDRESSES='{' '.join(addresses)}'\n{PREPARE}", packed)
+
+
+@contextmanager
+def routes(labs: Sequence[Host]) -> Iterator[None]:
+    """From this machine to the stand-ins' addresses, and to no other place."""
+    ways = [["unreachable", NETWORK.format(0, 0) + "/15"]]
+    ways += [[f"{NETWORK.format(n, 0)}/24", "via", lab.ipv4] for n, lab in enumerate(labs)]
+    try:
+        for way in ways:
+            subprocess.run(["ip", "route", "replace", *way], check=True)
+        yield
+    finally:
+        for way in reversed(ways):
+            subprocess.run(["ip", "route", "del", *way], capture_output=True, check=False)
 
 
 def spent(command: Sequence[str | Path], folder: Path, log: Path) -> Cost:
@@ -359,13 +361,12 @@ def compare(names: Sequence[str], counts: Sequence[int], rounds: int) -> str:
     machine = report.machine(None)
     found: dict[tuple[str, int], list[Cost]] = {}
     os.environ["CALLREADY_SECRET_TURN_CALLS"] = "many" * 10
-    with borrowed(names) as (folder, labs):
+    with borrowed(names) as (folder, labs), routes(labs):
         ca.issue(f"*.{DOMAIN}")
         fleet = Fleet(folder, labs)
-        every = fleet.names(max(counts)).values()
+        most = -(-max(counts) // len(labs))
         with ThreadPoolExecutor() as threads:
-            of = {lab: [each for each in every if each.lab == lab] for lab in labs}
-            jobs = [threads.submit(prepare, *each) for each in of.items()]
+            jobs = [threads.submit(prepare, lab, at, most) for at, lab in enumerate(labs)]
         for job in jobs:
             job.result()
         for number in range(rounds):
@@ -420,8 +421,6 @@ def main(arguments: Sequence[str]) -> int:
     add("--rounds", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--write", action="store_true", help="write its part of docs/bench.md")
     options = parser.parse_args(arguments)
-    if len(options.on) > MOST:
-        parser.error(f"--on: at most {MOST} lab hosts")
     try:
         text = compare(options.on, options.hosts, options.rounds)
     except (BenchError, LabError, subprocess.CalledProcessError) as error:
