@@ -36,6 +36,18 @@ ask_certificate() {
 # ask_serial ENDPOINT NAME: its serial.
 ask_serial() { ask_certificate "$@" | read_serial; }
 
+# seconds_to ADDRESS PORT: until a TCP connection is open, the median of five; nothing where none opens.
+seconds_to() {
+    # shellcheck disable=SC2016 # for bash
+    timeout 3 bash -c '
+        for _ in 1 2 3 4 5; do
+            begun=$EPOCHREALTIME
+            exec 3<> "/dev/tcp/$0/$1" || exit
+            echo "$begun $EPOCHREALTIME"
+        done' "$@" 2> /dev/null < /dev/null |
+        awk '{ printf "%.6f\n", $2 - $1 }' | sort -n | sed -n 3p
+}
+
 # fingerprint_of UNIT PID: what its process was started with, or has loaded since (note-inputs.sh).
 fingerprint_of() {
     local noted=

@@ -93,19 +93,12 @@ print_redis() {
     done < "$CONFIG"
 }
 
-# How far the Redis is that SFUs have in common: until a TCP connection is open, the median of five.
+# How far the Redis is that SFUs have in common.
 print_shared() {
     local kind address port seconds reached=0
     while read -r kind address port; do
         [ "$kind" = shared ] || continue
-        # shellcheck disable=SC2016 # for bash
-        seconds=$(timeout 3 bash -c '
-            for _ in 1 2 3 4 5; do
-                begun=$EPOCHREALTIME
-                exec 3<> "/dev/tcp/$0/$1" || exit
-                echo "$begun $EPOCHREALTIME"
-            done' "$address" "$port" 2> /dev/null < /dev/null |
-            awk '{ printf "%.6f\n", $2 - $1 }' | sort -n | sed -n 3p)
+        seconds=$(seconds_to "$address" "$port")
         [ -z "$seconds" ] || reached=1
         printf '# TYPE callready_redis_reached gauge\ncallready_redis_reached %s\n' $reached
         [ $reached = 0 ] ||

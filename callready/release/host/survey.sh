@@ -304,19 +304,12 @@ print_served() {
     done
 }
 
-# redis SECONDS: until a TCP connection to the Redis of its SFU is open, the median of five
+# redis SECONDS: to the Redis of its SFU
 print_redis() {
     local address
     [ -n "$REDIS" ] || return 0
     address=$(getent ahosts "${REDIS% *}" | sed -n '1s/ .*//p')
-    # shellcheck disable=SC2016 # for bash
-    timeout 3 bash -c '
-        for _ in 1 2 3 4 5; do
-            begun=$EPOCHREALTIME
-            exec 3<> "/dev/tcp/$0/$1" || exit
-            echo "$begun $EPOCHREALTIME"
-        done' "$address" "${REDIS#* }" 2> /dev/null |
-        awk '{ printf "%.6f\n", $2 - $1 }' | sort -n | sed -n "3s/^/redis$T/p"
+    seconds_to "$address" "${REDIS#* }" | sed "s/^/redis$T/"
 }
 
 # recordings COUNT: that run now / held FREE LIMIT: egress starts none, for want of room (bytes)
