@@ -33,6 +33,8 @@ def _environment() -> jinja2.Environment:
     env.filters["yaml"] = lambda value: yaml.safe_dump(
         _plain(value), default_flow_style=False, width=float("inf"), allow_unicode=True
     ).rstrip()
+    # A host's name as a word of HAProxy's, which is that of its metrics.
+    env.filters["underscored"] = lambda name: name.replace(".", "_").replace("-", "_")
     return env
 
 
