@@ -5,10 +5,15 @@ import platform
 import re
 import statistics
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
+
+from bench.world import BenchError
+from lab import LabError
 
 PAGE = Path(__file__).parents[1] / "docs" / "bench.md"
 VERIFICATION = "## How long a verification takes\n"
@@ -142,6 +147,21 @@ def write(text: str) -> None:
     """The whole page but for the parts that other measurements write."""
     _, *parts = _split()
     PAGE.write_text("\n".join([text, *parts]))
+
+
+def part(measure: Callable[[], str], write: bool) -> int:
+    """Measure one of these parts, print it, and write it if wanted; 1 if something did not run."""
+    try:
+        text = measure()
+    except (BenchError, LabError, AssertionError, subprocess.CalledProcessError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(text)
+    if write:
+        write_part(text)
+    return 0
 
 
 def write_part(text: str) -> None:

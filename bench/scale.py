@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ from callready.release.bundle import pack
 from callready.release.facts import Facts
 from callready.release.node import Node
 from callready.secrets.loading import load_fleet
-from lab import Host, LabError, ca, hosts
+from lab import Host, ca, hosts
 from tasks import declare
 from tests.support import fleet as lab_fleet
 from tests.support.inventories import deployed
@@ -421,17 +422,7 @@ def main(arguments: Sequence[str]) -> int:
     add("--rounds", type=int, default=1, metavar="N", help="default: %(default)s")
     add("--write", action="store_true", help="write its part of docs/bench.md")
     options = parser.parse_args(arguments)
-    try:
-        text = compare(options.on, options.hosts, options.rounds)
-    except (BenchError, LabError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(text)
-    if options.write:
-        report.write_part(text)
-    return 0
+    return report.part(partial(compare, options.on, options.hosts, options.rounds), options.write)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,11 @@ from pydantic import SecretStr
 from bench import report
 from bench.__main__ import say, shuffled
 from bench.world import BenchError, borrowed
-from callready.load import Wanted, addresses, participants, processor
+from callready.load import Wanted, addresses, p95, participants, processor
 from callready.probes.generator import Generator, Heard, Service
 from callready.secrets.loading import load_fleet
 from callready.settings.capacity import Calls
-from lab import Lab, LabError, ca, hosts
+from lab import Lab, ca, hosts
 from lab.plan import Host as Planned
 from lab.plan import find_host
 from tests.support.fleet import Fleet, Host, entry, inventory
@@ -147,17 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=6, metavar="N", help="default: %(default)s")
     parser.add_argument("--write", action="store_true", help="write its part of docs/bench.md")
     options = parser.parse_args(arguments)
-    try:
-        text = compare(options.rounds)
-    except (BenchError, LabError, AssertionError, subprocess.CalledProcessError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(text)
-    if options.write:
-        report.write_part(text)
-    return 0
+    return report.part(partial(compare, options.rounds), options.write)
 
 
 def compare(rounds: int) -> str:
@@ -331,7 +322,7 @@ def section(results: Results, machine: str, rounds: int) -> str:
             ratios = [results.ratio(figure, CALLREADY, less) for less in WITHOUT]
             parts.append([figure.what, *(f"{each:.2f}" for each in ratios)])
     for how in (DIRECT, RELAYED):
-        slowest = [percentile(results.joins[how, name]) for name in names]
+        slowest = [p95(results.joins[how, name]) for name in names]
         ratios = [slowest[0] / each for each in slowest[1:]]
         judged = [f"{each:.2f} {'PASS' if each <= MOST else 'MISS'}" for each in ratios]
         rows.append(["join, 95 %", how, *(f"{each:.3f} s" for each in slowest), *judged])
@@ -353,11 +344,6 @@ def section(results: Results, machine: str, rounds: int) -> str:
         METHOD.format(machine=machine, rounds=rounds),
     ]
     return "\n".join([report.SERVICE, *(text.strip("\n") + "\n" for text in texts)])
-
-
-def percentile(times: Sequence[float]) -> float:
-    """What 95 of 100 do not exceed."""
-    return sorted(times)[-(len(times) // 20 + 1)]
 
 
 if __name__ == "__main__":

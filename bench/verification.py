@@ -15,7 +15,7 @@ from bench.__main__ import say, shuffled
 from bench.contenders import timed
 from bench.world import ROOT, BenchError
 from callready.secrets.loading import load_fleet
-from lab import Lab, LabError
+from lab import Lab
 from lab.hosts import SSH_CONFIG
 from tests.sabotage.judging import verify
 from tests.sabotage.network import MEDIA
@@ -53,15 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--write", action="store_true", help="write its part of docs/bench.md")
     options = parser.parse_args(arguments)
-    try:
-        text = compare(Service.of(options.inventory), options.rounds)
-    except (BenchError, LabError, AssertionError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    print(text)
-    if options.write:
-        report.write_part(text)
-    return 0
+    return report.part(
+        partial(compare, Service.of(options.inventory), options.rounds), options.write
+    )
 
 
 def compare(at: Service, rounds: int) -> str:

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator as Steps
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -160,6 +160,12 @@ def participants(wanted: Wanted, service: Service, number: int) -> list[Particip
     return found
 
 
+def p95(seconds: Iterable[float]) -> float:
+    """What 95 of 100 do not exceed; 0 of none."""
+    found = sorted(seconds)
+    return found[math.ceil(0.95 * len(found)) - 1] if found else 0.0
+
+
 @dataclass(frozen=True)
 class Step:
     """What was seen while so many rooms were there.
@@ -188,8 +194,7 @@ class Step:
     @property
     def p95(self) -> float:
         """Seconds in which 95 of 100 have joined."""
-        joins = sorted(self.heard.joins)
-        return joins[math.ceil(0.95 * len(joins)) - 1] if joins else 0.0
+        return p95(self.heard.joins)
 
     @property
     def lost(self) -> float:
